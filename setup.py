@@ -1,0 +1,41 @@
+"Read settings.ini, where the package is described, and hand it to setuptools."
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+LICENSES = {"apache2": "Apache-2.0"}  # The names of settings.ini and of SPDX
+STATUSES = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+
+config = ConfigParser(delimiters=["="])
+config.read(HERE / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    url=settings["git_url"],
+    license=LICENSES[settings["license"]],
+    keywords=settings["keywords"].split(),
+    classifiers=[
+        f"Development Status :: {STATUSES[settings['status']]}",
+        f"Intended Audience :: {settings['audience']}",
+        f"Natural Language :: {settings['language']}",
+        "Programming Language :: Python :: 3",
+    ],
+    packages=find_packages(include=[settings["lib_name"], f"{settings['lib_name']}.*"]),
+    python_requires=f">={settings['min_python']}",
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": settings.get("console_scripts", "").split(),
+        "nbdev": [f"{settings['lib_name']} = {settings['lib_path']}._modidx:d"],
+    },
+    zip_safe=False,
+)

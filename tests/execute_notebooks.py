@@ -1,0 +1,111 @@
+"""Run notebooks and store what they really put out, cleaned. Without paths: every notebook in nbs/.
+
+`--check` stores nothing, and says which cells put out something else than what is stored.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+from book import notebook_paths
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbdev.clean import nbdev_clean
+from nbdev.process import extract_directives
+
+ROOT = Path(__file__).resolve().parent.parent
+CELL_TIMEOUT = 600  # Seconds
+# Pictures carry no version of matplotlib, so they change only when what they show does
+KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
+
+
+def skip_flags() -> set[str]:
+    "Directives of settings.ini that keep a cell from running in tests."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return set(config["DEFAULT"]["tst_flags"].split())
+
+
+def is_skipped(cell: nbformat.NotebookNode, flags: set[str]) -> bool:
+    "Whether nbdev_test would pass over a cell; its stored output then stays as it is."
+    if cell.cell_type != "code":
+        return True
+    directives = extract_directives(cell, remove=False)
+    evaluates = directives.get("eval:", ["true"])[0].lower() != "false"
+    return not evaluates or bool(flags & directives.keys())
+
+
+def without_widgets(outputs: list) -> list:
+    "Outputs less progress bars and other widgets, which cannot be shown without the kernel that drew them."
+    return [output for output in outputs
+            if not any("jupyter.widget" in mime_type for mime_type in output.get("data", {}))]
+
+
+def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:
+    "Run one notebook in its own folder; the file itself is not touched."
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        extra_arguments=KERNEL_ARGUMENTS,
+    )
+    with client.setup_kernel():
+        for number, cell in enumerate(notebook.cells):
+            if not is_skipped(cell, flags):
+                client.execute_cell(cell, number)
+                cell.outputs = without_widgets(cell.outputs)
+    return notebook
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> str:
+    "The text of a notebook's file, as nbdev_clean leaves it."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "notebook.ipynb"
+        nbformat.write(notebook, path)
+        nbdev_clean.__wrapped__(str(path))
+        return path.read_text(encoding="utf-8")
+
+
+def stale_cells(stored: str, rerun: str) -> list[int]:
+    "Numbers of the cells whose stored outputs are not those of another run."
+    pairs = zip(json.loads(stored)["cells"], json.loads(rerun)["cells"])
+    return [number for number, (before, after) in enumerate(pairs) if before.get("outputs") != after.get("outputs")]
+
+
+def main() -> int:
+    "Run the notebooks that were asked for, one after another, and stop at the first error."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, help="notebooks to run")
+    parser.add_argument("--check", action="store_true", help="compare, and store nothing")
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    flags = skip_flags()
+    stale = []
+    for path in arguments.paths or notebook_paths(ROOT / "nbs"):
+        print(path, flush=True)
+        try:
+            text = cleaned(execute(path.resolve(), flags))
+        except CellExecutionError as error:
+            print(error, file=sys.stderr)
+            return 1
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif cells := stale_cells(path.read_text(encoding="utf-8"), text):
+            print(f"  cells {cells} put out something else", flush=True)
+            stale.append(path)
+    return int(bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"Do what `nbdev_docs` does before it hands over to Quarto: configuration, index of names, processed notebooks."
+
+from nbdev.doclinks import _build_modidx
+from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+if __name__ == "__main__":  # The workers import this file again
+    refresh_quarto_yml()
+    _build_modidx()
+    nbdev_sidebar.__wrapped__()
+    proc_nbs(force=True, n_workers=1)
