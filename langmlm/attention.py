@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORTEST_GROUP', 'attend_each', 'LengthGroup', 'LengthGroups', 'group_by_length', 'attend_groups']
 
-# %% ../nbs/55_attention.ipynb #be0caf18
+# %% ../nbs/55_attention.ipynb #2545a78d
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/55_attention.ipynb #ccebcb5a
+# %% ../nbs/55_attention.ipynb #e6c8dcb4
 def attend_each(
     query: Tensor,  # [tokens, heads, head size]
     key: Tensor,  # The same shape
@@ -30,7 +30,7 @@ def attend_each(
         pieces.append(F.scaled_dot_product_attention(*heads_first, dropout_p=dropout, scale=scale).transpose(0, 1))
     return torch.cat(pieces)
 
-# %% ../nbs/55_attention.ipynb #02d465ab
+# %% ../nbs/55_attention.ipynb #119e75e3
 SHORTEST_GROUP = 32  # Tokens; finer groups mean more calls and save little
 
 
@@ -71,7 +71,7 @@ def group_by_length(
         groups.append(LengthGroup(torch.from_numpy(tokens.ravel()).to(cu_seqlens.device), len(members), width, mask))
     return LengthGroups(groups, torch.from_numpy(back).to(cu_seqlens.device))
 
-# %% ../nbs/55_attention.ipynb #429a136c
+# %% ../nbs/55_attention.ipynb #78d03e18
 def attend_groups(
     query: Tensor,  # [tokens, heads, head size]
     key: Tensor,  # The same shape

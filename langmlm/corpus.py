@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_files', 'read_documents', 'fingerprint_files', 'docstrings', 'progress_bar']
 
-# %% ../nbs/10_corpus.ipynb #1dc6a977
+# %% ../nbs/10_corpus.ipynb #fabe4f2b
 import ast
 import glob
 import hashlib
@@ -19,13 +19,14 @@ from pathlib import Path
 from fastcore.imports import in_notebook
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_corpus.ipynb #32f6e5b3
+# %% ../nbs/10_corpus.ipynb #a5e824e3
 def find_files(
-    data_path: str | PathLike | Iterable[str | PathLike],  # A text file, a glob, a folder (its `.txt` files, at any depth), or a list of these
+    data_path: str | PathLike | list[str | PathLike],  # A text file, a glob, a folder (its `.txt` files, at any depth), or a list of these
 ) -> list[Path]:  # Existing files that hold something, in a fixed order, each once
     "The text files that `data_path` names; refuses what is missing or empty."
-    if isinstance(data_path, (str, PathLike)):
-        data_path = [data_path]
+    data_path = [data_path] if isinstance(data_path, (str, PathLike)) else data_path
+    if not isinstance(data_path, (list, tuple)) or not all(isinstance(part, (str, PathLike)) for part in data_path):
+        raise TypeError(f"data_path must be a path, a glob, a folder, or a list of these, got {data_path!r}")
     files = [file for part in data_path for file in _expand(fspath(part))]
     if not files:
         raise FileNotFoundError("data_path is an empty list: name at least one text file")
@@ -34,7 +35,7 @@ def find_files(
         raise ValueError(f"data_path names files with nothing in them: {', '.join(empty)}")
     return list(dict.fromkeys(files))
 
-# %% ../nbs/10_corpus.ipynb #b37f200e
+# %% ../nbs/10_corpus.ipynb #a3aa2aa5
 def _expand(
     part: str,  # One file, glob or folder
 ) -> list[Path]:  # What it stands for, sorted
@@ -52,7 +53,7 @@ def _expand(
         raise FileNotFoundError(f"data_path {part!r}: {remedy} (looked from {Path.cwd()})")
     return files
 
-# %% ../nbs/10_corpus.ipynb #f6aecd23
+# %% ../nbs/10_corpus.ipynb #5dbb1d37
 def read_documents(
     files: Iterable[Path],  # From `find_files`
 ) -> Iterator[str]:  # One document per line that is not blank, without its line end
@@ -70,7 +71,7 @@ def read_documents(
                 if text.strip():
                     yield text.rstrip("\r\n")
 
-# %% ../nbs/10_corpus.ipynb #49b29468
+# %% ../nbs/10_corpus.ipynb #229a7d11
 def fingerprint_files(
     files: Iterable[Path],  # From `find_files`
 ) -> str:  # 64 hexadecimal digits
@@ -81,7 +82,7 @@ def fingerprint_files(
             whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
 
-# %% ../nbs/10_corpus.ipynb #b7f99151
+# %% ../nbs/10_corpus.ipynb #df3a6980
 def docstrings(
     packages: Iterable[str] = (),  # Installed packages to read as well, for instance `["torch", "transformers"]`
 ) -> Iterator[str]:  # One paragraph per document, on one line
@@ -94,7 +95,7 @@ def docstrings(
             if not skipped.intersection(file.relative_to(folder).parts):
                 yield from _docstrings_of(file)
 
-# %% ../nbs/10_corpus.ipynb #340b33cd
+# %% ../nbs/10_corpus.ipynb #61805202
 def _package_folder(
     package: str,  # Name it is imported by
 ) -> Path:  # Folder of its sources
@@ -121,7 +122,7 @@ def _docstrings_of(
                 if paragraph.strip():
                     yield " ".join(paragraph.split())
 
-# %% ../nbs/10_corpus.ipynb #111839c5
+# %% ../nbs/10_corpus.ipynb #90141280
 def progress_bar(
     total: int | None,  # Units in all; None if unknown
     description: str,  # Stands in front of the bar

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['whole_folder', 'check_replaceable', 'write_json', 'read_json']
 
-# %% ../nbs/05_folders.ipynb #e6dab5fd
+# %% ../nbs/05_folders.ipynb #1dc7bc57
 import json
 import os
 import shutil
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/05_folders.ipynb #cb7a77c3
+# %% ../nbs/05_folders.ipynb #e20c6ff3
 @contextmanager
 def whole_folder(
     target: Path,  # Name of the finished folder; replaced if it exists
@@ -33,7 +33,7 @@ def whole_folder(
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
-# %% ../nbs/05_folders.ipynb #4e421d17
+# %% ../nbs/05_folders.ipynb #0e3838bb
 def _flush(
     path: Path,  # A file or a folder
 ) -> None:
@@ -71,7 +71,7 @@ def _take_name(
     _flush(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
-# %% ../nbs/05_folders.ipynb #e0edfcd3
+# %% ../nbs/05_folders.ipynb #57cd6037
 def check_replaceable(
     target: Path,  # Where a result shall go
     marker: str,  # A file that every folder of this kind holds, for instance `tokenizer.json`
@@ -84,7 +84,7 @@ def check_replaceable(
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{parameter}={str(target)!r} is a file: name another folder")
 
-# %% ../nbs/05_folders.ipynb #081af044
+# %% ../nbs/05_folders.ipynb #97b46966
 def write_json(
     file: Path,  # Replaced if it exists
     facts: Any,  # Anything that JSON holds

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'ROWS_SHOWN', 'History', 'live_table']
 
-# %% ../nbs/75_history.ipynb #1cde6cbd
+# %% ../nbs/75_history.ipynb #468bd102
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from fastcore.imports import in_notebook
 from matplotlib.figure import Figure
 
-# %% ../nbs/75_history.ipynb #a06f1c1f
+# %% ../nbs/75_history.ipynb #c96e40ef
 COLUMNS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
 ROWS_SHOWN = 12  # The first and the latest; `log_history` has all
 
@@ -64,12 +64,13 @@ class History:
             figure.savefig(file, dpi=150)
         return figure
 
-# %% ../nbs/75_history.ipynb #4942db5f
+# %% ../nbs/75_history.ipynb #41c4f49e
 def live_table(
     history: History,
+    shown: bool | None = None,  # False: show nothing; else in a notebook
 ) -> Callable[[], None]:  # Call it when the history has grown
     "Show a history in the notebook that runs, if one does, and get the function that brings it up to date."
-    if not in_notebook():
+    if shown is False or not in_notebook():
         return lambda: None
     from IPython.display import display
 

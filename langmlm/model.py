@@ -6,7 +6,7 @@
 __all__ = ['FLAT_ATTENTION', 'ModelConfig', 'roberta_config', 'fit_faults', 'build_model', 'flat_attention', 'no_attention_mask',
            'FlatMaskedLM']
 
-# %% ../nbs/60_model.ipynb #1cff038b
+# %% ../nbs/60_model.ipynb #315aa3c3
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from .attention import LengthGroups, attend_groups, group_by_length
 from .tokenizer import ConfigError, type_faults
 
-# %% ../nbs/60_model.ipynb #8d5b8e04
+# %% ../nbs/60_model.ipynb #eaaba2f1
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture: every key that `transformers.RobertaConfig` has of its own, with the values of roberta-base."
@@ -69,7 +69,7 @@ class ModelConfig:
                 faults.append(f"{name} must be False: a masked language model is an encoder")
         return faults
 
-# %% ../nbs/60_model.ipynb #ca01b92d
+# %% ../nbs/60_model.ipynb #0516e56a
 def roberta_config(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -101,7 +101,7 @@ def fit_faults(
             faults.append(f"{name}={getattr(config, name)} must be {expected}, as in the tokenizer")
     return faults
 
-# %% ../nbs/60_model.ipynb #08641f6b
+# %% ../nbs/60_model.ipynb #c7911877
 def _special_ids(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, int]:  # By the names that a config has for them
@@ -118,7 +118,7 @@ def build_model(
         torch.manual_seed(seed)
         return RobertaForMaskedLM(config)
 
-# %% ../nbs/60_model.ipynb #408a5340
+# %% ../nbs/60_model.ipynb #6c352471
 FLAT_ATTENTION = "langmlm_flat"  # The name in the registries of transformers
 
 
@@ -145,7 +145,7 @@ def no_attention_mask(*args: Any, **kwargs: Any) -> None:  # Whatever a mask wou
 AttentionInterface.register(FLAT_ATTENTION, flat_attention)
 AttentionMaskInterface.register(FLAT_ATTENTION, no_attention_mask)
 
-# %% ../nbs/60_model.ipynb #8c9cb15c
+# %% ../nbs/60_model.ipynb #68029619
 class FlatMaskedLM(nn.Module):
     "The way of a masked batch through a stock model, to the sum of its losses."
 

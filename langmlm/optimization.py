@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'learning_rate_at', 'make_optimizer', 'bf16_is_native', 'choose_precision']
 
-# %% ../nbs/77_optimization.ipynb #89718dff
+# %% ../nbs/77_optimization.ipynb #9736eef4
 import math
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-# %% ../nbs/77_optimization.ipynb #272fc6b0
+# %% ../nbs/77_optimization.ipynb #49bcc507
 def _linear(done: float) -> float:  # Share of the steps after warm-up -> share of the peak
     return 1 - done
 
@@ -40,7 +40,7 @@ def learning_rate_at(
         return learning_rate * (step + 1) / warmup_steps
     return learning_rate * SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
 
-# %% ../nbs/77_optimization.ipynb #bbeb8de0
+# %% ../nbs/77_optimization.ipynb #3107be80
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
 
 
@@ -61,7 +61,7 @@ def make_optimizer(
     ]
     return AdamW(groups, betas=betas, eps=epsilon, fused=optim == "adamw_torch_fused")
 
-# %% ../nbs/77_optimization.ipynb #529a7cb7
+# %% ../nbs/77_optimization.ipynb #2e20df2c
 def bf16_is_native(
     device_type: str,  # "cuda", "cpu", or another that PyTorch knows
 ) -> bool:

@@ -61,14 +61,14 @@ def demand_none(faults: list[str]) -> None:
 def run_command(command: list, folder: Path, timeout: int, with_project: bool = True) -> str:
     "Run a command to its end and return all it printed; a failure or a time-out is a fault, and ends its children."
     process = subprocess.Popen(
-        [str(word) for word in command], cwd=folder, env=environment(folder, with_project), text=True,
+        [str(word) for word in command], cwd=folder, env=environment(folder, with_project),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output = process.communicate(timeout=timeout)[0].decode(errors="replace")
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = process.communicate()[0].decode(errors="replace")
         raise Fault(f"took more than {timeout} s\n{last_lines(output)}") from None
     if process.returncode != 0:
         raise Fault(f"exit status {process.returncode}\n{last_lines(output)}")
