@@ -69,7 +69,7 @@ def train_in_two_sessions(entropy: float) -> None:
             "output_dir": FOLDER / "model",
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 1,
-            "num_train_epochs": 5,
+            "num_train_epochs": 4,
             "learning_rate": 1e-3,
             "logging_steps": 250,
             "save_steps": 1_000,

@@ -128,8 +128,9 @@ class BatchPlan:
         "The micro-batches of a step, for all processes together."
         epoch, step_in_epoch = self.locate(step)
         order, bounds = _plan_epoch(self.corpus, self.geometry, epoch)
-        size = self.geometry.batches_per_step
-        return epoch, np.split(order, bounds)[1:-1][step_in_epoch * size : (step_in_epoch + 1) * size]
+        first = step_in_epoch * self.geometry.batches_per_step
+        edges = bounds[first : first + self.geometry.batches_per_step + 1]
+        return epoch, [order[start:end] for start, end in zip(edges[:-1], edges[1:])]
 
 # %% ../nbs/40_batching.ipynb #62ad3057
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FEWEST_STEPS', 'TrainingConfig', 'Arithmetic', 'run_arithmetic', 'max_length_of', 'plan_run', 'check_processes',
-           'make_accelerator']
+           'make_accelerator', 'start_trackers']
 
 # %% ../nbs/78_planning.ipynb #bc7344fd
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -126,13 +127,19 @@ def _tracker_faults(
     return unknown + [f"report_to: {name!r} is not installed: pip install {name}" for name in config.trackers if name in known and name not in installed]
 
 
+def _device_type(
+    config: TrainingConfig,
+) -> str:  # "cpu", "cuda", or another that PyTorch knows
+    "Where a run will be."
+    return "cpu" if config.use_cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator().type
+
+
 def _precision_faults(
     config: TrainingConfig,
 ) -> list[str]:  # At most one sentence
     "Check that this machine has the precision."
-    device_type = "cpu" if config.use_cpu else PartialState().device.type
     try:
-        choose_precision(device_type, config.bf16, config.fp16)
+        choose_precision(_device_type(config), config.bf16, config.fp16)
     except ValueError as error:
         return [str(error)]
     return []
@@ -206,11 +213,21 @@ def plan_run(
     return BatchPlan(corpus, geometry, config.num_train_epochs, config.max_steps)
 
 # %% ../nbs/78_planning.ipynb #c5defad8
+def _join_processes(
+    config: TrainingConfig,
+) -> PartialState:  # What Accelerate knows of this process and the others
+    "Find the device, and the other processes if this one was launched with any."
+    on_cpu = _device_type(config) == "cpu"
+    if on_cpu and PartialState._shared_state and PartialState().device.type != "cpu":
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return PartialState(cpu=on_cpu)  # Said at once: without it, processes on CPUs do not find each other
+
+# %% ../nbs/78_planning.ipynb #fbcbcc02
 def check_processes(
     config: TrainingConfig,
 ) -> None:
     "Refuse a number of devices that this process was not launched with."
-    running = PartialState().num_processes
+    running = _join_processes(config).num_processes
     if config.n_gpus is not None and max(config.n_gpus, 1) != running:
         raise ValueError(f"n_gpus={config.n_gpus}, but this was started as {running} process(es): start it with `accelerate launch --num_processes {config.n_gpus} script.py`")
 
@@ -220,10 +237,18 @@ def make_accelerator(
 ) -> Accelerator:
     "An Accelerator with the precision and the trackers of the config."
     check_processes(config)
-    if config.use_cpu and PartialState().device.type != "cpu":
-        AcceleratorState._reset_state(reset_partial_state=True)
-    precision = choose_precision(PartialState(cpu=config.use_cpu).device.type, config.bf16, config.fp16)
+    precision = choose_precision(_device_type(config), config.bf16, config.fp16)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     logging_dir = config.logging_dir or Path("logs", config.run_name)
-    return Accelerator(mixed_precision=precision, cpu=config.use_cpu, log_with=config.trackers or None, project_dir=logging_dir)
+    return Accelerator(mixed_precision=precision, cpu=_device_type(config) == "cpu", log_with=config.trackers or None, project_dir=logging_dir)
+
+
+def start_trackers(
+    accelerator: Accelerator,  # From `make_accelerator`
+    config: TrainingConfig,
+) -> None:
+    "Begin to report to the trackers of the config, if it has any."
+    if config.trackers:
+        settings = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in asdict(config).items()}
+        accelerator.init_trackers("langmlm", settings, init_kwargs={"wandb": {"name": config.run_name}})

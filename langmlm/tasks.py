@@ -149,9 +149,10 @@ class MLMTask:
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; leaves `checkpoint-<step>` folders and `final_model` in the run's folder."
         arithmetic = self.arithmetic()
-        logger.info("%s", arithmetic)
-        if advice := arithmetic.advice():
-            logger.warning("%s", advice)
+        if self.run.accelerator.is_main_process:
+            logger.info("%s", arithmetic)
+            if advice := arithmetic.advice():
+                logger.warning("%s", advice)
         return train(self.run, stop_at_step)
 
 # %% ../nbs/90_tasks.ipynb #b46201b4

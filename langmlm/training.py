@@ -19,7 +19,6 @@ import accelerate
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from .batching import make_flat_batch, random_bits
@@ -31,7 +30,7 @@ from .history import History, live_table
 from .masking import MaskedBatch, mask_batch, masking_rules
 from .model import FlatMaskedLM
 from .optimization import learning_rate_at, make_optimizer
-from .planning import TrainingConfig, make_accelerator, max_length_of, plan_run
+from .planning import TrainingConfig, make_accelerator, max_length_of, plan_run, start_trackers
 from .tokenizer import fingerprint_tokenizer
 
 # %% ../nbs/80_training.ipynb #4c84c8c0
@@ -64,6 +63,7 @@ class Run:
         self.step = 0  # Optimizer steps done
         self.unlogged_loss = torch.zeros((), device=self.accelerator.device)  # Sum over this process' predictions since the last entry
         self.unlogged_predictions = 0  # Over all processes
+        self.grad_norm = torch.zeros(())  # Of the last step, before it was clipped
         self.begun = False  # Whether it has written anything
         if origin.state:
             _restore(self, origin)
@@ -111,12 +111,13 @@ def _dependencies(
 def _unlogged_loss(
     run: Run,
 ) -> float:  # Nats, over all processes
-    "The sum of the losses since the last entry; stops the run if it is no number."
+    "The sum of the losses since the last entry; stops the run if it, or the last gradient, is no number."
     loss = float(run.accelerator.reduce(run.unlogged_loss))
-    if not math.isfinite(loss):
+    gradient = 0.0 if run.accelerator.scaler else float(run.grad_norm)  # With a loss scale, infinite ones are passed over
+    if not math.isfinite(loss + gradient):
         kept = list_checkpoints(run.config.run_folder)
         back = f"go on from {kept[-1]} with a lower learning_rate" if kept else "begin again with a lower learning_rate"
-        raise FloatingPointError(f"the loss is {loss} at step {run.step}: {back} (it was {run.config.learning_rate})")
+        raise FloatingPointError(f"the loss is {loss}, the gradient {gradient} at step {run.step}: {back} (it was {run.config.learning_rate})")
     return loss
 
 
@@ -167,9 +168,10 @@ def train(
 ) -> History:
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
-    last_step = min(stop_at_step or total_steps, total_steps)
+    last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
     _begin(run)
-    shown = not config.disable_tqdm if config.disable_tqdm is not None else None if accelerator.is_main_process else False
+    shown = None if config.disable_tqdm is None else not config.disable_tqdm
+    shown = shown if accelerator.is_main_process else False
     update_table = live_table(run.history, shown)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
@@ -186,7 +188,7 @@ def train(
                     loss_sum = run.module(**vars(batch.to(accelerator.device)))
                     accelerator.backward(loss_sum * accelerator.num_processes / max(1, predictions))
                 run.unlogged_loss += loss_sum.detach()
-            grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), config.max_grad_norm or math.inf)
+            run.grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), config.max_grad_norm or math.inf)
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.step += 1
@@ -194,7 +196,7 @@ def train(
             tokens += step_tokens
             bar.update()
             if run.step % config.logging_steps == 0 or run.step == total_steps:
-                bar.set_postfix_str(_log(run, rate, grad_norm, tokens / (perf_counter() - began)))
+                bar.set_postfix_str(_log(run, rate, tokens / (perf_counter() - began)))
                 update_table()
                 tokens, began = 0, perf_counter()
             if _save_is_due(run) or run.step == stop_at_step:
@@ -211,33 +213,33 @@ def _begin(
     if run.begun:
         return
     check_run_folder(run.config.run_folder, run.origin)
+    run.accelerator.wait_for_everyone()  # All have looked before one writes
     if run.accelerator.is_main_process:
         run.config.run_folder.mkdir(parents=True, exist_ok=True)
         set_aside_newer(run.config.run_folder, run.step)
-    if run.config.trackers:
-        settings = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in asdict(run.config).items()}
-        run.accelerator.init_trackers("langmlm", settings, init_kwargs={"wandb": {"name": run.config.run_name}})
+    start_trackers(run.accelerator, run.config)
     run.begun = True
 
 
 def _log(
     run: Run,
     learning_rate: float,  # Of the step just done
-    grad_norm: Tensor,  # Before it was clipped
     tokens_per_second: float,  # Over all processes, since the entry before
 ) -> str:  # What the progress bar says
     "Add an entry with the means since the one before; a loss that is no number stops the run."
     loss = _unlogged_loss(run) / max(1, run.unlogged_predictions)
-    entry = {"step": run.step, "epoch": round(run.plan.epochs_done(run.step), 4), "loss": loss, "learning_rate": learning_rate, "grad_norm": float(grad_norm)}
+    entry = {"step": run.step, "epoch": round(run.plan.epochs_done(run.step), 4), "loss": loss, "learning_rate": learning_rate, "grad_norm": float(run.grad_norm)}
     run.history.log_history.append(entry | {"tokens_per_second": round(tokens_per_second, 1)})
     run.unlogged_loss.zero_()
     run.unlogged_predictions = 0
     if run.config.trackers:
         run.accelerator.log(run.history.log_history[-1], step=run.step)
+    state = run_state(run)
     if run.accelerator.is_main_process:
-        write_json(run.config.run_folder / TRAINER_STATE, run_state(run))
+        write_json(run.config.run_folder / TRAINER_STATE, state)
     latest = f"loss {loss:.3f}, lr {learning_rate:.1e}, {tokens_per_second:,.0f} tokens/s"
-    logger.info("step %s of %s: %s", f"{run.step:,}", f"{run.plan.total_steps:,}", latest)
+    if run.accelerator.is_main_process:
+        logger.info("step %s of %s: %s", f"{run.step:,}", f"{run.plan.total_steps:,}", latest)
     return latest
 
 
@@ -263,9 +265,7 @@ def _save(
 def _finish(
     run: Run,
 ) -> None:
-    "Write the final model and the log, and close the trackers."
-    state = run_state(run)
+    "Write the final model, and close the trackers."
     if run.accelerator.is_main_process:
         save_model(run.config.run_folder / "final_model", run.stock, run.tokenizer)
-        write_json(run.config.run_folder / TRAINER_STATE, state)
     run.accelerator.end_training()

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import shutil
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,7 +28,7 @@ def processed_index() -> dict:
 
 
 def as_pandoc_wants(notebook: dict) -> dict:
-    "Drop the front matter, widget states and directives, and give every result the integer count that pandoc needs."
+    "Drop front matter, widget states, directives and the text beside a picture; give every result the integer count that pandoc needs."
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"]
     for cell in cells:
         lines = "".join(cell["source"]).splitlines(keepends=True)
@@ -35,6 +36,8 @@ def as_pandoc_wants(notebook: dict) -> dict:
         for output in cell.get("outputs", []):
             if output["output_type"] == "execute_result":
                 output["execution_count"] = 1
+            if "image/png" in output.get("data", {}):
+                output["data"] = {"image/png": output["data"]["image/png"]}
     return {**notebook, "cells": cells, "metadata": {}}
 
 
@@ -59,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write README.md")
     arguments = parser.parse_args()
+    shutil.rmtree(ROOT / IMAGES, ignore_errors=True)
     wanted = render(title_of(INDEX), processed_index())
     if arguments.write:
         README.write_text(wanted, encoding="utf-8")

@@ -19,17 +19,12 @@ tasks.create_mlm(**given).train()
 
 
 def train_in_processes(number: int, given: dict) -> list[dict]:
-    "Train under `accelerate launch` on the CPU, and read the log."
+    "Train in processes that torchrun starts on the CPU, and read the log."
     script = Path(given["training_config"]["output_dir"]).with_suffix(".py")
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    finished = subprocess.run(
-        [*launcher, "--num_processes", str(number), "--num_cpu_threads_per_process", "1", "--main_process_port", "0", str(script), json.dumps(given)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([*launcher, str(script), json.dumps(given)], capture_output=True, text=True, timeout=300, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
@@ -42,6 +37,9 @@ def test_two_processes_are_one(data, tmp_path: Path):
         given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE, "training_config": settings}
         histories[number] = train_in_processes(number, given)
     assert [entry["step"] for entry in histories[1]] == [entry["step"] for entry in histories[2]]
+    saved = [json.loads((tmp_path / f"run-{number}" / "trainer_state.json").read_text())["langmlm"] for number in (1, 2)]
+    assert [state["environment"]["processes"] for state in saved] == [1, 2]
+    assert saved[0]["depends_on"] == saved[1]["depends_on"]
     for alone, shared in zip(histories[1], histories[2]):
         assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
