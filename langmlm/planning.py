@@ -117,7 +117,7 @@ def _training_faults(
         faults.append("run_name must not be empty")
     return faults + _tracker_faults(config) + _precision_faults(config)
 
-
+# %% ../nbs/78_planning.ipynb #7472545b
 def _tracker_faults(
     config: TrainingConfig,
 ) -> list[str]:  # One sentence per tracker that cannot be used

@@ -70,13 +70,14 @@ class TokenizerTask:
         self,
         files: list[Path],  # Text, one document per line
         config: TokenizerConfig,
-        tokenizer: PreTrainedTokenizerBase | None = None,  # Taken as it is; None: train one
+        given: PreTrainedTokenizerBase | None = None,  # Taken as it is; None: train one
     ):
-        self.files, self.config, self.tokenizer = files, config, tokenizer
+        self.files, self.config, self.given = files, config, given
+        self.tokenizer = given  # Or, after `train`, the one that was trained
 
     def train(self) -> dict:  # The manifest of the dataset: counts, options, fingerprints
-        "Train the tokenizer, unless there is one, and tokenize the text."
-        if self.tokenizer:
+        "Train the tokenizer, unless one was given, and tokenize the text."
+        if self.given is not None:
             return self._tokenize()
         self.tokenizer = train_tokenizer(self._sample(), self.config)
         with whole_folder(Path(self.config.path_to_save_tokenizer)) as partial:

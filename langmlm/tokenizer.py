@@ -118,13 +118,14 @@ def train_tokenizer(
         logger.warning(
             "the text has pairs for %s tokens, not for vocab_size=%s: the vocabulary is smaller", f"{len(learnt['vocab']):,}", f"{config.vocab_size:,}"
         )
-    return RobertaTokenizer(
+    tokenizer = RobertaTokenizer(
         vocab=learnt["vocab"],
         merges=[tuple(pair) for pair in learnt["merges"]],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
-        extra_special_tokens=list(config.special_tokens[5:]),
         model_max_length=config.max_length,
     )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in config.special_tokens[5:]])  # Words, as far as masks go
+    return tokenizer
 
 # %% ../nbs/20_tokenizer.ipynb #c0f4ae1f
 def sample_documents(

@@ -242,7 +242,7 @@ def _log(
         logger.info("step %s of %s: %s", f"{run.step:,}", f"{run.plan.total_steps:,}", latest)
     return latest
 
-
+# %% ../nbs/80_training.ipynb #25edbaa7
 def _save_is_due(
     run: Run,
 ) -> bool:

@@ -10,7 +10,7 @@ from langmlm.corpus import docstrings
 
 ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SETTINGS = {
-    "per_device_train_batch_size": 4,
+    "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 2,
     "num_train_epochs": 2,
     "learning_rate": 2e-3,
