@@ -59,8 +59,8 @@ def _unknown_key(
     known: list[str],  # Keys of the config
 ) -> str:  # A sentence
     "Name a key that a config does not have, and the nearest that it has."
-    near = get_close_matches(str(key), known, n=1, cutoff=0.0)
-    return f"{key!r} is not a key of it: did you mean {near[0]!r}?" if near else f"{key!r} is not a key of it"
+    (nearest,) = get_close_matches(str(key), known, n=1, cutoff=0.0)
+    return f"{key!r} is not a key of it; the nearest is {nearest!r}"
 
 # %% ../nbs/90_tasks.ipynb #46da2282
 class TokenizerTask:
