@@ -24,7 +24,8 @@ from .history import History
 from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
 from .tokenizer import ConfigError, TokenizerConfig, load_tokenizer, sample_documents, train_tokenizer, write_tokenizer_files
-from .training import Run, train
+from .run import Run
+from .training import train
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
 logger = logging.getLogger(__name__)
