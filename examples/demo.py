@@ -45,7 +45,9 @@ def make_dataset(text: Path) -> None:
         },
     )
     counts = task.train()
-    print(f"Dataset: {counts['documents']:,} documents became {counts['sequences']:,} sequences of {counts['tokens']:,} tokens\n")
+    print(
+        f"Dataset: {counts['documents']:,} documents became {counts['sequences']:,} sequences of {counts['tokens']:,} tokens\n"
+    )
 
 
 def create_run(**changes) -> tasks.MLMTask:
@@ -90,14 +92,18 @@ def train_in_two_sessions(entropy: float) -> None:
     speed = history.log_history[-1]["tokens_per_second"]
     print(f"\n{speed:,.0f} tokens/s at the end; the curve is in {FOLDER / 'loss.png'}")
     loss = history.log_history[-1]["loss"]
-    print(f"Masked loss {loss:.2f} nats, unigram entropy of the text {entropy:.2f} nats: a model that knows only word frequencies is at the latter")
+    print(
+        f"Masked loss {loss:.2f} nats, unigram entropy of the text {entropy:.2f} nats: a model that knows only word frequencies is at the latter"
+    )
 
 
 def fill_masks() -> None:
     "Ask the final model through stock transformers."
     fill_mask = pipeline("fill-mask", model=str(FOLDER / "model" / "final_model"))
     for sentence in SENTENCES:
-        answers = ", ".join(f"{answer['token_str'].strip()} {answer['score']:.0%}" for answer in fill_mask(sentence, top_k=5))
+        answers = ", ".join(
+            f"{answer['token_str'].strip()} {answer['score']:.0%}" for answer in fill_mask(sentence, top_k=5)
+        )
         print(f"  {sentence}\n    {answers}")
 
 
@@ -109,7 +115,9 @@ def main() -> None:
     FOLDER.mkdir()
     make_dataset(write_text())
     tokenizer = load_tokenizer(FOLDER / "tokenizer")
-    train_in_two_sessions(unigram_entropy(open_dataset(FOLDER / "tokenized_dataset"), tokenizer.all_special_ids, len(tokenizer)))
+    train_in_two_sessions(
+        unigram_entropy(open_dataset(FOLDER / "tokenized_dataset"), tokenizer.all_special_ids, len(tokenizer))
+    )
     print("\nFive masked sentences, through transformers.pipeline:")
     fill_masks()
 

@@ -83,7 +83,9 @@ def attend_groups(
     "Attention within each sequence of a flat batch, one call per group of similar lengths."
     attended = []
     for group in sorted_batch.groups:
-        rows = (part[group.tokens].unflatten(0, (group.rows, group.width)).transpose(1, 2) for part in (query, key, value))
+        rows = (
+            part[group.tokens].unflatten(0, (group.rows, group.width)).transpose(1, 2) for part in (query, key, value)
+        )
         output = F.scaled_dot_product_attention(*rows, attn_mask=group.mask, dropout_p=dropout, scale=scale)
         attended.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)[sorted_batch.back]

@@ -18,7 +18,9 @@ from torch import Tensor
 from .dataset import TokenizedCorpus
 
 # %% ../nbs/40_batching.ipynb #f7031261
-_GOLDEN_GAMMA, _FIRST_MIX, _SECOND_MIX = (np.array([constant], np.uint64) for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN_GAMMA, _FIRST_MIX, _SECOND_MIX = (
+    np.array([constant], np.uint64) for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def random_bits(
@@ -56,7 +58,9 @@ def fill_batches(
 ) -> np.ndarray:  # [micro-batches + 1] int64: number i holds the sequences from `bounds[i]` to before `bounds[i + 1]`
     "Cut a series of sequences into micro-batches, each as full as whole sequences make it."
     if len(lengths) and lengths.max() > token_budget:
-        raise ValueError(f"a sequence of {lengths.max()} tokens does not fit into a micro-batch of {token_budget}: raise per_device_train_batch_size")
+        raise ValueError(
+            f"a sequence of {lengths.max()} tokens does not fit into a micro-batch of {token_budget}: raise per_device_train_batch_size"
+        )
     ends, bounds, filled = np.cumsum(lengths, dtype=np.int64), [0], 0
     while bounds[-1] < len(lengths):
         bounds.append(int(np.searchsorted(ends, filled + token_budget, side="right")))
@@ -153,4 +157,9 @@ def make_flat_batch(
     lengths = corpus.lengths[rows]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + pad_token_id + 1
-    return FlatBatch(torch.from_numpy(corpus.flat(rows)), torch.from_numpy(positions), torch.from_numpy(starts.astype(np.int32)), rows)
+    return FlatBatch(
+        torch.from_numpy(corpus.flat(rows)),
+        torch.from_numpy(positions),
+        torch.from_numpy(starts.astype(np.int32)),
+        rows,
+    )

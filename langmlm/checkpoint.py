@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'TRAINER_STATE', 'OPTIMIZER', 'optimizer_tensors', 'restore_optimizer', 'write_manifest', 'find_damage',
            'save_model', 'save_checkpoint', 'quiet_transformers', 'list_checkpoints', 'load_model', 'newest_checkpoint',
-           'set_aside_newer', 'Origin', 'find_origin', 'check_run_folder', 'check_same_run', 'load_optimizer']
+           'set_aside_newer', 'Origin', 'find_origin', 'check_same_run', 'load_optimizer']
 
 # %% ../nbs/70_checkpoint.ipynb #e8aefcc4
 import copy
@@ -94,7 +94,11 @@ def find_damage(
     if strange:
         return [f"{MANIFEST} names files outside the folder: {', '.join(strange)}"]
     missing = [f"{name} is missing" for name in expected if not (folder / name).is_file()]
-    changed = [f"{name} is not what was written" for name in expected if (folder / name).is_file() and _hash_file(folder / name) != expected[name]]
+    changed = [
+        f"{name} is not what was written"
+        for name in expected
+        if (folder / name).is_file() and _hash_file(folder / name) != expected[name]
+    ]
     return missing + changed
 
 # %% ../nbs/70_checkpoint.ipynb #91374a9f
@@ -158,7 +162,9 @@ def list_checkpoints(
 ) -> list[Path]:  # Folders named `checkpoint-<step>`, oldest step first
     "The checkpoints of a run, whole or damaged."
     named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_folder.glob("checkpoint-*")}
-    return sorted((path for path, match in named.items() if match and path.is_dir()), key=lambda path: int(named[path][1]))
+    return sorted(
+        (path for path, match in named.items() if match and path.is_dir()), key=lambda path: int(named[path][1])
+    )
 
 # %% ../nbs/70_checkpoint.ipynb #8188f337
 def load_model(
@@ -168,13 +174,19 @@ def load_model(
     try:
         kind = AutoConfig.from_pretrained(name).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint_path={str(name)!r} is neither a model folder nor a name that the Hub knows: {error}") from error
+        raise ValueError(
+            f"checkpoint_path={str(name)!r} is neither a model folder nor a name that the Hub knows: {error}"
+        ) from error
     if kind != "roberta":
-        raise ValueError(f"checkpoint_path={str(name)!r} is a model of type {kind!r}, and only 'roberta' can be trained here")
+        raise ValueError(
+            f"checkpoint_path={str(name)!r} is a model of type {kind!r}, and only 'roberta' can be trained here"
+        )
     with quiet_transformers():
         model, loading = RobertaForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:
-        logger.warning("%s has no weights for %s: they begin at random", name, ", ".join(sorted(loading["missing_keys"])))
+        logger.warning(
+            "%s has no weights for %s: they begin at random", name, ", ".join(sorted(loading["missing_keys"]))
+        )
     return copy.deepcopy(model)
 
 # %% ../nbs/70_checkpoint.ipynb #4554069f
@@ -230,24 +242,15 @@ def find_origin(
     if ours and resume != "weights":
         damage = find_damage(folder)
         if damage:
-            raise ValueError(f"checkpoint_path={str(folder)!r} is damaged: {'; '.join(damage)}. Name its run's folder to use the newest good one")
+            raise ValueError(
+                f"checkpoint_path={str(folder)!r} is damaged: {'; '.join(damage)}. Name its run's folder to use the newest good one"
+            )
         return Origin(str(folder), read_json(folder / TRAINER_STATE))
     if resume == "full":
-        raise ValueError(f"checkpoint_path={str(folder)!r} is not a checkpoint of langmlm, so a run cannot go on from it; resume='weights' takes its weights")
+        raise ValueError(
+            f"checkpoint_path={str(folder)!r} is not a checkpoint of langmlm, so a run cannot go on from it; resume='weights' takes its weights"
+        )
     return Origin(str(folder) if folder.exists() else str(checkpoint_path))
-
-# %% ../nbs/70_checkpoint.ipynb #208c1063
-def check_run_folder(
-    run_folder: Path,
-    origin: Origin,  # What the run begins with
-) -> None:
-    "Refuse a folder that another run has written to."
-    taken = list_checkpoints(run_folder) or (run_folder / TRAINER_STATE).exists() or (run_folder / "final_model").exists()
-    at_home = origin.state is not None and Path(origin.weights).parent.resolve() == run_folder.resolve()
-    if taken and not at_home:
-        raise FileExistsError(f"output_dir={str(run_folder)!r} holds another run: name another run_name or output_dir, or go on with it by checkpoint_path")
-    if run_folder.exists() and not run_folder.is_dir():
-        raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
 
 # %% ../nbs/70_checkpoint.ipynb #2306b143
 def check_same_run(
@@ -255,7 +258,11 @@ def check_same_run(
     now: dict[str, Any],  # What this one depends on
 ) -> None:
     "Refuse to go on with a run under other circumstances; all differences come in one message."
-    differences = [f"- {name}: then {then[name]}, now {value}" for name, value in now.items() if name in then and then[name] != value]
+    differences = [
+        f"- {name}: then {then[name]}, now {value}"
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
     if differences:
         raise ValueError(
             "this is not the run that the checkpoint was saved by:\n"

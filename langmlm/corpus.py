@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/10_corpus.ipynb #a5e824e3
 def find_files(
-    data_path: str | PathLike | list[str | PathLike],  # A text file, a glob, a folder (its `.txt` files, at any depth), or a list of these
+    data_path: str
+    | PathLike
+    | list[str | PathLike],  # A text file, a glob, a folder (its `.txt` files, at any depth), or a list of these
 ) -> list[Path]:  # Existing files that hold something, in a fixed order, each once
     "The text files that `data_path` names; refuses what is missing or empty."
     data_path = [data_path] if isinstance(data_path, (str, PathLike)) else data_path
@@ -131,5 +133,7 @@ def progress_bar(
     shown: bool | None = None,  # None: where somebody watches
 ) -> tqdm:  # Call `update` on it, and close it or use it in a `with`
     "A progress bar that appears in notebooks and terminals only."
-    disable = not shown if shown is not None else (False if in_notebook() else None)  # tqdm reads None as "unless it is a terminal"
+    disable = (
+        not shown if shown is not None else (False if in_notebook() else None)
+    )  # tqdm reads None as "unless it is a terminal"
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=disable)

@@ -96,9 +96,15 @@ def _write_table(
     schema = pa.schema({"input_ids": pa.list_(pa.from_numpy_dtype(dtype))})
     counts = dict.fromkeys(("documents", "long_documents", "sequences", "tokens"), 0)
     content = ContentHash()
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer, progress_bar(None, "Tokenizing", " documents") as bar:
+    with (
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+        progress_bar(None, "Tokenizing", " documents") as bar,
+    ):
         for ids, lengths in encode_documents(documents, tokenizer, num_workers):
-            cut, tokens = cut_sequences(ids.astype(dtype), lengths, max_length, tokenizer.cls_token_id, tokenizer.sep_token_id, long_lines)
+            cut, tokens = cut_sequences(
+                ids.astype(dtype), lengths, max_length, tokenizer.cls_token_id, tokenizer.sep_token_id, long_lines
+            )
             offsets = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int32)
             writer.write_batch(pa.record_batch([pa.ListArray.from_arrays(offsets, cut)], schema=schema))
             content.update(cut, tokens)
@@ -121,7 +127,9 @@ class TokenizedCorpus:
         self.manifest = manifest
         columns = [name for name in ("input_ids", "attention_mask") if name in rows.column_names]
         self._chunks = [_locate(*chunks) for chunks in zip(*(rows.data.column(name).chunks for name in columns))]
-        self.lengths = np.concatenate([lengths for _, _, lengths in self._chunks] or [np.zeros(0)]).astype(np.int32)  # [sequences]
+        self.lengths = np.concatenate([lengths for _, _, lengths in self._chunks] or [np.zeros(0)]).astype(
+            np.int32
+        )  # [sequences]
         self._first_row = np.cumsum([0] + [len(lengths) for _, _, lengths in self._chunks])
         self.fingerprint = manifest["content"] if manifest else _hash(self)  # Of ids and lengths
 
@@ -160,7 +168,9 @@ class TokenizedCorpus:
 def _locate(
     ids: pa.Array,  # Lists of ids
     mask: pa.Array | None = None,  # Lists of 0 and 1, of the same lengths
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # All ids, [rows] where each row's real ids start, [rows] how many they are
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # All ids, [rows] where each row's real ids start, [rows] how many they are
     "Where the sequences of an Arrow chunk lie; rows without a real id are passed over."
     if pa.types.is_fixed_size_list(ids.type):
         ids = ids.cast(pa.list_(ids.type.value_type))
@@ -202,7 +212,9 @@ def open_dataset(
         raise ValueError(f"tokenized_dataset={str(folder)!r} has no split 'train', only {list(splits)}")
     rows = splits["train"] if isinstance(splits, DatasetDict) else splits
     if "input_ids" not in rows.column_names:
-        raise ValueError(f"tokenized_dataset={str(folder)!r} has no column 'input_ids', only {rows.column_names}: tokenize it first")
+        raise ValueError(
+            f"tokenized_dataset={str(folder)!r} has no column 'input_ids', only {rows.column_names}: tokenize it first"
+        )
     manifest = folder / MANIFEST
     corpus = TokenizedCorpus(rows, read_json(manifest) if manifest.is_file() else None)
     if not len(corpus):
@@ -217,13 +229,19 @@ def check_tokenizer(
     "Refuse a dataset that was not made with this tokenizer, as far as can be seen."
     if corpus.manifest:
         if corpus.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
-            raise ValueError("tokenized_dataset was made with another tokenizer than the one given: tokenize it again, or name the one it was made with")
+            raise ValueError(
+                "tokenized_dataset was made with another tokenizer than the one given: tokenize it again, or name the one it was made with"
+            )
         return
     for ids, _ in corpus.blocks():
         if ids.max() >= len(tokenizer):
-            raise ValueError(f"tokenized_dataset has the id {ids.max()}, and the tokenizer only {len(tokenizer)} tokens: it was made with another one")
+            raise ValueError(
+                f"tokenized_dataset has the id {ids.max()}, and the tokenizer only {len(tokenizer)} tokens: it was made with another one"
+            )
         if (ids == tokenizer.pad_token_id).any():
-            raise ValueError("tokenized_dataset is padded and has no column 'attention_mask' to say where: make it without padding")
+            raise ValueError(
+                "tokenized_dataset is padded and has no column 'attention_mask' to say where: make it without padding"
+            )
 
 # %% ../nbs/30_dataset.ipynb #16a1b5b5
 def unigram_entropy(

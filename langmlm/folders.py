@@ -80,7 +80,9 @@ def check_replaceable(
     "Refuse to replace a folder that is not of the kind that shall be written there."
     target = Path(target)
     if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise FileExistsError(f"{parameter}={str(target)!r} holds other files (there is no {marker} in it): name another folder, or empty this one")
+        raise FileExistsError(
+            f"{parameter}={str(target)!r} holds other files (there is no {marker} in it): name another folder, or empty this one"
+        )
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{parameter}={str(target)!r} is a file: name another folder")
 

@@ -28,7 +28,10 @@ class History:
 
     def _rows(self) -> list[list[str]]:
         "The cells of the table: all entries, or the first and the latest."
-        rows = [[form.format(entry[name]) if name in entry else "" for name, form in COLUMNS.items()] for entry in self.log_history]
+        rows = [
+            [form.format(entry[name]) if name in entry else "" for name, form in COLUMNS.items()]
+            for entry in self.log_history
+        ]
         return rows if len(rows) <= ROWS_SHOWN else [rows[0], ["..."] * len(COLUMNS), *rows[2 - ROWS_SHOWN :]]
 
     def __str__(self) -> str:
@@ -41,8 +44,13 @@ class History:
 
     def _repr_html_(self) -> str:
         "The table, for notebooks."
-        head, *body = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in [("th", COLUMNS), *(("td", row) for row in self._rows())])
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
+        head, *body = (
+            "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            for tag, row in [("th", COLUMNS), *(("td", row) for row in self._rows())]
+        )
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
+        )
 
     def plot(
         self,
@@ -54,7 +62,14 @@ class History:
         if not entries:
             raise ValueError("there is no loss to plot: the run has not reached its first logging step")
         figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-        axes.plot([entry["step"] for entry in entries], [entry["loss"] for entry in entries], "o-", markersize=3, color="#4472b0", label="masked loss")
+        axes.plot(
+            [entry["step"] for entry in entries],
+            [entry["loss"] for entry in entries],
+            "o-",
+            markersize=3,
+            color="#4472b0",
+            label="masked loss",
+        )
         if unigram_entropy is not None:
             axes.axhline(unigram_entropy, color="#888888", linestyle="--", label="unigram entropy")
         axes.set(xlabel="optimizer step", ylabel="nats per predicted token")

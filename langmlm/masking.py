@@ -31,7 +31,9 @@ class MaskedBatch:
         device: torch.device | str,  # Where the model is
     ) -> "MaskedBatch":
         "The batch on another device."
-        return replace(self, **{entry.name: getattr(self, entry.name).to(device, non_blocking=True) for entry in fields(self)})
+        return replace(
+            self, **{entry.name: getattr(self, entry.name).to(device, non_blocking=True) for entry in fields(self)}
+        )
 
 # %% ../nbs/50_masking.ipynb #0343fcb4
 @dataclass(frozen=True)
@@ -87,5 +89,9 @@ def mask_batch(
     corrupted = ids.copy()
     corrupted[places] = np.where(treatment < 0.8, rules.mask_token_id, np.where(treatment < 0.9, stand_in, ids[places]))
     return MaskedBatch(
-        torch.from_numpy(corrupted), batch.position_ids, batch.cu_seqlens, torch.from_numpy(places), torch.from_numpy(ids[places])
+        torch.from_numpy(corrupted),
+        batch.position_ids,
+        batch.cu_seqlens,
+        torch.from_numpy(places),
+        torch.from_numpy(ids[places]),
     )

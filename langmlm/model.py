@@ -13,7 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 from transformers.activations import ACT2FN
 
 from .attention import LengthGroups, attend_groups, group_by_length
@@ -52,8 +58,20 @@ class ModelConfig:
 
     def _value_faults(self) -> list[str]:
         "One sentence per value out of range."
-        sizes = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size")
-        faults = [f"{name} must be at least 1, got {value}" for name in sizes if (value := getattr(self, name)) is not None and value < 1]
+        sizes = (
+            "vocab_size",
+            "max_position_embeddings",
+            "num_hidden_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "type_vocab_size",
+        )
+        faults = [
+            f"{name} must be at least 1, got {value}"
+            for name in sizes
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 faults.append(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
@@ -61,7 +79,9 @@ class ModelConfig:
             if not getattr(self, name) > 0:
                 faults.append(f"{name} must be above 0, got {getattr(self, name)}")
         if not faults and self.hidden_size % self.num_attention_heads:
-            faults.append(f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}")
+            faults.append(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
+            )
         if self.hidden_act not in ACT2FN:
             faults.append(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         for name in ("is_decoder", "add_cross_attention"):
@@ -76,11 +96,19 @@ def roberta_config(
     max_length: int,  # Tokens in the longest sequence, special ones included
 ) -> RobertaConfig:  # With everything that was left open filled in
     "The stock config; refuses what does not fit the tokenizer or the sequences."
-    open_values = {"vocab_size": len(tokenizer), "max_position_embeddings": max_length + tokenizer.pad_token_id + 1, **_special_ids(tokenizer)}
-    filled = RobertaConfig(**{name: open_values.get(name) if value is None else value for name, value in asdict(config).items()})
+    open_values = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": max_length + tokenizer.pad_token_id + 1,
+        **_special_ids(tokenizer),
+    }
+    filled = RobertaConfig(
+        **{name: open_values.get(name) if value is None else value for name, value in asdict(config).items()}
+    )
     faults = fit_faults(filled, tokenizer, max_length)
     if faults:
-        raise ConfigError("model_config", [f"{fault} (left out, it follows the tokenizer and the dataset)" for fault in faults])
+        raise ConfigError(
+            "model_config", [f"{fault} (left out, it follows the tokenizer and the dataset)" for fault in faults]
+        )
     return filled
 
 
@@ -106,7 +134,11 @@ def _special_ids(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, int]:  # By the names that a config has for them
     "The special ids that a config repeats."
-    return {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    return {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
 
 
 def build_model(
@@ -167,6 +199,8 @@ class FlatMaskedLM(nn.Module):
     ) -> Tensor:  # A number, float32: the sum of the cross-entropies in nats
         "Encode all tokens, predict the masked ones, add up their losses."
         sorted_batch = group_by_length(cu_seqlens)
-        hidden = self.stock.roberta(input_ids=input_ids[None], position_ids=position_ids[None], sorted_batch=sorted_batch)[0][0]
+        hidden = self.stock.roberta(
+            input_ids=input_ids[None], position_ids=position_ids[None], sorted_batch=sorted_batch
+        )[0][0]
         logits = self.stock.lm_head(hidden[masked_positions])
         return F.cross_entropy(logits.float(), labels, reduction="sum")

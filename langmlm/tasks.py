@@ -16,15 +16,22 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
-from .checkpoint import Origin, check_run_folder, find_origin, load_model
+from .checkpoint import Origin, find_origin, load_model
 from .corpus import find_files, fingerprint_files, read_documents
 from .dataset import TokenizedCorpus, check_tokenizer, open_dataset, write_dataset
 from .folders import check_replaceable, whole_folder
 from .history import History
 from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
-from .tokenizer import ConfigError, TokenizerConfig, load_tokenizer, sample_documents, train_tokenizer, write_tokenizer_files
-from .run import Run
+from langmlm.tokenizer import (
+    ConfigError,
+    TokenizerConfig,
+    load_tokenizer,
+    sample_documents,
+    train_tokenizer,
+    write_tokenizer_files,
+)
+from .run import Run, check_run_folder
 from .training import train
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
@@ -89,7 +96,11 @@ class TokenizerTask:
         "The documents that train the tokenizer."
         share = self.config.max_train_bytes / sum(file.stat().st_size for file in self.files)
         if share < 1:
-            logger.info("the tokenizer is trained on a random %.1f %% of the text (max_train_bytes=%d)", 100 * share, self.config.max_train_bytes)
+            logger.info(
+                "the tokenizer is trained on a random %.1f %% of the text (max_train_bytes=%d)",
+                100 * share,
+                self.config.max_train_bytes,
+            )
         return sample_documents(read_documents(self.files), share, self.config.seed)
 
     def _tokenize(self) -> dict:
@@ -110,7 +121,9 @@ TRAINING_ONLY = ("vocab_size", "min_frequency", "special_tokens", "path_to_save_
 
 
 def create_tokenizer(
-    data_path: str | PathLike | list[str | PathLike],  # A text file, a glob, a folder, or a list of these; one document per line, UTF-8
+    data_path: str
+    | PathLike
+    | list[str | PathLike],  # A text file, a glob, a folder, or a list of these; one document per line, UTF-8
     tokenizer_config: dict | TokenizerConfig | None = None,  # Keys of `TokenizerConfig`
     tokenizer: str | PathLike | None = None,  # A folder or Hub name: tokenize with it, and train none
 ) -> TokenizerTask:  # Call its `train`
@@ -124,10 +137,18 @@ def create_tokenizer(
     given = tokenizer_config if isinstance(tokenizer_config, dict) else {}
     ignored = [key for key in given if key in TRAINING_ONLY]
     if ignored:
-        logger.warning("tokenizer=%r is used as it is: %s ignored, since no tokenizer is trained", str(tokenizer), ", ".join(ignored))
+        logger.warning(
+            "tokenizer=%r is used as it is: %s ignored, since no tokenizer is trained",
+            str(tokenizer),
+            ", ".join(ignored),
+        )
     loaded = load_tokenizer(tokenizer)
     if tokenizer_config is None or (given and "max_length" not in given):
-        config = make_config(TokenizerConfig, "tokenizer_config", given | {"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)})
+        config = make_config(
+            TokenizerConfig,
+            "tokenizer_config",
+            given | {"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)},
+        )
     return TokenizerTask(files, config, loaded)
 
 # %% ../nbs/90_tasks.ipynb #b19227ff
@@ -147,7 +168,8 @@ class MLMTask:
 
     def train(
         self,
-        stop_at_step: int | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
+        stop_at_step: int
+        | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; leaves `checkpoint-<step>` folders and `final_model` in the run's folder."
         arithmetic = self.arithmetic()
@@ -160,10 +182,13 @@ class MLMTask:
 # %% ../nbs/90_tasks.ipynb #b46201b4
 def create_mlm(
     tokenizer: str | PathLike,  # A folder or Hub name; the one that the dataset was made with
-    tokenized_dataset: str | PathLike,  # A folder from `create_tokenizer`, or one saved by `datasets` with a column `input_ids`
+    tokenized_dataset: str
+    | PathLike,  # A folder from `create_tokenizer`, or one saved by `datasets` with a column `input_ids`
     model_config: dict | ModelConfig | None = None,  # Keys of `ModelConfig`; needed unless there is a `checkpoint_path`
     training_config: dict | TrainingConfig | None = None,  # Keys of `TrainingConfig`
-    checkpoint_path: str | PathLike | None = None,  # A checkpoint or a run's folder, to go on; any other model, for a new run with its weights
+    checkpoint_path: str
+    | PathLike
+    | None = None,  # A checkpoint or a run's folder, to go on; any other model, for a new run with its weights
     resume: str = "auto",  # "auto": as the path suggests; "full": go on, or refuse; "weights": a new run with the weights
 ) -> MLMTask:  # Call its `train`
     "Prepare to train a masked language model; everything is checked, nothing is written yet."
@@ -187,13 +212,18 @@ def _make_configs(
 ) -> tuple[ModelConfig, TrainingConfig]:
     "Make both configs, or tell the faults of both."
     made, errors = [], []
-    for kind, name, values in ((ModelConfig, "model_config", model_config), (TrainingConfig, "training_config", training_config)):
+    for kind, name, values in (
+        (ModelConfig, "model_config", model_config),
+        (TrainingConfig, "training_config", training_config),
+    ):
         try:
             made.append(make_config(kind, name, values))
         except ConfigError as error:
             errors.append(error)
     if len(errors) == 2:
-        raise ConfigError("model_config and training_config", [f"{error.name}: {fault}" for error in errors for fault in error.faults])
+        raise ConfigError(
+            "model_config and training_config", [f"{error.name}: {fault}" for error in errors for fault in error.faults]
+        )
     if errors:
         raise errors[0]
     return tuple(made)
@@ -223,7 +253,9 @@ def _load_fitting(
     faults = fit_faults(model.config, tokenizer, max_length_of(corpus))
     for key, value in given.items():
         if value is not None and getattr(model.config, key) != value:
-            faults.append(f"model_config says {key}={value}, and it has {getattr(model.config, key)}: leave model_config out")
+            faults.append(
+                f"model_config says {key}={value}, and it has {getattr(model.config, key)}: leave model_config out"
+            )
     if faults:
         raise ConfigError(f"checkpoint_path={name!r}", faults)
     return model

@@ -70,7 +70,9 @@ class TokenizerConfig:
     special_tokens: list | tuple = SPECIAL_TOKENS  # The five of RoBERTa first; further ones are never split
     path_to_save_tokenizer: str | PathLike = "./tokenizer"  # Folder; one that holds a tokenizer is replaced
     path_to_save_dataset: str | PathLike = "./tokenized_dataset"  # Folder; one that holds a dataset is replaced
-    long_lines: str = "split"  # A document of more than `max_length` tokens: "split" into sequences, or "truncate" to the first
+    long_lines: str = (
+        "split"  # A document of more than `max_length` tokens: "split" into sequences, or "truncate" to the first
+    )
     max_train_bytes: int = 1_000_000_000  # Text that trains the tokenizer at most, in bytes; of more, a random sample
     num_workers: int | None = None  # Threads that tokenize; None: one per core
     seed: int = 42  # Of the sample
@@ -84,15 +86,25 @@ class TokenizerConfig:
         "One sentence per value out of range."
         least = BYTE_TOKENS + len(self.special_tokens)
         rules = {
-            f"vocab_size must be at least {least} (256 bytes and {len(self.special_tokens)} special tokens), got {self.vocab_size}": self.vocab_size >= least,
+            f"vocab_size must be at least {least} (256 bytes and {len(self.special_tokens)} special tokens), got {self.vocab_size}": self.vocab_size
+            >= least,
             f"min_frequency must be at least 1, got {self.min_frequency}": self.min_frequency >= 1,
             f"max_length must be at least 3 (<s>, one token, </s>), got {self.max_length}": self.max_length >= 3,
-            f"special_tokens must start with {list(SPECIAL_TOKENS)}, got {list(self.special_tokens)}": tuple(self.special_tokens[:5]) == SPECIAL_TOKENS,
-            f"special_tokens must be different texts, got {list(self.special_tokens)}": len(set(map(str, self.special_tokens))) == len(self.special_tokens),
-            f"long_lines must be 'split' or 'truncate', got {self.long_lines!r}": self.long_lines in ("split", "truncate"),
+            f"special_tokens must start with {list(SPECIAL_TOKENS)}, got {list(self.special_tokens)}": tuple(
+                self.special_tokens[:5]
+            )
+            == SPECIAL_TOKENS,
+            f"special_tokens must be different texts, got {list(self.special_tokens)}": len(
+                set(map(str, self.special_tokens))
+            )
+            == len(self.special_tokens),
+            f"long_lines must be 'split' or 'truncate', got {self.long_lines!r}": self.long_lines
+            in ("split", "truncate"),
             f"max_train_bytes must be at least 1, got {self.max_train_bytes}": self.max_train_bytes >= 1,
-            f"num_workers must be None or at least 1, got {self.num_workers}": self.num_workers is None or self.num_workers >= 1,
-            "path_to_save_tokenizer and path_to_save_dataset must be two folders": Path(self.path_to_save_tokenizer) != Path(self.path_to_save_dataset),
+            f"num_workers must be None or at least 1, got {self.num_workers}": self.num_workers is None
+            or self.num_workers >= 1,
+            "path_to_save_tokenizer and path_to_save_dataset must be two folders": Path(self.path_to_save_tokenizer)
+            != Path(self.path_to_save_dataset),
         }
         return [fault for fault, holds in rules.items() if not holds]
 
@@ -116,7 +128,9 @@ def train_tokenizer(
     learnt = json.loads(learner.to_str())["model"]
     if len(learnt["vocab"]) < config.vocab_size:
         logger.warning(
-            "the text has pairs for %s tokens, not for vocab_size=%s: the vocabulary is smaller", f"{len(learnt['vocab']):,}", f"{config.vocab_size:,}"
+            "the text has pairs for %s tokens, not for vocab_size=%s: the vocabulary is smaller",
+            f"{len(learnt['vocab']):,}",
+            f"{config.vocab_size:,}",
         )
     tokenizer = RobertaTokenizer(
         vocab=learnt["vocab"],
@@ -124,7 +138,9 @@ def train_tokenizer(
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
         model_max_length=config.max_length,
     )
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in config.special_tokens[5:]])  # Words, as far as masks go
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False) for token in config.special_tokens[5:]]
+    )  # Words, as far as masks go
     return tokenizer
 
 # %% ../nbs/20_tokenizer.ipynb #c0f4ae1f
@@ -165,7 +181,9 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer={str(name)!r} is neither a tokenizer folder nor a name that the Hub knows: {error}") from error
+        raise ValueError(
+            f"tokenizer={str(name)!r} is neither a tokenizer folder nor a name that the Hub knows: {error}"
+        ) from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
     if missing or not tokenizer.is_fast:

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 from .batching import make_flat_batch, random_bits
-from .checkpoint import TRAINER_STATE, check_run_folder, save_checkpoint, save_model, set_aside_newer
+from .checkpoint import TRAINER_STATE, save_checkpoint, save_model, set_aside_newer
 from .corpus import progress_bar
 from .folders import write_json
 from .history import History, live_table
 from .masking import MaskedBatch, mask_batch
 from .optimization import learning_rate_at
-from .planning import start_trackers
-from .run import Run, run_state, unlogged_loss
+from .run import Run, check_run_folder, run_state, start_trackers, unlogged_loss
 
 # %% ../nbs/80_training.ipynb #4c84c8c0
 logger = logging.getLogger(__name__)
@@ -31,14 +30,22 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/80_training.ipynb #a16cd724
 def take_batches(
     run: Run,
-) -> tuple[list[tuple[int, MaskedBatch]], int, int]:  # Numbered micro-batches of this process; predictions and tokens over all processes
+) -> tuple[
+    list[tuple[int, MaskedBatch]], int, int
+]:  # Numbered micro-batches of this process; predictions and tokens over all processes
     "The data of the step that comes next."
     epoch, rows = run.plan.batches(run.step)
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
     numbers = range(process, len(rows), processes) or [0]
-    batches = [(number, mask_batch(make_flat_batch(run.corpus, rows[number], run.tokenizer.pad_token_id), epoch, run.rules)) for number in numbers]
+    batches = [
+        (number, mask_batch(make_flat_batch(run.corpus, rows[number], run.tokenizer.pad_token_id), epoch, run.rules))
+        for number in numbers
+    ]
     if process >= len(rows):
-        batches = [(number, replace(batch, masked_positions=batch.masked_positions[:0], labels=batch.labels[:0])) for number, batch in batches]
+        batches = [
+            (number, replace(batch, masked_positions=batch.masked_positions[:0], labels=batch.labels[:0]))
+            for number, batch in batches
+        ]
     predictions = torch.tensor(sum(len(batch.labels) for _, batch in batches), device=run.accelerator.device)
     return batches, int(run.accelerator.reduce(predictions)), int(run.corpus.lengths[np.concatenate(rows)].sum())
 
@@ -53,7 +60,8 @@ def seed_dropout(
 # %% ../nbs/80_training.ipynb #065d1d40
 def train(
     run: Run,
-    stop_at_step: int | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
+    stop_at_step: int
+    | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
 ) -> History:
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
@@ -68,7 +76,9 @@ def train(
         tokens, began = 0, perf_counter()  # Since the last entry of the log
         while run.step < last_step:
             batches, predictions, step_tokens = take_batches(run)
-            rate = learning_rate_at(run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type)
+            rate = learning_rate_at(
+                run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
+            )
             for group in run.optimizer.param_groups:
                 group["lr"] = rate
             for number, batch in batches:
@@ -117,7 +127,13 @@ def _log(
 ) -> str:  # What the progress bar says
     "Add an entry with the means since the one before; a loss that is no number stops the run."
     loss = unlogged_loss(run) / max(1, run.unlogged_predictions)
-    entry = {"step": run.step, "epoch": round(run.plan.epochs_done(run.step), 4), "loss": loss, "learning_rate": learning_rate, "grad_norm": float(run.grad_norm)}
+    entry = {
+        "step": run.step,
+        "epoch": round(run.plan.epochs_done(run.step), 4),
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "grad_norm": float(run.grad_norm),
+    }
     run.history.log_history.append(entry | {"tokens_per_second": round(tokens_per_second, 1)})
     run.unlogged_loss.zero_()
     run.unlogged_predictions = 0
@@ -138,7 +154,9 @@ def _save_is_due(
     "Whether a checkpoint belongs after the step just done."
     if run.config.save_strategy == "epoch":
         return run.step in run.plan.epoch_ends or run.step == run.plan.total_steps
-    return run.config.save_strategy == "steps" and (run.step % run.config.save_steps == 0 or run.step == run.plan.total_steps)
+    return run.config.save_strategy == "steps" and (
+        run.step % run.config.save_steps == 0 or run.step == run.plan.total_steps
+    )
 
 
 def _save(
@@ -147,7 +165,9 @@ def _save(
     "Write a checkpoint from the main process, while the others wait."
     state = run_state(run)
     if run.accelerator.is_main_process:
-        save_checkpoint(run.config.run_folder, run.stock, run.tokenizer, run.optimizer, state, run.config.save_total_limit)
+        save_checkpoint(
+            run.config.run_folder, run.stock, run.tokenizer, run.optimizer, state, run.config.save_total_limit
+        )
     run.accelerator.wait_for_everyone()
 
 

@@ -15,6 +15,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:tmp|home|root|Users|var/folders)/|site
 @dataclass(frozen=True)
 class Cell:
     "One cell of a notebook."
+
     kind: str  # "code", "markdown" or "raw"
     source: str
     outputs: list  # As stored, of a code cell
@@ -39,6 +40,7 @@ class Cell:
 @dataclass(frozen=True)
 class Notebook:
     "One notebook; a chapter if it exports a module."
+
     path: Path
     cells: list[Cell]
 
@@ -57,8 +59,11 @@ def read_notebook(path: Path) -> Notebook:
 
 def notebook_paths(folder: Path) -> list[Path]:
     "The notebooks in a folder and below, in reading order: index, chapters by number, tutorials."
-    paths = [path for path in folder.rglob("*.ipynb")
-             if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)]
+    paths = [
+        path
+        for path in folder.rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    ]
     return sorted(paths, key=lambda path: (len(path.parts), path.stem != "index", chapter_number(path), path.name))
 
 
@@ -171,8 +176,9 @@ def output_faults(notebook: Notebook) -> list[str]:
     faults = []
     for number, cell in enumerate(notebook.cells):
         for output in cell.outputs:
-            shown = json.dumps([output.get("text"), output.get("data", {}).get("text/plain"),
-                                output.get("data", {}).get("text/html")])
+            shown = json.dumps(
+                [output.get("text"), output.get("data", {}).get("text/plain"), output.get("data", {}).get("text/html")]
+            )
             if output["output_type"] == "error":
                 faults.append(f"cell {number} stores an error: {output.get('ename')}")
             elif MACHINE_PATH.search(shown):

@@ -21,7 +21,14 @@ from xml.etree import ElementTree
 
 import yaml
 from book import (
-    chapters, import_faults, lesson_faults, notebook_paths, output_faults, read_book, shape_faults, sidebar_faults,
+    chapters,
+    import_faults,
+    lesson_faults,
+    notebook_paths,
+    output_faults,
+    read_book,
+    shape_faults,
+    sidebar_faults,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +48,7 @@ class Fault(Exception):
 @dataclass(frozen=True)
 class Outcome:
     "One line of the report."
+
     name: str
     fault: str | None = None  # None when the check passed
     seconds: float = 0.0
@@ -61,8 +69,13 @@ def demand_none(faults: list[str]) -> None:
 def run_command(command: list, folder: Path, timeout: int, with_project: bool = True) -> str:
     "Run a command to its end and return all it printed; a failure or a time-out is a fault, and ends its children."
     process = subprocess.Popen(
-        [str(word) for word in command], cwd=folder, env=environment(folder, with_project),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment(folder, with_project),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         output = process.communicate(timeout=timeout)[0].decode(errors="replace")
@@ -81,8 +94,12 @@ def environment(folder: Path, with_project: bool) -> dict[str, str]:
     scratch.mkdir(exist_ok=True)
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "IN_TEST")}
     variables |= {
-        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(scratch / "hub"), "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(scratch / "hub"),
+        "TMPDIR": str(scratch),
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
     return variables | {"PYTHONPATH": str(folder)} if with_project else variables
 
@@ -103,7 +120,10 @@ def project_copy() -> Iterator[Path]:
     "A copy of all files that git tracks or would track, removed at the end."
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     with tempfile.TemporaryDirectory(prefix="langmlm-") as folder:
         root = Path(folder) / "project"
@@ -153,8 +173,11 @@ def check_readme(root: Path) -> None:
 
 def check_imports(root: Path) -> None:
     "Modules import only from earlier chapters."
-    sources = {path.stem: path.read_text(encoding="utf-8")
-               for path in (root / PACKAGE).glob("*.py") if not path.stem.startswith("_")}
+    sources = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (root / PACKAGE).glob("*.py")
+        if not path.stem.startswith("_")
+    }
     order = list(chapters(read_book(root / "nbs")))
     demand_none(import_faults(order, sources, PACKAGE) if order else ["no notebook exports a module"])
 
@@ -180,8 +203,11 @@ def check_docs(root: Path) -> None:
     "The documentation builds up to the point where Quarto takes over, and its sidebar has every notebook."
     output = run_command([sys.executable, "tests/prepare_docs.py"], root, TOOL_TIMEOUT)
     book = read_book(root / "nbs")
-    unprocessed = [f"{notebook.path.name} was not processed" for notebook in book
-                   if not (root / "_proc" / notebook.path.relative_to(root / "nbs")).exists()]
+    unprocessed = [
+        f"{notebook.path.name} was not processed"
+        for notebook in book
+        if not (root / "_proc" / notebook.path.relative_to(root / "nbs")).exists()
+    ]
     mixed = [last_lines(output)] if "Found cells containing imports" in output else []
     site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"]
     demand_none(unprocessed + mixed + sidebar_faults(book, root / "nbs", sidebar_links(site["sidebar"]["contents"])))

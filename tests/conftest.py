@@ -25,7 +25,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     "The arguments of `create_mlm` that name data."
     folder = tmp_path_factory.mktemp("data")
     (folder / "data.txt").write_text("\n".join(islice(docstrings(), 150)), encoding="utf-8")
-    config = {"vocab_size": 500, "max_length": 32, "path_to_save_tokenizer": folder / "tokenizer", "path_to_save_dataset": folder / "dataset"}
+    config = {
+        "vocab_size": 500,
+        "max_length": 32,
+        "path_to_save_tokenizer": folder / "tokenizer",
+        "path_to_save_dataset": folder / "dataset",
+    }
     tasks.create_tokenizer(folder / "data.txt", config).train()
     return {"tokenizer": folder / "tokenizer", "tokenized_dataset": folder / "dataset"}
 
@@ -35,7 +40,9 @@ def create(data: dict[str, Path]):
     "Make a new run: `create(output_dir, **settings)`."
 
     def create_run(output_dir: Path, **changes) -> tasks.MLMTask:
-        return tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config={**SETTINGS, "output_dir": output_dir, **changes})
+        return tasks.create_mlm(
+            **data, model_config=ARCHITECTURE, training_config={**SETTINGS, "output_dir": output_dir, **changes}
+        )
 
     return create_run
 

@@ -42,8 +42,9 @@ def is_skipped(cell: nbformat.NotebookNode, flags: set[str]) -> bool:
 
 def without_widgets(outputs: list) -> list:
     "Outputs less progress bars and other widgets, which cannot be shown without the kernel that drew them."
-    return [output for output in outputs
-            if not any("jupyter.widget" in mime_type for mime_type in output.get("data", {}))]
+    return [
+        output for output in outputs if not any("jupyter.widget" in mime_type for mime_type in output.get("data", {}))
+    ]
 
 
 def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:

@@ -40,12 +40,21 @@ def pretrain() -> list[dict]:
         tokenizer="tokenizer",
         tokenized_dataset="tokenized_dataset",
         training_config={
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_train_epochs": 1,
-            "save_steps": 5, "save_total_limit": 3, "logging_steps": 5, "learning_rate": 2e-3,
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 1,
+            "num_train_epochs": 1,
+            "save_steps": 5,
+            "save_total_limit": 3,
+            "logging_steps": 5,
+            "learning_rate": 2e-3,
         },
         model_config={
-            "vocab_size": VOCABULARY, "max_position_embeddings": MAX_LENGTH + 2, "num_attention_heads": 2,
-            "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": MAX_LENGTH + 2,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
         },
     )
     return model.train().log_history

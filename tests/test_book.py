@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 from book import (
-    Cell, Notebook, exported_names, import_faults, lesson_faults, notebook_paths, output_faults, read_notebook,
-    shape_faults, sidebar_faults, used_names,
+    Cell,
+    Notebook,
+    exported_names,
+    import_faults,
+    lesson_faults,
+    notebook_paths,
+    output_faults,
+    read_notebook,
+    shape_faults,
+    sidebar_faults,
+    used_names,
 )
 
 TITLE = Cell("markdown", "# Corpus\n\n> Documents.", [])
@@ -22,10 +31,17 @@ def notebook(*cells: Cell, path: str = "10_corpus.ipynb") -> Notebook:
     return Notebook(Path(path), [TITLE, *cells])
 
 
-@pytest.mark.parametrize("source", [
-    "from langmlm.model import build", "from .model import build", "import langmlm.model", "from langmlm import model",
-    "from . import model", "def late():\n    from langmlm.model import build",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from langmlm.model import build",
+        "from .model import build",
+        "import langmlm.model",
+        "from langmlm import model",
+        "from . import model",
+        "def late():\n    from langmlm.model import build",
+    ],
+)
 def test_an_import_from_a_later_chapter_is_a_fault(source):
     sources = {"corpus": source, "model": "import torch\nfrom langmlm.corpus import docstrings"}
     (fault,) = import_faults(["corpus", "model"], sources, "langmlm")
@@ -78,11 +94,14 @@ def test_imports_stand_alone_in_lessons(source):
     assert shape_faults(notebook(code("%matplotlib inline\nimport os\nfrom os import path"))) == []
 
 
-@pytest.mark.parametrize("output", [
-    {"output_type": "error", "ename": "ValueError"},
-    {"output_type": "stream", "text": ["in /home/someone/project"]},
-    {"output_type": "execute_result", "data": {"text/plain": "PosixPath('/tmp/abc')"}},
-])
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"output_type": "error", "ename": "ValueError"},
+        {"output_type": "stream", "text": ["in /home/someone/project"]},
+        {"output_type": "execute_result", "data": {"text/plain": "PosixPath('/tmp/abc')"}},
+    ],
+)
 def test_a_stored_error_or_machine_path_is_a_fault(output):
     assert len(output_faults(notebook(code("1", output)))) == 1
 

@@ -44,7 +44,14 @@ KEEPS_WEIGHTS = {  # To rounding
     "save_total_limit": 1,
     "disable_tqdm": True,
 }
-SEEN_ELSEWHERE = {"fp16", "n_gpus", "run_name", "output_dir", "logging_dir", "report_to"}  # Lessons of planning, tests of processes and trackers
+SEEN_ELSEWHERE = {
+    "fp16",
+    "n_gpus",
+    "run_name",
+    "output_dir",
+    "logging_dir",
+    "report_to",
+}  # Lessons of planning, tests of processes and trackers
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,9 @@ def expected(data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.
 
 def train(data: dict[str, Path], folder: Path, **changes) -> dict[str, torch.Tensor]:
     "Train a small model, and read its final weights."
-    tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config={**SETTINGS, "output_dir": folder / "run", **changes}).train()
+    tasks.create_mlm(
+        **data, model_config=ARCHITECTURE, training_config={**SETTINGS, "output_dir": folder / "run", **changes}
+    ).train()
     return load_file(folder / "run" / "final_model" / "model.safetensors")
 
 
@@ -66,7 +75,9 @@ def largest_difference(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Te
 
 def test_no_field_is_forgotten():
     "The tables of this page have every field of the config."
-    assert {entry.name for entry in fields(TrainingConfig)} == CHANGES_WEIGHTS.keys() | KEEPS_WEIGHTS.keys() | SEEN_ELSEWHERE
+    assert {
+        entry.name for entry in fields(TrainingConfig)
+    } == CHANGES_WEIGHTS.keys() | KEEPS_WEIGHTS.keys() | SEEN_ELSEWHERE
 
 
 @pytest.mark.parametrize("name", CHANGES_WEIGHTS)
@@ -81,7 +92,10 @@ def test_keeps_the_weights(data, tmp_path: Path, expected: dict, name: str):
     assert largest_difference(train(data, tmp_path, **{name: KEEPS_WEIGHTS[name]}), expected) < 1e-4
 
 
-@pytest.mark.parametrize(("changes", "steps"), [({"save_steps": 3, "save_total_limit": 2}, 2), ({"save_strategy": "no"}, 0), ({"save_strategy": "epoch"}, 2)])
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [({"save_steps": 3, "save_total_limit": 2}, 2), ({"save_strategy": "no"}, 0), ({"save_strategy": "epoch"}, 2)],
+)
 def test_checkpoints(data, tmp_path: Path, changes: dict, steps: int):
     "As many checkpoints are left as were asked for."
     train(data, tmp_path, **changes)
@@ -102,14 +116,21 @@ def test_architecture_reaches_the_model(data, tmp_path: Path):
     saved = json.loads((tmp_path / "run" / "final_model" / "config.json").read_text())
     assert {name: saved.get(name, given[name]) for name in given} == given
     weights = load_file(tmp_path / "run" / "final_model" / "model.safetensors")
-    assert weights["roberta.embeddings.word_embeddings.weight"].shape == (600, 48) and "lm_head.decoder.weight" in weights
+    assert (
+        weights["roberta.embeddings.word_embeddings.weight"].shape == (600, 48) and "lm_head.decoder.weight" in weights
+    )
 
 
 @pytest.mark.parametrize("changes", [{"long_lines": "truncate"}, {"max_length": 16}, {"vocab_size": 400}, {"min_frequency": 50}, {"max_train_bytes": 3_000}, {"special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Return"]}])  # fmt: skip
 def test_tokenizer_options(data, tmp_path: Path, changes: dict):
     "Each option makes another dataset from the same text; the number of workers does not."
     text = data["tokenizer"].parent / "data.txt"
-    common = {"vocab_size": 500, "max_length": 32, "path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    common = {
+        "vocab_size": 500,
+        "max_length": 32,
+        "path_to_save_tokenizer": tmp_path / "tokenizer",
+        "path_to_save_dataset": tmp_path / "dataset",
+    }
     tasks.create_tokenizer(text, {**common, "num_workers": 3}).train()
     assert open_dataset(tmp_path / "dataset").fingerprint == open_dataset(data["tokenized_dataset"]).fingerprint
     tasks.create_tokenizer(text, {**common, **changes}).train()

@@ -24,7 +24,9 @@ def train_in_processes(number: int, given: dict) -> list[dict]:
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    finished = subprocess.run([*launcher, str(script), json.dumps(given)], capture_output=True, text=True, timeout=300, env=environment)
+    finished = subprocess.run(
+        [*launcher, str(script), json.dumps(given)], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
@@ -33,11 +35,21 @@ def test_two_processes_are_one(data, tmp_path: Path):
     "One process with 2 micro-batches in a step, two with 1 each: the same data, masks and dropout, so the same losses to rounding."
     histories = {}
     for number in (1, 2):
-        settings = {**SETTINGS, "gradient_accumulation_steps": 2 // number, "use_cpu": True, "output_dir": str(tmp_path / f"run-{number}")}
-        given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE, "training_config": settings}
+        settings = {
+            **SETTINGS,
+            "gradient_accumulation_steps": 2 // number,
+            "use_cpu": True,
+            "output_dir": str(tmp_path / f"run-{number}"),
+        }
+        given = {name: str(path) for name, path in data.items()} | {
+            "model_config": ARCHITECTURE,
+            "training_config": settings,
+        }
         histories[number] = train_in_processes(number, given)
     assert [entry["step"] for entry in histories[1]] == [entry["step"] for entry in histories[2]]
-    saved = [json.loads((tmp_path / f"run-{number}" / "trainer_state.json").read_text())["langmlm"] for number in (1, 2)]
+    saved = [
+        json.loads((tmp_path / f"run-{number}" / "trainer_state.json").read_text())["langmlm"] for number in (1, 2)
+    ]
     assert [state["environment"]["processes"] for state in saved] == [1, 2]
     assert saved[0]["depends_on"] == saved[1]["depends_on"]
     for alone, shared in zip(histories[1], histories[2]):

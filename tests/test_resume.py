@@ -21,7 +21,10 @@ def weights(task) -> dict[str, torch.Tensor]:
 
 def losses(task) -> list[tuple]:
     "What a run logged, without what depends on the time."
-    return [tuple(entry[name] for name in ("step", "epoch", "loss", "learning_rate", "grad_norm")) for entry in task.run.history.log_history]
+    return [
+        tuple(entry[name] for name in ("step", "epoch", "loss", "learning_rate", "grad_norm"))
+        for entry in task.run.history.log_history
+    ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -36,7 +39,9 @@ def test_stopped_at_every_step(create, resume, tmp_path: Path, variant: str):
         resumed = resume(folder)
         assert resumed.run.step == step
         resumed.train()
-        assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(resumed).items()), f"stopped at step {step}"
+        assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(resumed).items()), (
+            f"stopped at step {step}"
+        )
         assert losses(resumed) == losses(straight)
 
 

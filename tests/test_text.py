@@ -39,9 +39,13 @@ def test_documents_come_back(data: dict[str, Path], tmp_path: Path, lines: list[
     expected = [line.rstrip("\r") for line in "\n".join(lines).removeprefix("\ufeff").split("\n") if line.strip()]
     if not file.stat().st_size or not expected:
         with pytest.raises(ValueError, match="nothing"):
-            tasks.create_tokenizer(file, {"path_to_save_dataset": tmp_path / "dataset"}, tokenizer=data["tokenizer"]).train()
+            tasks.create_tokenizer(
+                file, {"path_to_save_dataset": tmp_path / "dataset"}, tokenizer=data["tokenizer"]
+            ).train()
         return
-    tasks.create_tokenizer(file, {"path_to_save_dataset": tmp_path / "dataset", "max_length": 8}, tokenizer=data["tokenizer"]).train()
+    tasks.create_tokenizer(
+        file, {"path_to_save_dataset": tmp_path / "dataset", "max_length": 8}, tokenizer=data["tokenizer"]
+    ).train()
     corpus, tokenizer = open_dataset(tmp_path / "dataset"), AutoTokenizer.from_pretrained(data["tokenizer"])
     content = [token for row in range(len(corpus)) for token in corpus[row][1:-1].tolist()]
     assert tokenizer.decode(content) == "".join(expected)

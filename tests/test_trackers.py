@@ -11,4 +11,6 @@ def test_tensorboard(create, tmp_path: Path):
     history = task.train()
     (folder,) = {file.parent for file in (tmp_path / "logs").rglob("events.*") if file.parent.name == "langmlm"}
     events = EventAccumulator(str(folder)).Reload()
-    assert [(event.step, round(event.value, 4)) for event in events.Scalars("loss")] == [(entry["step"], round(entry["loss"], 4)) for entry in history.log_history]
+    assert [(event.step, round(event.value, 4)) for event in events.Scalars("loss")] == [
+        (entry["step"], round(entry["loss"], 4)) for entry in history.log_history
+    ]
