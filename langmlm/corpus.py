@@ -21,9 +21,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/10_corpus.ipynb #a5e824e3
 def find_files(
-    data_path: str
-    | PathLike
-    | list[str | PathLike],  # A text file, a glob, a folder (its `.txt` files, at any depth), or a list of these
+    data_path: str | PathLike | list[str | PathLike],  # A text file, a glob, a folder (of `.txt`), or a list of them
 ) -> list[Path]:  # Existing files that hold something, in a fixed order, each once
     "The text files that `data_path` names; refuses what is missing or empty."
     data_path = [data_path] if isinstance(data_path, (str, PathLike)) else data_path

@@ -168,9 +168,7 @@ class TokenizedCorpus:
 def _locate(
     ids: pa.Array,  # Lists of ids
     mask: pa.Array | None = None,  # Lists of 0 and 1, of the same lengths
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # All ids, [rows] where each row's real ids start, [rows] how many they are
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # All ids; [rows] where real ids start; [rows] how many they are
     "Where the sequences of an Arrow chunk lie; rows without a real id are passed over."
     if pa.types.is_fixed_size_list(ids.type):
         ids = ids.cast(pa.list_(ids.type.value_type))

@@ -49,9 +49,7 @@ def encode_documents(
     documents: Iterable[str],  # Text
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
     num_workers: int | None = None,  # Threads; None: one per core
-) -> Iterator[
-    tuple[np.ndarray, np.ndarray]
-]:  # Per batch, ids one after the other (uint32) and tokens in each document (int64)
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # Per batch: ids behind one another, uint32; tokens per document, int64
     "Encode a stream of documents on several threads, in order and without special tokens."
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # A copy: the user's one keeps its settings
     backend.no_truncation(), backend.no_padding()

@@ -34,11 +34,9 @@ class TrainingConfig:
     num_train_epochs: int = 10  # Passes over the dataset
     max_steps: int = -1  # Optimizer steps, through as many epochs as that takes; -1: as `num_train_epochs` says
     # Batches
-    per_device_train_batch_size: int = 32  # A micro-batch holds this many sequences of `max_length`, or as many shorter ones as make the same number of tokens
+    per_device_train_batch_size: int = 32  # Sequences of `max_length` in a micro-batch, or as many tokens of others
     gradient_accumulation_steps: int = 2  # Micro-batches in an optimizer step, on each device
-    packing: bool = (
-        True  # False: one line per row, so a micro-batch holds `per_device_train_batch_size` sequences, short or long
-    )
+    packing: bool = True  # False: a micro-batch holds `per_device_train_batch_size` sequences, short or long
     # Masks
     mlm_probability: float = 0.15  # Share of the tokens to predict, above 0 and below 1
     whole_word_masking: bool = False  # Hide all tokens of a word, or none
@@ -65,12 +63,8 @@ class TrainingConfig:
     output_dir: str | PathLike | None = None  # None: `./<run_name>`
     logging_dir: str | PathLike | None = None  # Where trackers write; None: `./logs/<run_name>`
     logging_steps: int = 100  # Steps between two entries of the log
-    report_to: list | tuple | str = (
-        "none",
-    )  # Trackers that Accelerate knows, such as "tensorboard" or "wandb"; "all": those installed
-    save_strategy: str = (
-        "steps"  # Checkpoints every `save_steps` steps and at the end; "epoch": after every epoch; "no": none
-    )
+    report_to: list | tuple | str = ("none",)  # Trackers of Accelerate, such as "tensorboard"; "all": those installed
+    save_strategy: str = "steps"  # Checkpoints every `save_steps` and at the end; or "epoch": after each; or "no": none
     save_steps: int = 100  # Steps between two checkpoints
     save_total_limit: int | None = 10  # Checkpoints to keep; None: all
     disable_tqdm: bool | None = None  # Show no progress: neither bar nor table; None: show it where somebody watches

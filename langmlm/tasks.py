@@ -121,9 +121,7 @@ TRAINING_ONLY = ("vocab_size", "min_frequency", "special_tokens", "path_to_save_
 
 
 def create_tokenizer(
-    data_path: str
-    | PathLike
-    | list[str | PathLike],  # A text file, a glob, a folder, or a list of these; one document per line, UTF-8
+    data_path: str | PathLike | list[str | PathLike],  # Text files, globs, folders; UTF-8, one document per line
     tokenizer_config: dict | TokenizerConfig | None = None,  # Keys of `TokenizerConfig`
     tokenizer: str | PathLike | None = None,  # A folder or Hub name: tokenize with it, and train none
 ) -> TokenizerTask:  # Call its `train`
@@ -168,8 +166,7 @@ class MLMTask:
 
     def train(
         self,
-        stop_at_step: int
-        | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
+        stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; leaves `checkpoint-<step>` folders and `final_model` in the run's folder."
         arithmetic = self.arithmetic()
@@ -182,14 +179,11 @@ class MLMTask:
 # %% ../nbs/90_tasks.ipynb #b46201b4
 def create_mlm(
     tokenizer: str | PathLike,  # A folder or Hub name; the one that the dataset was made with
-    tokenized_dataset: str
-    | PathLike,  # A folder from `create_tokenizer`, or one saved by `datasets` with a column `input_ids`
+    tokenized_dataset: str | PathLike,  # From `create_tokenizer`, or saved by `datasets` with a column `input_ids`
     model_config: dict | ModelConfig | None = None,  # Keys of `ModelConfig`; needed unless there is a `checkpoint_path`
     training_config: dict | TrainingConfig | None = None,  # Keys of `TrainingConfig`
-    checkpoint_path: str
-    | PathLike
-    | None = None,  # A checkpoint or a run's folder, to go on; any other model, for a new run with its weights
-    resume: str = "auto",  # "auto": as the path suggests; "full": go on, or refuse; "weights": a new run with the weights
+    checkpoint_path: str | PathLike | None = None,  # A checkpoint or run folder to go on with, or a model to begin from
+    resume: str = "auto",  # "auto": as the path suggests; "full": go on, or refuse; "weights": a new run
 ) -> MLMTask:  # Call its `train`
     "Prepare to train a masked language model; everything is checked, nothing is written yet."
     if model_config is None and checkpoint_path is None:

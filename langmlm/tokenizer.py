@@ -70,9 +70,7 @@ class TokenizerConfig:
     special_tokens: list | tuple = SPECIAL_TOKENS  # The five of RoBERTa first; further ones are never split
     path_to_save_tokenizer: str | PathLike = "./tokenizer"  # Folder; one that holds a tokenizer is replaced
     path_to_save_dataset: str | PathLike = "./tokenized_dataset"  # Folder; one that holds a dataset is replaced
-    long_lines: str = (
-        "split"  # A document of more than `max_length` tokens: "split" into sequences, or "truncate" to the first
-    )
+    long_lines: str = "split"  # A document longer than `max_length`: "split" into sequences, or "truncate" to the first
     max_train_bytes: int = 1_000_000_000  # Text that trains the tokenizer at most, in bytes; of more, a random sample
     num_workers: int | None = None  # Threads that tokenize; None: one per core
     seed: int = 42  # Of the sample

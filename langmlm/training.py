@@ -30,9 +30,7 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/80_training.ipynb #a16cd724
 def take_batches(
     run: Run,
-) -> tuple[
-    list[tuple[int, MaskedBatch]], int, int
-]:  # Numbered micro-batches of this process; predictions and tokens over all processes
+) -> tuple[list[tuple[int, MaskedBatch]], int, int]:  # Numbered micro-batches; predictions and tokens of all processes
     "The data of the step that comes next."
     epoch, rows = run.plan.batches(run.step)
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
@@ -60,8 +58,7 @@ def seed_dropout(
 # %% ../nbs/80_training.ipynb #065d1d40
 def train(
     run: Run,
-    stop_at_step: int
-    | None = None,  # End this session after so many steps of the run, with a checkpoint; None: go to the end
+    stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
