@@ -238,7 +238,9 @@ def find_origin(
     folder = Path(checkpoint_path)
     if list_checkpoints(folder):
         folder = newest_checkpoint(folder)
-    ours = (folder / MANIFEST).is_file() or (folder / OPTIMIZER).is_file()
+    ours = (
+        sum((folder / name).is_file() for name in (MANIFEST, OPTIMIZER, TRAINER_STATE)) >= 2
+    )  # One may be what is lost
     if ours and resume != "weights":
         damage = find_damage(folder)
         if damage:

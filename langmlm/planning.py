@@ -7,7 +7,7 @@ __all__ = ['FEWEST_STEPS', 'TrainingConfig', 'device_type_of', 'Arithmetic', 'ru
 
 # %% ../nbs/78_planning.ipynb #bc7344fd
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
