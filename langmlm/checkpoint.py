@@ -236,13 +236,13 @@ def find_origin(
             raise ValueError("resume='full' needs a checkpoint_path to go on from")
         return Origin(None)
     folder = Path(checkpoint_path)
-    if list_checkpoints(folder):
-        folder = newest_checkpoint(folder)
+    is_run = bool(list_checkpoints(folder))
+    folder = newest_checkpoint(folder) if is_run else folder
     ours = (
         sum((folder / name).is_file() for name in (MANIFEST, OPTIMIZER, TRAINER_STATE)) >= 2
     )  # One may be what is lost
     if ours and resume != "weights":
-        damage = find_damage(folder)
+        damage = [] if is_run else find_damage(folder)  # The newest of a run was chosen because it is whole
         if damage:
             raise ValueError(
                 f"checkpoint_path={str(folder)!r} is damaged: {'; '.join(damage)}. Name its run's folder to use the newest good one"

@@ -79,6 +79,21 @@ def start_trackers(
         }
         accelerator.init_trackers("langmlm", settings, init_kwargs={"wandb": {"name": config.run_name}})
 
+# %% ../nbs/79_run.ipynb #d090581d
+def _dependencies(
+    run: "Run",
+) -> dict[str, str | int | bool]:  # By names that a message can use
+    "What must be equal for a run to go on from a checkpoint."
+    return {
+        "dataset": run.corpus.fingerprint,
+        "tokenizer": fingerprint_tokenizer(run.tokenizer),
+        "max_length": max_length_of(run.corpus),
+        "seed": run.config.seed,
+        "packing": run.config.packing,
+        "per_device_train_batch_size": run.config.per_device_train_batch_size,
+        "gradient_accumulation_steps x processes": run.plan.geometry.batches_per_step,
+    }
+
 # %% ../nbs/79_run.ipynb #5d62fafc
 class Run:
     "A run at some step: made of a model, data and a config, new or from a checkpoint."
@@ -106,6 +121,7 @@ class Run:
             model, config.optim, config.weight_decay, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
         )
         self.module, self.optimizer = self.accelerator.prepare(FlatMaskedLM(model), optimizer)
+        self.depends_on = _dependencies(self)  # Hashing a tokenizer takes a while: once, not at every entry of the log
         self.history = History()
         self.step = 0  # Optimizer steps done
         self.unlogged_loss = torch.zeros(
@@ -175,7 +191,7 @@ def run_state(
         "num_train_epochs": run.config.num_train_epochs,
         "log_history": run.history.log_history,
         "langmlm": {
-            "depends_on": _dependencies(run),
+            "depends_on": run.depends_on,
             "unlogged": {"loss": unlogged_loss(run), "predictions": run.unlogged_predictions},
             "scaler": scaler.state_dict() if scaler else None,
             "config": config,
@@ -184,28 +200,13 @@ def run_state(
     }
 
 # %% ../nbs/79_run.ipynb #7b882edc
-def _dependencies(
-    run: Run,
-) -> dict[str, str | int | bool]:  # By names that a message can use
-    "What must be equal for a run to go on from a checkpoint."
-    return {
-        "dataset": run.corpus.fingerprint,
-        "tokenizer": fingerprint_tokenizer(run.tokenizer),
-        "max_length": max_length_of(run.corpus),
-        "seed": run.config.seed,
-        "packing": run.config.packing,
-        "per_device_train_batch_size": run.config.per_device_train_batch_size,
-        "gradient_accumulation_steps x processes": run.plan.geometry.batches_per_step,
-    }
-
-
 def _restore(
     run: Run,  # New, with the weights of the checkpoint
     origin: Origin,  # With a state
 ) -> None:
     "Bring a run to where its checkpoint was."
     saved = origin.state["langmlm"]
-    check_same_run(saved["depends_on"], _dependencies(run))
+    check_same_run(saved["depends_on"], run.depends_on)
     run.step = origin.state["global_step"]
     if run.step > run.plan.total_steps:
         raise ValueError(

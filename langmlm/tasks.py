@@ -8,7 +8,7 @@ __all__ = ['TRAINING_ONLY', 'make_config', 'TokenizerTask', 'create_tokenizer', 
 # %% ../nbs/90_tasks.ipynb #b04ede03
 import logging
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -141,12 +141,8 @@ def create_tokenizer(
             ", ".join(ignored),
         )
     loaded = load_tokenizer(tokenizer)
-    if tokenizer_config is None or (given and "max_length" not in given):
-        config = make_config(
-            TokenizerConfig,
-            "tokenizer_config",
-            given | {"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)},
-        )
+    if not isinstance(tokenizer_config, TokenizerConfig) and "max_length" not in given:
+        config = replace(config, max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
     return TokenizerTask(files, config, loaded)
 
 # %% ../nbs/90_tasks.ipynb #b19227ff
