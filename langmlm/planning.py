@@ -50,7 +50,7 @@ class TrainingConfig:
     adam_beta2: float = 0.98  # How long the mean of their squares does, 0 to below 1
     adam_epsilon: float = 1e-6  # Above 0
     max_grad_norm: float = 1.0  # Longer gradients are shortened to it; 0: never
-    optim: str = "adamw_torch_fused"  # Or "adamw_torch"
+    optim: str = "adamw_torch_fused"  # Or "adamw_torch"; or "muon", for the matrices of the layers
     seed: int = 42  # Of first weights, order, masks and dropout; 0 or more
     # Hardware
     bf16: bool | None = None  # Matrix products in bf16; None: where it is native

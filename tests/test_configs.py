@@ -33,6 +33,7 @@ CHANGES_WEIGHTS = {
     "max_grad_norm": 0.01,
     "seed": 7,
     "bf16": True,
+    "optim": "muon",
 }
 KEEPS_WEIGHTS = {  # To rounding
     "optim": "adamw_torch",
