@@ -92,6 +92,7 @@ def _dependencies(
         "packing": run.config.packing,
         "per_device_train_batch_size": run.config.per_device_train_batch_size,
         "gradient_accumulation_steps x processes": run.plan.geometry.batches_per_step,
+        "optimizer": run.config.optim.partition("_")[0],  # Both ways of AdamW remember the same
     }
 
 # %% ../nbs/79_run.ipynb #5d62fafc

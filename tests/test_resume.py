@@ -11,6 +11,8 @@ VARIANTS = {
     "max steps": {"max_steps": 11, "lr_scheduler_type": "cosine"},
     "rows": {"packing": False, "whole_word_masking": True},
     "bf16": {"bf16": True, "gradient_checkpointing": True},
+    "muon": {"optim": "muon"},
+    "muon in bf16": {"optim": "muon", "bf16": True},
 }
 
 
