@@ -152,8 +152,9 @@ def make_flat_batch(
     rows: Iterable[int],  # Numbers of the sequences
     pad_token_id: int,  # Positions are counted from the number after it
 ) -> FlatBatch:
-    "Lay sequences of a dataset side by side."
+    "Lay sequences of a dataset side by side, the shortest first."
     rows = np.asarray(rows)
+    rows = rows[np.argsort(corpus.lengths[rows], kind="stable")]
     lengths = corpus.lengths[rows]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + pad_token_id + 1

@@ -7,7 +7,7 @@ __all__ = ['MANIFEST', 'ContentHash', 'write_dataset', 'TokenizedCorpus', 'open_
 
 # %% ../nbs/30_dataset.ipynb #aa09983e
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -126,11 +126,8 @@ class TokenizedCorpus:
     ):
         self.manifest = manifest
         columns = [name for name in ("input_ids", "attention_mask") if name in rows.column_names]
-        self._chunks = [_locate(*chunks) for chunks in zip(*(rows.data.column(name).chunks for name in columns))]
-        self.lengths = np.concatenate([lengths for _, _, lengths in self._chunks] or [np.zeros(0)]).astype(
-            np.int32
-        )  # [sequences]
-        self._first_row = np.cumsum([0] + [len(lengths) for _, _, lengths in self._chunks])
+        located = [_locate(*chunks) for chunks in zip(*(rows.data.column(name).chunks for name in columns))]
+        self._ids, self._starts, self.lengths = _join(located)
         self.fingerprint = manifest["content"] if manifest else _hash(self)  # Of ids and lengths
 
     def __len__(self) -> int:
@@ -146,23 +143,22 @@ class TokenizedCorpus:
         row: int,  # From 0 to below `len(self)`
     ) -> np.ndarray:  # [tokens] ids as they are stored
         "The ids of one sequence."
-        chunk = np.searchsorted(self._first_row, row, side="right") - 1
-        ids, starts, lengths = self._chunks[chunk]
-        row -= self._first_row[chunk]
-        return ids[starts[row] : starts[row] + lengths[row]]
+        return self._ids[self._starts[row] : self._starts[row] + self.lengths[row]]
 
     def flat(
         self,
-        rows: Iterable[int],  # Numbers of sequences, in any order
+        rows: np.ndarray | Sequence[int],  # Numbers of sequences, in any order
     ) -> np.ndarray:  # [tokens] int64
         "The ids of several sequences, one after the other."
-        return np.concatenate([self[row] for row in rows]).astype(np.int64)
+        lengths = self.lengths[rows].astype(np.int64)
+        begins = np.cumsum(lengths) - lengths  # Where each sequence goes
+        return self._ids[np.arange(lengths.sum()) + np.repeat(self._starts[rows] - begins, lengths)].astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # Ids one after the other, int64; lengths, int32
-        "All sequences in order, some thousand at a time."
-        for row in range(0, len(self), 10_000):
-            lengths = self.lengths[row : row + 10_000]
-            yield self.flat(range(row, row + len(lengths))), lengths
+        "All sequences in order, a thousand at a time."
+        for row in range(0, len(self), 1_000):
+            lengths = self.lengths[row : row + 1_000]
+            yield self.flat(np.arange(row, row + len(lengths))), lengths
 
 # %% ../nbs/30_dataset.ipynb #4820613e
 def _locate(
@@ -185,6 +181,24 @@ def _locate(
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it is not one of padding")
     kept = lengths > 0
     return ids.values.to_numpy(), starts[kept], lengths[kept]
+
+
+def _join(
+    located: list[tuple[np.ndarray, np.ndarray, np.ndarray]],  # From `_locate`, of every chunk
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # Ids; [sequences] int64 where each starts in them; [sequences] int32 how long
+    "One array over all chunks, wherever in memory they are mapped; what lies between them is never read."
+    located = [chunk for chunk in located if len(chunk[1])]
+    if not located:
+        return np.zeros(0, np.uint16), np.zeros(0, np.int64), np.zeros(0, np.int32)
+    every_ids, every_starts, every_lengths = zip(*located)
+    dtype, addresses = every_ids[0].dtype, np.array([ids.ctypes.data for ids in every_ids])
+    low, high = addresses.min(), max(ids.ctypes.data + ids.nbytes for ids in every_ids)
+    span = np.frombuffer(pa.foreign_buffer(low, high - low, base=every_ids), dtype)
+    places = (addresses - low) // dtype.itemsize
+    starts = [place + starts for place, starts in zip(places, every_starts)]
+    return span, np.concatenate(starts), np.concatenate(every_lengths).astype(np.int32)
 
 
 def _hash(

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -20,9 +19,11 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, gelu
 
-from .attention import LengthGroups, attend_groups, group_by_length
+from .attention import EqualLengths, attend_blocks, attend_jagged, attend_varlen, equal_blocks
+from .dropout import use_fast_dropout
+from .head import linear_cross_entropy
 from .tokenizer import ConfigError, type_faults
 
 # %% ../nbs/60_model.ipynb #eaaba2f1
@@ -159,19 +160,25 @@ def flat_attention(
     query: Tensor,  # [1, heads, tokens, head size]
     key: Tensor,  # The same shape
     value: Tensor,  # The same shape
-    attention_mask: Tensor | None,  # Not used: the groups know the boundaries
-    sorted_batch: LengthGroups,  # From `group_by_length`
+    attention_mask: Tensor | None,  # Not used: the boundaries are known
+    cu_seqlens: Tensor,  # [sequences + 1] int32, where each sequence begins
+    blocks: list[EqualLengths] | None,  # From `equal_blocks`; None on a GPU with CUDA, which reads `cu_seqlens`
     dropout: float = 0.0,  # 0 outside training, says the caller
     scaling: float | None = None,  # Factor of the dot products
     **kwargs: Any,  # What the stock model tells other attention functions
 ) -> tuple[Tensor, None]:  # [1, tokens, heads, head size], and no attention weights
     "Attention of a flat batch, in the form that stock models call."
-    tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
-    return attend_groups(*tokens_first, sorted_batch, dropout, scaling)[None], None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    if blocks is not None:
+        return attend_blocks(query, key, value, blocks, dropout, scaling)[None], None
+    longest = module.config.max_position_embeddings - module.config.pad_token_id - 1
+    if dropout or query.dtype not in (torch.float16, torch.bfloat16):
+        return attend_jagged(query, key, value, cu_seqlens, longest, dropout, scaling)[None], None
+    return attend_varlen(query, key, value, cu_seqlens, longest, scaling)[None], None
 
 
 def no_attention_mask(*args: Any, **kwargs: Any) -> None:  # Whatever a mask would be made from
-    "Boundaries are known from the groups, so no mask is built."
+    "Boundaries are known, so no mask is built."
 
 
 AttentionInterface.register(FLAT_ATTENTION, flat_attention)
@@ -188,6 +195,7 @@ class FlatMaskedLM(nn.Module):
         super().__init__()
         self.stock = stock
         stock.set_attn_implementation(FLAT_ATTENTION)
+        use_fast_dropout(stock)
 
     def forward(
         self,
@@ -198,9 +206,15 @@ class FlatMaskedLM(nn.Module):
         labels: Tensor,  # [predictions] int64
     ) -> Tensor:  # A number, float32: the sum of the cross-entropies in nats
         "Encode all tokens, predict the masked ones, add up their losses."
-        sorted_batch = group_by_length(cu_seqlens)
-        hidden = self.stock.roberta(
-            input_ids=input_ids[None], position_ids=position_ids[None], sorted_batch=sorted_batch
-        )[0][0]
-        logits = self.stock.lm_head(hidden[masked_positions])
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
+        encoder, head = self.stock.roberta, self.stock.lm_head
+        blocks = None if cu_seqlens.is_cuda else equal_blocks(cu_seqlens.cpu(), encoder.config.num_attention_heads)
+        boundaries = {"cu_seqlens": cu_seqlens, "blocks": blocks}
+        hidden = encoder.embeddings(input_ids=input_ids[None], position_ids=position_ids[None])
+        *layers, last = encoder.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden, **boundaries)
+        mixed, _ = last.attention.self(hidden, **boundaries)
+        predicted = last.attention.output(mixed[0, masked_positions], hidden[0, masked_positions])
+        predicted = last.feed_forward_chunk(predicted)
+        predicted = head.layer_norm(gelu(head.dense(predicted)))
+        return linear_cross_entropy(predicted, head.decoder.weight, head.decoder.bias, labels)

@@ -110,6 +110,7 @@ class Run:
         self.stock, self.tokenizer, self.corpus, self.config, self.origin = model, tokenizer, corpus, config, origin
         self.accelerator = make_accelerator(config)
         self.precision = self.accelerator.mixed_precision  # Accelerate's own answer changes with the next Accelerator
+        self.few_shapes = self.precision != "no" or self.accelerator.device.type == "cuda"  # Round batches up
         self.plan = plan_run(corpus, config, self.accelerator.num_processes)
         self.rules = masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking)
         self.warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * self.plan.total_steps)
@@ -121,14 +122,17 @@ class Run:
         optimizer = make_optimizer(
             model, config.optim, config.weight_decay, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
         )
-        self.module, self.optimizer = self.accelerator.prepare(FlatMaskedLM(model), optimizer)
+        module = FlatMaskedLM(model)
+        if config.torch_compile:
+            module.compile()
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.depends_on = _dependencies(self)  # Hashing a tokenizer takes a while: once, not at every entry of the log
         self.history = History()
         self.step = 0  # Optimizer steps done
         self.unlogged_loss = torch.zeros(
             (), device=self.accelerator.device
         )  # Sum over this process' predictions since the last entry
-        self.unlogged_predictions = 0  # Over all processes
+        self.unlogged_predictions = 0  # Over all processes; a tensor on the device once there are any
         self.grad_norm = torch.zeros(())  # Of the last step, before it was clipped
         self.begun = False  # Whether it has written anything
         if origin.state:
@@ -193,7 +197,7 @@ def run_state(
         "log_history": run.history.log_history,
         "langmlm": {
             "depends_on": run.depends_on,
-            "unlogged": {"loss": unlogged_loss(run), "predictions": run.unlogged_predictions},
+            "unlogged": {"loss": unlogged_loss(run), "predictions": int(run.unlogged_predictions)},
             "scaler": scaler.state_dict() if scaler else None,
             "config": config,
             "environment": environment,
