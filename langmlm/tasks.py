@@ -32,7 +32,7 @@ from langmlm.tokenizer import (
     write_tokenizer_files,
 )
 from .run import Run, check_run_folder
-from .training import train
+from .training import Estimate, estimate_time, train
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
 logger = logging.getLogger(__name__)
@@ -159,6 +159,13 @@ class MLMTask:
         "The size of the run: sequences, tokens, steps, tokens in a step, parameters."
         run = self.run
         return run_arithmetic(run.corpus, run.plan, run.stock.num_parameters(), run.config)
+
+    def estimate(
+        self,
+        steps: int = 3,  # To measure, after one to warm up; at least 1
+    ) -> Estimate:  # Prints as a sentence
+        "How long the run will take, from a few steps that are taken and undone."
+        return estimate_time(self.run, steps)
 
     def train(
         self,

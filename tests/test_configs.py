@@ -52,7 +52,8 @@ SEEN_ELSEWHERE = {
     "output_dir",
     "logging_dir",
     "report_to",
-}  # Lessons of planning, tests of processes and trackers
+    "torch_compile",
+}  # Lessons of planning, tests of processes, trackers and speed
 
 
 @pytest.fixture(scope="module")
