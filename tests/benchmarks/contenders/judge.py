@@ -1,0 +1,69 @@
+"""The one judge of all: the masked loss of a saved model on held-out lines, by stock transformers.
+
+Every model sees the same lines, one per row, cut off at max_length, with the same tokens hidden: masks are drawn once
+from a seed, 15 % of the tokens, of which 80 % become `<mask>`, 10 % a random token, and 10 % stay.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pacing import Channel, Stop, serve
+from transformers import AutoTokenizer, RobertaForMaskedLM
+
+ROWS_PER_BATCH = 32
+
+
+def make_batches(job: dict) -> list[dict[str, torch.Tensor]]:
+    "The held-out lines as padded batches of similar length, masked."
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    lines = Path(job["text"]).read_text(encoding="utf-8").split("\n")
+    lines = sorted((line for line in lines if line.strip()), key=lambda line: (len(line), line))
+    generator, batches = torch.Generator().manual_seed(job["seed"]), []
+    for start in range(0, len(lines), ROWS_PER_BATCH):
+        batch = tokenizer(
+            lines[start : start + ROWS_PER_BATCH],
+            truncation=True,
+            max_length=job["max_length"],
+            padding=True,
+            return_tensors="pt",
+        )
+        ids = batch["input_ids"]
+        maskable = ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+        draw, what = torch.rand(ids.shape, generator=generator), torch.rand(ids.shape, generator=generator)
+        stand_ins = torch.randint(len(tokenizer), ids.shape, generator=generator)
+        predicted = maskable & (draw < job["mlm_probability"])
+        corrupted = torch.where(predicted & (what < 0.8), tokenizer.mask_token_id, ids)
+        corrupted = torch.where(predicted & (what >= 0.8) & (what < 0.9), stand_ins, corrupted)
+        labels = ids.masked_fill(~predicted, -100)
+        batches.append({"input_ids": corrupted, "attention_mask": batch["attention_mask"], "labels": labels})
+    return batches
+
+
+@torch.inference_mode()
+def masked_loss(model: RobertaForMaskedLM, batches: list[dict], device: str) -> tuple[float, int]:
+    "Mean loss in nats over all hidden tokens, and how many there are."
+    total = predictions = 0
+    for batch in batches:
+        logits = model(
+            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+        ).logits
+        labels = batch["labels"].to(device)
+        total += float(F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
+        predictions += int((labels != -100).sum())
+    return total / predictions, predictions
+
+
+def judge(channel: Channel, job: dict) -> None:
+    "Answer with the loss of one folder after the other."
+    batches = make_batches(job)
+    channel.send(ready=True)
+    while (command := channel.receive())["do"] != "stop":
+        model = RobertaForMaskedLM.from_pretrained(command["folder"]).eval().to(job["device"])
+        loss, predictions = masked_loss(model, batches, job["device"])
+        channel.send(loss=loss, predictions=predictions)
+    raise Stop
+
+
+if __name__ == "__main__":
+    serve({"judge": judge})

@@ -1,0 +1,105 @@
+"Does a bigger corpus cost more per token, or more memory? The same text, a hundredth, a tenth and all of it."
+
+import random
+from pathlib import Path
+from statistics import median
+
+from data import SEED, Data, read_text, split_documents, write_documents
+from processes import Contender
+from rounds import rotated
+from summary import is_noisy, spread
+from tokenizing import tokenize_job
+from workloads import PEERS, train_job
+
+SIZES = {"x1": 100, "x10": 10, "x100": 1}  # The part of the text is one of so many
+STEPS = 20
+WARM_UP_STEPS = 5
+
+
+def run_growth(
+    data: Data, files: list[Path], model: dict, max_length: int, device: str, repetitions: int, batch_size: int
+) -> dict:
+    "Every measurement in a fresh process, sizes in turn, repeated."
+    texts = make_texts(data, files)
+    tokenizer = data.tokenizer("small", max_length)
+    jobs: dict[str, dict[str, dict]] = {"tokenizing": {}, "training": {}}
+    for size, text in texts.items():
+        dataset = make_dataset(data, text, tokenizer, max_length, size)
+        jobs["tokenizing"][size] = tokenize_job(data, "langmlm", str(text), "small", max_length, "growth")
+        jobs["training"][size] = training_job(dataset, tokenizer, model, max_length, device, batch_size)
+    raw: dict[str, dict[str, list[dict]]] = {kind: {size: [] for size in SIZES} for kind in jobs}
+    for number in range(repetitions):
+        for size in rotated(list(SIZES), number):
+            for kind, by_size in jobs.items():
+                figures = measure_once(data, kind, by_size[size] | {"run_folder": f"growth/{size}-{number}"})
+                raw[kind][size].append(figures)
+                shown = f"{figures['microseconds_per_token']:.3f} us per token"
+                print(f"  {number + 1}: {kind} {size}: {shown}", flush=True)
+    sizes = {size: text.stat().st_size for size, text in texts.items()}
+    return {"bytes": sizes, **{kind: relative(measured) for kind, measured in raw.items()}}
+
+
+def make_texts(data: Data, files: list[Path]) -> dict[str, Path]:
+    "Parts of the text, by documents in a seeded order; each is within the next."
+    documents: list[str] = []
+    for file in files or [data.train["short"]]:
+        documents += split_documents(read_text(file), "short")
+    random.Random(SEED).shuffle(documents)
+    return {
+        size: write_documents(data.work / "texts" / f"{size}.txt", documents[: max(1, len(documents) // part)])
+        for size, part in SIZES.items()
+    }
+
+
+def make_dataset(data: Data, text: Path, tokenizer: str, max_length: int, size: str) -> str:
+    "The dataset of a part."
+    path = str(data.work / "datasets" / f"growth-{size}")
+    job = {"do": "prepare", "text": str(text), "tokenizer": tokenizer, "dataset": path, "max_length": max_length}
+    with Contender(data.place, "langmlm", PEERS["langmlm"].script, job) as contender:
+        contender.receive()
+    return path
+
+
+def training_job(dataset: str, tokenizer: str, model: dict, max_length: int, device: str, batch_size: int) -> dict:
+    "A fixed number of steps."
+    return train_job(
+        "langmlm",
+        {"tokenizer": tokenizer, "dataset": dataset},
+        model,
+        max_length,
+        device=device,
+        precision="bf16" if device == "cuda" else "fp32",
+        batch_size=batch_size,
+        warm_up_steps=WARM_UP_STEPS,
+        logging_steps=WARM_UP_STEPS,
+        max_steps=STEPS + 2 * WARM_UP_STEPS,
+    )
+
+
+def measure_once(data: Data, kind: str, job: dict) -> dict:
+    "One process that tokenizes a text once, after a short other one; or that trains for some steps."
+    script = {"tokenizing": "tokenize_text.py", "training": PEERS["langmlm"].script}[kind]
+    with Contender(data.place, "langmlm", script, job) as contender:
+        contender.receive()
+        return per_token(contender.ask(do="round", steps=STEPS)["round"], contender.ask(do="stop"))
+
+
+def per_token(figures: dict, peak: dict) -> dict:
+    "What is kept of one measurement."
+    microseconds = 1e6 * figures["seconds"] / figures["tokens"]
+    return {"microseconds_per_token": microseconds, "tokens": figures["tokens"], **peak}
+
+
+def relative(measured: dict[str, list[dict]]) -> dict:
+    "Medians by size, relative to the smallest."
+    results: dict[str, dict] = {}
+    for size, figures in measured.items():
+        time = spread([one["microseconds_per_token"] for one in figures])
+        memory = median(one["peak_resident"] for one in figures)
+        results[size] = {"microseconds_per_token": time, "peak_resident": memory, "rounds": figures}
+        first = results["x1"]
+        results[size]["time_relative"] = time["median"] / first["microseconds_per_token"]["median"]
+        results[size]["memory_relative"] = memory / first["peak_resident"]
+        if is_noisy(time):
+            results[size]["noisy"] = True
+    return results

@@ -1,0 +1,71 @@
+"Ratios, medians, spreads, and whether they can tell anything. Pure functions of figures."
+
+from statistics import median, quantiles
+
+NOISY = 0.2  # A result whose middle half spreads over more than this share of its median cannot tell
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    "Median, extremes and quartiles."
+    if len(values) == 1:
+        return dict.fromkeys(("median", "min", "q1", "q3", "max"), values[0])
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return {"median": median(values), "min": min(values), "q1": first, "q3": third, "max": max(values)}
+
+
+def is_noisy(values: dict[str, float]) -> bool:
+    "Whether the interquartile range of a `spread` exceeds 20 % of the median."
+    return values["q3"] - values["q1"] > NOISY * values["median"]
+
+
+def rates(rounds: list[dict]) -> list[float]:
+    "Real tokens per second of every round."
+    return [figures["tokens"] / figures["seconds"] for figures in rounds]
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict:
+    "Spread of the ratio round by round: the rounds of one number lie side by side in time."
+    values = spread([one / other for one, other in zip(ours, theirs, strict=True)])
+    return values | ({"noisy": True} if is_noisy(values) else {})
+
+
+def best_precision(medians: dict[str, float]) -> str:
+    "The precision with the higher rate."
+    return max(medians, key=medians.get)
+
+
+def by_peer(names: list[str]) -> dict[str, list[str]]:
+    "The precisions of every peer, from names such as `trainer-dynamic-bf16`."
+    peers: dict[str, list[str]] = {}
+    for name in names:
+        peer, precision = name.rsplit("-", 1)
+        peers.setdefault(peer, []).append(precision)
+    return peers
+
+
+def compare(rounds: dict[str, list[dict]], ours: str = "langmlm") -> dict:
+    "Every precision of ours against every contender, and the best of ours against the best of each peer."
+    speeds = {name: rates(figures) for name, figures in rounds.items()}
+    medians = {name: median(values) for name, values in speeds.items()}
+    peers = by_peer(list(rounds))
+    pairs = {
+        f"{ours}-{precision} / {name}": ratio(speeds[f"{ours}-{precision}"], values)
+        for precision in peers.get(ours, [])
+        for name, values in speeds.items()
+        if name != f"{ours}-{precision}"
+    }
+    chosen = {
+        peer: f"{peer}-{best_precision({one: medians[f'{peer}-{one}'] for one in precisions})}"
+        for peer, precisions in peers.items()
+    }
+    best = {
+        peer: {"of": [chosen[ours], name], **ratio(speeds[chosen[ours]], speeds[name])}
+        for peer, name in chosen.items()
+        if ours in chosen and peer != ours
+    }
+    return {"ratios": pairs, "best": best}
+
+
+def noisy_names(summary: dict) -> list[str]:
+    "The ratios of a comparison that cannot tell."
+    return [name for group in summary.values() for name, values in group.items() if values.get("noisy")]
