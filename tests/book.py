@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebook_paths(folder: Path) -> list[Path]:
-    "The notebooks in a folder and below, in reading order: index, chapters by number, tutorials."
+    "The notebooks in a folder and below, in reading order: index, chapters by number, other pages, tutorials."
     paths = [
         path
         for path in folder.rglob("*.ipynb")
@@ -68,9 +69,9 @@ def notebook_paths(folder: Path) -> list[Path]:
 
 
 def chapter_number(path: Path) -> int:
-    "The number that a notebook's name starts with, 0 without one."
+    "The number that a notebook's name starts with; without one, it comes after those that have one."
     match = re.match(r"\d+", path.name)
-    return int(match[0]) if match else 0
+    return int(match[0]) if match else sys.maxsize
 
 
 def read_book(folder: Path) -> list[Notebook]:
