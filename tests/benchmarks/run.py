@@ -18,13 +18,14 @@ from environments import ENVIRONMENTS, REQUIREMENTS, find_pythons
 from growth import run_growth
 from learning import Course, run_learning
 from measured import measured, probe
+from memory import run_memory
 from processes import HERE, Failure, Place
 from speed import Pace, run_speed
 from tokenizing import run_tokenizing
 from workloads import MODELS, PEERS, TINY, TINY_VOCABULARIES, TRAINING, VOCABULARIES, speed_workloads
 
 SPEED = ("short-512", "short-128", "full-rows", "full-rows-base")
-OTHERS = ("learning", "tokenizing", "growth")
+OTHERS = ("learning", "tokenizing", "memory", "growth")
 QUICK = {"rounds": 2, "round_seconds": 0.5, "learning_tokens": 4_000, "learning_seconds": 2.0, "learning_limit": 20.0}
 USUAL = {"rounds": 5, "round_seconds": 20.0, "learning_tokens": 600_000, "learning_seconds": 240.0}
 USUAL["learning_limit"] = 1_800.0
@@ -139,6 +140,9 @@ def run_one(name: str, arguments: argparse.Namespace, data: Data, device: str, b
     if name == "tokenizing":
         texts = ("short",) if quick else ("short", "long")
         return run_tokenizing(data, texts, "small", short.max_length, TOKENIZING_ROUNDS * arguments.rounds)
+    if name == "memory":
+        rows = workloads["full-rows"].max_length
+        return run_memory(data, "base", architecture("base", quick), rows, device)
     repetitions = 1 if quick else arguments.rounds
     return run_growth(data, arguments.growth_text or [], small, short.max_length, device, repetitions, short.batch_size)
 
@@ -161,7 +165,7 @@ def settings(name: str, arguments: argparse.Namespace, device: str) -> dict:
     shared |= {"notes": {peer: entry.note for peer, entry in PEERS.items()}}
     workload = speed_workloads(device, arguments.quick).get(name)
     if workload is None:
-        return shared | {"model": architecture("small", arguments.quick)}
+        return shared | {"model": architecture("base" if name == "memory" else "small", arguments.quick)}
     return {
         **shared,
         "text": workload.text,
