@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from .folders import remove_whole, whole_folder, write_json
-from .manifest import MANIFEST, find_damage, is_whole, write_manifest
+from .manifest import find_damage, is_whole, write_manifest
 from .tokenizer import write_tokenizer_files
 
 # %% ../nbs/70_checkpoint.ipynb #ec0aa7b8

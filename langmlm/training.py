@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 
 from .batching import make_flat_batch, random_bits
-from .checkpoint import TRAINER_STATE
 from .corpus import progress_bar
-from .folders import write_json
 from .history import History, live_table
+from .interruption import agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
 from .meter import Meter, describe, training_flops
 from .optimization import learning_rate_at
 from .planning import max_length_of
-from .run import Run, run_state, unlogged_loss
-from .saving import begin_run, finish_run, save_is_due, save_run
+from .run import Run, unlogged_loss
+from .saving import end_session, hold_folder, report, save_is_due, save_run
 
 # %% ../nbs/85_training.ipynb #4c84c8c0
 logger = logging.getLogger(__name__)
@@ -126,13 +125,17 @@ def train(
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
     last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
-    begin_run(run)
     shown = None if config.disable_tqdm is None else not config.disable_tqdm
     shown = shown if accelerator.is_main_process else False
     update_table = live_table(run.history, shown)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
-    with torch.random.fork_rng(gpus), progress_bar(total_steps, "Training", " steps", run.step, shown) as bar:
+    with (
+        hold_folder(run),
+        stop_on_signals() as request,
+        torch.random.fork_rng(gpus),
+        progress_bar(total_steps, "Training", " steps", run.step, shown) as bar,
+    ):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
             rate = learning_rate_at(
@@ -147,12 +150,14 @@ def train(
                 bar.set_postfix_str(_log(run, rate, recent))
                 update_table()
                 recent = Meter(accelerator.device, run.precision)
-            if save_is_due(run) or run.step == stop_at_step:
+            stopping = agree_to_stop(request, accelerator)
+            if save_is_due(run) or run.step == stop_at_step or stopping:
                 save_run(run)
-    if accelerator.is_main_process and session.tokens:
-        logger.info("%s", describe(session.reading()))
-    if run.step == total_steps:
-        finish_run(run)
+            if stopping:
+                break
+        if accelerator.is_main_process and session.tokens:
+            logger.info("%s", describe(session.reading()))
+        end_session(run, request)
     return run.history
 
 # %% ../nbs/85_training.ipynb #db04a111
@@ -173,11 +178,7 @@ def _log(
     run.history.log_history.append(entry | meter.reading())
     run.unlogged_loss.zero_()
     run.unlogged_predictions = 0
-    if run.config.trackers:
-        run.accelerator.log(run.history.log_history[-1], step=run.step)
-    state = run_state(run)
-    if run.accelerator.is_main_process:
-        write_json(run.config.run_folder / TRAINER_STATE, state)
+    report(run)
     speed = run.history.log_history[-1]["tokens_per_second"]
     latest = f"loss {loss:.3f}, lr {learning_rate:.1e}, {speed:,.0f} tokens/s"
     if run.accelerator.is_main_process:
