@@ -53,9 +53,9 @@ def restore_optimizer(
 ) -> None:
     "Give an optimizer its memory back; names and shapes that do not belong to the model are refused."
     weights = dict(model.named_parameters())
-    unknown = {key.rpartition(":")[0] for key in tensors} - set(weights)
-    unknown |= {
-        name for key, value in tensors.items() if value.ndim and value.shape != weights.get(name := key.rpartition(":")[0], value).shape
+    named = [(key.rpartition(":")[0], value) for key, value in tensors.items()]
+    unknown = {
+        name for name, value in named if name not in weights or (value.ndim and value.shape != weights[name].shape)
     }
     if unknown:
         raise ValueError(f"the optimizer remembers weights that the model has not: {', '.join(sorted(unknown)[:5])}")

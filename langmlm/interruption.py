@@ -84,5 +84,3 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
     if request.received and not request.agreed:
         raise exit_of(request.received)  # It came when the loop was over
-
-

@@ -62,7 +62,8 @@ def find_damage(
     if strange:
         return [f"{MANIFEST} names files outside the folder: {', '.join(strange)}"]
     faults = [_fault(folder / name, entry) for name, entry in expected.items()]
-    extra = {path.name for path in folder.iterdir() if path.name[0] != "."} - {MANIFEST, *expected}  # Hidden: a browser's
+    found = {path.name for path in folder.iterdir() if path.name[0] != "."}  # Hidden ones are left by file browsers
+    extra = found - {MANIFEST, *expected}
     return [*filter(None, faults), *(f"{name} does not belong to it" for name in sorted(extra))]
 
 
@@ -87,7 +88,7 @@ _verdicts: dict[Path, tuple] = {}  # By folder: what the system knew of its file
 
 
 def _stamp(
-    folder: Path
+    folder: Path,  # With files only
 ) -> tuple:  # Changes when a file is written, replaced, added or removed
     "What the operating system knows of a folder's files."
     found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
@@ -95,7 +96,7 @@ def _stamp(
 
 
 def is_whole(
-    folder: Path
+    folder: Path,  # With a manifest, if it is whole
 ) -> bool:
     "Whether a folder is as it was written; one that nobody touched since the last look is not read again."
     stamp, known = _stamp(folder), _verdicts.get(folder.resolve())

@@ -86,7 +86,12 @@ def start_trackers(
 
 # %% ../nbs/80_run.ipynb #d090581d
 _ARCHITECTURE = (
-    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings"
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
 )
 
 
@@ -162,7 +167,9 @@ def check_run_folder(
     )
     at_home = origin.state is not None and Path(origin.weights).parent.resolve() == run_folder.resolve()
     if taken and not at_home:
-        back = "go on with it by checkpoint_path" if list_checkpoints(run_folder) else "delete it, for it has no checkpoint"
+        back = "go on with it by checkpoint_path"
+        if not list_checkpoints(run_folder):
+            back = "delete it, for it has no checkpoint"
         raise FileExistsError(
             f"output_dir={str(run_folder)!r} holds another run: name another run_name or output_dir, or {back}"
         )
