@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 import torch
 
@@ -87,10 +88,11 @@ def _written(
     write: Callable[[], object],  # Called in the main process
 ) -> bool:  # The same in all processes
     "Have the main process write something; what the disk has against it is said aloud."
-    trouble = None
+    trouble, began = None, perf_counter()
     if run.accelerator.is_main_process:
         try:
             write()
+            logger.info("%s is saved, in %.1f s", name, perf_counter() - began)
         except Exception as error:
             trouble = disk_trouble(error)
             if trouble is None:
