@@ -50,7 +50,7 @@ def find_damage(
     "Compare a folder with its manifest."
     try:
         content = (folder / MANIFEST).read_bytes()
-        expected = json.loads(content)["files"]
+        expected = dict(json.loads(content)["files"])
         strange = [name for name in expected if not re.fullmatch(r"[\w-][\w.-]*", name)]
         changed = content != _manifest(expected)
     except FileNotFoundError:
