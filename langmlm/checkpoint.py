@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'TRAINER_STATE', 'OPTIMIZER', 'optimizer_tensors', 'restore_optimizer', 'write_manifest', 'find_damage',
            'save_model', 'save_checkpoint', 'quiet_transformers', 'list_checkpoints', 'load_model', 'newest_checkpoint',
-           'set_aside_newer', 'Origin', 'find_origin', 'check_same_run', 'load_optimizer']
+           'set_aside_newer', 'load_optimizer']
 
 # %% ../nbs/70_checkpoint.ipynb #e8aefcc4
 import copy
@@ -214,63 +214,6 @@ def set_aside_newer(
                 shutil.rmtree(aside)
             folder.rename(aside)
             logger.warning("the run goes on from step %d: %s is now called %s", step, folder.name, aside.name)
-
-# %% ../nbs/70_checkpoint.ipynb #552efbf0
-@dataclass(frozen=True)
-class Origin:
-    "What a run begins with."
-
-    weights: str | None  # Folder or Hub name of a model; None: new weights
-    state: dict | None = None  # The `trainer_state.json` to go on from; None: a new run
-
-
-def find_origin(
-    checkpoint_path: str | PathLike | None,  # A checkpoint, a run's folder, another model's folder, or a Hub name
-    resume: str = "auto",  # "auto"; "full": go on, or refuse; "weights": take the weights for a new run
-) -> Origin:
-    "Decide what a path means; a damaged checkpoint is refused if it was named, passed over if its run was."
-    if resume not in ("auto", "full", "weights"):
-        raise ValueError(f"resume must be 'auto', 'full' or 'weights', got {resume!r}")
-    if checkpoint_path is None:
-        if resume == "full":
-            raise ValueError("resume='full' needs a checkpoint_path to go on from")
-        return Origin(None)
-    folder = Path(checkpoint_path)
-    is_run = bool(list_checkpoints(folder))
-    folder = newest_checkpoint(folder) if is_run else folder
-    ours = (
-        sum((folder / name).is_file() for name in (MANIFEST, OPTIMIZER, TRAINER_STATE)) >= 2
-    )  # One may be what is lost
-    if ours and resume != "weights":
-        damage = [] if is_run else find_damage(folder)  # The newest of a run was chosen because it is whole
-        if damage:
-            raise ValueError(
-                f"checkpoint_path={str(folder)!r} is damaged: {'; '.join(damage)}. Name its run's folder to use the newest good one"
-            )
-        return Origin(str(folder), read_json(folder / TRAINER_STATE))
-    if resume == "full":
-        raise ValueError(
-            f"checkpoint_path={str(folder)!r} is not a checkpoint of langmlm, so a run cannot go on from it; resume='weights' takes its weights"
-        )
-    return Origin(str(folder) if folder.exists() else str(checkpoint_path))
-
-# %% ../nbs/70_checkpoint.ipynb #2306b143
-def check_same_run(
-    then: dict[str, Any],  # What the checkpoint's run depended on
-    now: dict[str, Any],  # What this one depends on
-) -> None:
-    "Refuse to go on with a run under other circumstances; all differences come in one message."
-    differences = [
-        f"- {name}: then {then[name]}, now {value}"
-        for name, value in now.items()
-        if name in then and then[name] != value
-    ]
-    if differences:
-        raise ValueError(
-            "this is not the run that the checkpoint was saved by:\n"
-            + "\n".join(differences)
-            + "\nMake them equal to go on with it, or pass resume='weights' to begin a new run with its weights."
-        )
 
 # %% ../nbs/70_checkpoint.ipynb #7292593e
 def load_optimizer(

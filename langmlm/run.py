@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
-from .checkpoint import TRAINER_STATE, Origin, check_same_run, list_checkpoints, load_optimizer
+from .checkpoint import TRAINER_STATE, list_checkpoints, load_optimizer
 from .dataset import TokenizedCorpus
 from .history import History
 from .masking import masking_rules
 from .model import FlatMaskedLM
 from .optimization import choose_precision, make_optimizer
+from .origin import Origin, check_same_run
 from .planning import TrainingConfig, device_type_of, max_length_of, plan_run
 from .tokenizer import fingerprint_tokenizer
 

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
-from .checkpoint import Origin, find_origin, load_model
+from .checkpoint import load_model
 from .corpus import find_files, fingerprint_files, read_documents
 from .dataset import TokenizedCorpus, check_tokenizer, open_dataset, write_dataset
+from .estimate import estimate_time
 from .folders import check_replaceable, whole_folder
 from .history import History
 from .meter import Estimate
 from .model import ModelConfig, build_model, fit_faults, roberta_config
+from .origin import Origin, find_origin
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
 from langmlm.tokenizer import (
     ConfigError,
@@ -33,7 +35,7 @@ from langmlm.tokenizer import (
     write_tokenizer_files,
 )
 from .run import Run, check_run_folder
-from .training import estimate_time, train
+from .training import train
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
 logger = logging.getLogger(__name__)
