@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'TRAINER_STATE', 'OPTIMIZER', 'optimizer_tensors', 'restore_optimizer', 'write_manifest', 'find_damage',
-           'save_model', 'save_checkpoint', 'quiet_transformers', 'list_checkpoints', 'load_model', 'newest_checkpoint',
-           'set_aside_newer', 'load_optimizer']
+           'save_model', 'save_checkpoint', 'quiet_transformers', 'step_of', 'list_checkpoints', 'load_model',
+           'newest_checkpoint', 'set_aside_newer', 'load_optimizer']
 
 # %% ../nbs/70_checkpoint.ipynb #e8aefcc4
 import copy
@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -119,6 +119,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: dict,  # For `trainer_state.json`; `global_step` names the folder
     save_total_limit: int | None = None,  # Checkpoints to keep, this one included; None: all
+    also_keep: Collection[int] = (),  # Steps of checkpoints to keep beyond the limit
 ) -> Path:  # The new checkpoint
     "Save all that stock `transformers`, and this run, need to go on from here; then delete the oldest."
     folder = run_folder / f"checkpoint-{state['global_step']}"
@@ -129,7 +130,7 @@ def save_checkpoint(
         write_manifest(partial)
     if save_total_limit:
         for outdated in list_checkpoints(run_folder)[:-save_total_limit]:
-            if outdated != folder:
+            if outdated != folder and step_of(outdated) not in also_keep:
                 shutil.rmtree(outdated)
     return folder
 
@@ -157,14 +158,19 @@ def _write_model(
     write_tokenizer_files(tokenizer, folder)
 
 
+def step_of(
+    checkpoint: Path,  # Named `checkpoint-<step>`
+) -> int:
+    "The optimizer steps that were done when it was saved."
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def list_checkpoints(
     run_folder: Path,  # It need not exist
 ) -> list[Path]:  # Folders named `checkpoint-<step>`, oldest step first
     "The checkpoints of a run, whole or damaged."
-    named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_folder.glob("checkpoint-*")}
-    return sorted(
-        (path for path, match in named.items() if match and path.is_dir()), key=lambda path: int(named[path][1])
-    )
+    named = (path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(filter(Path.is_dir, named), key=step_of)
 
 # %% ../nbs/70_checkpoint.ipynb #8188f337
 def load_model(
@@ -208,7 +214,7 @@ def set_aside_newer(
 ) -> None:
     "Rename the checkpoints after a step, so that they are neither gone nor taken for the newest."
     for folder in list_checkpoints(run_folder):
-        if int(folder.name.rpartition("-")[2]) > step:
+        if step_of(folder) > step:
             aside = folder.with_name(f"superseded-{folder.name}")
             if aside.exists():
                 shutil.rmtree(aside)

@@ -6,7 +6,8 @@
 __all__ = ['begin_run', 'save_is_due', 'save_run', 'finish_run']
 
 # %% ../nbs/83_saving.ipynb #b1e13130
-from .checkpoint import save_checkpoint, save_model, set_aside_newer
+from .alarm import needed_checkpoints
+from .checkpoint import list_checkpoints, save_checkpoint, save_model, set_aside_newer, step_of
 from .run import Run, check_run_folder, run_state, start_trackers
 
 # %% ../nbs/83_saving.ipynb #1af90b57
@@ -40,10 +41,14 @@ def save_run(
     run: Run,
 ) -> None:
     "Write a checkpoint from the main process, while the others wait."
-    state = run_state(run)
+    state, config = run_state(run), run.config
     if run.accelerator.is_main_process:
+        needed = []
+        if config.on_loss_spike == "rollback" and run.step < run.plan.total_steps:
+            looked_at = run.step - run.step % config.logging_steps
+            needed = needed_checkpoints([step_of(folder) for folder in list_checkpoints(config.run_folder)], looked_at)
         save_checkpoint(
-            run.config.run_folder, run.stock, run.tokenizer, run.optimizer, state, run.config.save_total_limit
+            config.run_folder, run.stock, run.tokenizer, run.optimizer, state, config.save_total_limit, needed
         )
     run.accelerator.wait_for_everyone()
 

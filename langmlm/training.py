@@ -16,7 +16,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .batching import make_flat_batch, random_bits
 from .checkpoint import TRAINER_STATE
@@ -25,9 +24,10 @@ from .folders import write_json
 from .history import History, live_table
 from .masking import MaskedBatch, fill_up, mask_batch
 from .meter import Meter, describe, training_flops
-from .optimization import learning_rate_at
+from .optimization import learning_rate_at, step_if_finite
 from .planning import max_length_of
-from .run import Run, run_state, unlogged_loss
+from .recovery import look_out, respond
+from .run import Run, recent_losses, run_state, unlogged_steps
 from .saving import begin_run, finish_run, save_is_due, save_run
 
 # %% ../nbs/85_training.ipynb #4c84c8c0
@@ -98,25 +98,29 @@ def take_step(
     run: Run,
     data: StepData,  # Of the step that comes next
     learning_rate: float,
-) -> Tensor:  # A number, int64 on the device: the predictions of all processes
-    "Forward, backward, update; the loss is added to `run.unlogged_loss`."
+) -> None:
+    "Forward, backward, update; what it comes to is added to `run.unlogged`."
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     accelerator = run.accelerator
     predictions = accelerator.reduce(
         torch.full((), data.predictions, device=accelerator.device)
     )  # Copied, it would wait
+    losses = torch.zeros((), device=accelerator.device)
     factor = accelerator.num_processes / predictions.clamp(min=1)
     for number, batch in data.batches:
         seed_dropout(run, number)
         with nullcontext() if number == data.batches[-1][0] else accelerator.no_sync(run.module):
             loss_sum = run.module(**vars(batch.to(accelerator.device)))
             accelerator.backward(loss_sum * factor)
-        run.unlogged_loss += loss_sum.detach()
-    run.grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), run.config.max_grad_norm or math.inf)
-    run.optimizer.step()
+        losses += loss_sum.detach()
+    grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), run.config.max_grad_norm or math.inf)
+    if accelerator.scaler:
+        run.optimizer.step()  # With a loss scale, it passes over infinite gradients by itself
+    else:
+        step_if_finite(run.optimizer.optimizer, grad_norm)
     run.optimizer.zero_grad()
-    return predictions
+    run.unlogged.append(torch.stack([losses, predictions.float(), grad_norm]))
 
 # %% ../nbs/85_training.ipynb #87fdc42e
 def train(
@@ -135,19 +139,26 @@ def train(
     with torch.random.fork_rng(gpus), progress_bar(total_steps, "Training", " steps", run.step, shown) as bar:
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
-            rate = learning_rate_at(
+            rate = run.learning_rate_factor * learning_rate_at(
                 run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
             )
-            run.unlogged_predictions += take_step(run, data, rate)
+            take_step(run, data, rate)
             run.step += 1
             for meter in (session, recent):
                 meter.add(data, waited)
             bar.update()
-            if run.step % config.logging_steps == 0 or run.step == total_steps:
+            log_due = run.step % config.logging_steps == 0 or run.step == total_steps
+            save_due = save_is_due(run) or run.step == stop_at_step
+            alarm = look_out(run, log_due, save_due)
+            if log_due and (alarm is None or alarm.finite):
                 bar.set_postfix_str(_log(run, rate, recent))
-                update_table()
                 recent = Meter(accelerator.device, run.precision)
-            if save_is_due(run) or run.step == stop_at_step:
+            if alarm:
+                save_due |= respond(run, alarm) and config.save_strategy != "no"
+            if log_due or alarm:
+                _write_log(run)
+                update_table()
+            if save_due:
                 save_run(run)
     if accelerator.is_main_process and session.tokens:
         logger.info("%s", describe(session.reading()))
@@ -161,25 +172,32 @@ def _log(
     learning_rate: float,  # Of the step just done
     meter: Meter,  # Since the entry before
 ) -> str:  # What the progress bar says
-    "Add an entry with the means since the one before; a loss that is no number stops the run."
-    loss = unlogged_loss(run) / max(1, int(run.unlogged_predictions))
+    "Add an entry with the means since the one before."
+    losses, predictions, gradients = zip(*unlogged_steps(run))
+    loss = sum(losses) / max(1, sum(predictions))
     entry = {
         "step": run.step,
         "epoch": round(run.plan.epochs_done(run.step), 4),
         "loss": loss,
         "learning_rate": learning_rate,
-        "grad_norm": float(run.grad_norm),
+        "grad_norm": gradients[-1],
     }
     run.history.log_history.append(entry | meter.reading())
-    run.unlogged_loss.zero_()
-    run.unlogged_predictions = 0
+    run.losses = recent_losses(run)
+    run.unlogged.clear()
     if run.config.trackers:
         run.accelerator.log(run.history.log_history[-1], step=run.step)
-    state = run_state(run)
-    if run.accelerator.is_main_process:
-        write_json(run.config.run_folder / TRAINER_STATE, state)
     speed = run.history.log_history[-1]["tokens_per_second"]
     latest = f"loss {loss:.3f}, lr {learning_rate:.1e}, {speed:,.0f} tokens/s"
     if run.accelerator.is_main_process:
         logger.info("step %s of %s: %s", f"{run.step:,}", f"{run.plan.total_steps:,}", latest)
     return latest
+
+
+def _write_log(
+    run: Run,
+) -> None:
+    "Write the log where other tools look for it."
+    state = run_state(run)
+    if run.accelerator.is_main_process:
+        write_json(run.config.run_folder / TRAINER_STATE, state)
