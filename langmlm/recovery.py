@@ -17,6 +17,7 @@ from .alarm import ROWS, Alarm, find_spike
 from .checkpoint import find_damage, list_checkpoints, load_model, load_optimizer, set_aside_newer, step_of
 from .model import build_model
 from .run import Run, recent_losses, unlogged_steps
+from .saving import regular_checkpoints
 
 # %% ../nbs/84_recovery.ipynb #ec648334
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def look_out(
             return Alarm(max(0, step - min(ROWS)), reason, finite=False)
     if not logs or run.config.on_loss_spike == "ignore":
         return None
-    return find_spike(recent_losses(run), math.log(run.stock.config.vocab_size))
+    return find_spike(recent_losses(run))
 
 # %% ../nbs/84_recovery.ipynb #0ebce899
 def stable_checkpoint(
@@ -45,11 +46,14 @@ def stable_checkpoint(
     onset: int,  # Steps done when all was still well
 ) -> Path | None:  # None: the first weights
     "The checkpoint to go back to, as the main process sees it."
-    found = {step_of(folder): folder for folder in list_checkpoints(run.config.run_folder)}
-    if run.origin.state and Path(run.origin.weights).is_dir():
-        found.setdefault(run.origin.state["global_step"], Path(run.origin.weights))
-    well = (found[step] for step in sorted(found, reverse=True) if step <= onset and not find_damage(found[step]))
-    return broadcast_object_list([next(well, None) if run.accelerator.is_main_process else None])[0]
+    found = {step_of(path): path for path in list_checkpoints(run.config.run_folder)}
+    if run.origin.state:
+        for path in list_checkpoints(Path(run.origin.weights).parent):
+            if step_of(path) <= run.origin.state["global_step"]:
+                found.setdefault(step_of(path), path)
+    regular = regular_checkpoints(run, (found[step] for step in sorted(found, reverse=True) if step <= onset))
+    whole = (path for path in regular if not find_damage(path))
+    return broadcast_object_list([next(whole, None) if run.accelerator.is_main_process else None])[0]
 
 
 def first_weights(
@@ -70,7 +74,7 @@ def roll_back(
     run.optimizer.state.clear()
     if stable:
         load_optimizer(stable, run.optimizer, run.stock)
-    run.losses = [(step, loss) for step, loss in recent_losses(run) if step <= to_step]
+    run.losses = [(step, loss) for step, loss in recent_losses(run) if step <= to_step + 2 and math.isfinite(loss)]
     run.unlogged.clear()
     run.rollbacks += 1
     run.learning_rate_factor /= 2
@@ -87,8 +91,7 @@ def _set_aside_after(
     stable: Path | None,  # None: the first weights
 ) -> int:  # The step of `stable`
     "Rename checkpoints that are younger than the stable one."
-    at_origin = run.origin.state and stable == Path(run.origin.weights)
-    to_step = 0 if stable is None else run.origin.state["global_step"] if at_origin else step_of(stable)
+    to_step = step_of(stable) if stable else 0
     if run.accelerator.is_main_process:
         set_aside_newer(run.config.run_folder, to_step)
     run.accelerator.wait_for_everyone()
