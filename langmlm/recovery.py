@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import RobertaForMaskedLM
 
 from .alarm import ROWS, Alarm, find_spike
-from .checkpoint import find_damage, list_checkpoints, load_model, load_optimizer, set_aside_newer, step_of
+from .checkpoint import list_checkpoints, load_model, load_optimizer, set_aside_newer, step_of
+from .manifest import find_damage
 from .model import build_model
 from .run import Run, recent_losses, unlogged_steps
 from .saving import regular_checkpoints

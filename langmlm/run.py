@@ -7,6 +7,7 @@ __all__ = ['check_processes', 'make_accelerator', 'start_trackers', 'Run', 'chec
            'demand_numbers', 'run_state']
 
 # %% ../nbs/80_run.ipynb #745eb8fa
+import logging
 import math
 import platform
 from dataclasses import asdict
@@ -28,9 +29,12 @@ from .history import History
 from .masking import masking_rules
 from .model import FlatMaskedLM
 from .optimization import choose_precision, make_optimizer
-from .origin import Origin, check_same_run
+from .origin import Origin, check_same_run, list_changes
 from .planning import TrainingConfig, device_type_of, max_length_of, plan_run
 from .tokenizer import fingerprint_tokenizer
+
+# %% ../nbs/80_run.ipynb #f2f2a475
+logger = logging.getLogger(__name__)
 
 # %% ../nbs/80_run.ipynb #c5defad8
 def _join_processes(
@@ -84,16 +88,28 @@ def start_trackers(
         accelerator.init_trackers("langmlm", settings, init_kwargs={"wandb": {"name": config.run_name}})
 
 # %% ../nbs/80_run.ipynb #d090581d
+_ARCHITECTURE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
 def _dependencies(
     run: "Run",
-) -> dict[str, str | int | bool]:  # By names that a message can use
+) -> dict[str, str | int | float | bool]:  # By names that a message can use
     "What must be equal for a run to go on from a checkpoint."
-    return {
+    return {name: getattr(run.stock.config, name) for name in _ARCHITECTURE} | {
         "dataset": run.corpus.fingerprint,
         "tokenizer": fingerprint_tokenizer(run.tokenizer),
         "max_length": max_length_of(run.corpus),
         "seed": run.config.seed,
         "packing": run.config.packing,
+        "mlm_probability": run.config.mlm_probability,
+        "whole_word_masking": run.config.whole_word_masking,
         "per_device_train_batch_size": run.config.per_device_train_batch_size,
         "gradient_accumulation_steps x processes": run.plan.geometry.batches_per_step,
         "optimizer": run.config.optim.partition("_")[0],  # Both ways of AdamW remember the same
@@ -138,6 +154,7 @@ class Run:
         self.rollbacks, self.learning_rate_factor = 0, 1.0  # How often the run went back, and what that left of the rate
         self.first_weights = origin.weights  # Folder or Hub name; None: new ones
         self.begun = False  # Whether it has written anything
+        self.unsaved = False  # Whether the last checkpoint that was due could not be written
         if origin.state:
             _restore(self, origin)
 
@@ -152,8 +169,11 @@ def check_run_folder(
     )
     at_home = origin.state is not None and Path(origin.weights).parent.resolve() == run_folder.resolve()
     if taken and not at_home:
+        back = "go on with it by checkpoint_path"
+        if not list_checkpoints(run_folder):
+            back = "delete it, for it has no checkpoint"
         raise FileExistsError(
-            f"output_dir={str(run_folder)!r} holds another run: name another run_name or output_dir, or go on with it by checkpoint_path"
+            f"output_dir={str(run_folder)!r} holds another run: name another run_name or output_dir, or {back}"
         )
     if run_folder.exists() and not run_folder.is_dir():
         raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
@@ -193,7 +213,7 @@ def demand_numbers(
                 + (f"go on from {kept[-1]} with {lower}" if kept else f"begin again with {lower}")
             )
 
-# %% ../nbs/80_run.ipynb #f2ffe4f2
+# %% ../nbs/80_run.ipynb #2b97608a
 def run_state(
     run: Run,
 ) -> dict:  # For `trainer_state.json`
@@ -202,14 +222,6 @@ def run_state(
     scaler = run.accelerator.scaler
     config = {
         name: fspath(value) if isinstance(value, PathLike) else value for name, value in asdict(run.config).items()
-    }
-    environment = {"python": platform.python_version()} | {
-        library.__name__: library.__version__ for library in (torch, transformers, accelerate)
-    }
-    environment |= {
-        "device": run.accelerator.device.type,
-        "processes": run.accelerator.num_processes,
-        "precision": run.precision,
     }
     return {
         "global_step": run.step,
@@ -226,11 +238,44 @@ def run_state(
             "first_weights": run.first_weights,
             "scaler": scaler.state_dict() if scaler else None,
             "config": config,
-            "environment": environment,
+            "environment": _environment(run),
         },
     }
 
-# %% ../nbs/80_run.ipynb #215a620e
+# %% ../nbs/80_run.ipynb #7b882edc
+def _environment(
+    run: Run,
+) -> dict[str, str | int]:  # By names that a message can use
+    "What decides how numbers are rounded, and cannot be chosen on every machine."
+    device = run.accelerator.device
+    on_gpu = device.type == "cuda"
+    return {library.__name__: library.__version__ for library in (torch, transformers, accelerate)} | {
+        "python": platform.python_version(),
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": 0 if on_gpu else torch.get_num_threads(),
+        "processes": run.accelerator.num_processes,
+        "precision": run.precision,
+    }
+
+
+def _tell_changes(
+    run: Run,
+    saved: dict,  # Of the checkpoint, what is under `langmlm`
+    steps: int,  # That the checkpoint's run was to have
+) -> None:
+    "Say what is allowed to be otherwise, and is."
+    if inexact := list_changes(saved["environment"], _environment(run) | {"python": saved["environment"]["python"]}):
+        logger.warning("the run goes on, but not bit for bit as it would have: %s", "; ".join(inexact))
+    config = asdict(run.config)
+    free = ["learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1"]
+    free += ["adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps"]
+    changed = list_changes(saved["config"], {name: config[name] for name in free})
+    changed += list_changes({"steps": steps}, {"steps": run.plan.total_steps})
+    if changed:
+        logger.warning("the run goes on with the schedule and settings that are asked for now: %s", "; ".join(changed))
+
+# %% ../nbs/80_run.ipynb #2e0a3aa7
 def _restore(
     run: Run,  # New, with the weights of the checkpoint
     origin: Origin,  # With a state
@@ -238,6 +283,8 @@ def _restore(
     "Bring a run to where its checkpoint was."
     saved = origin.state["langmlm"]
     check_same_run(saved["depends_on"], run.depends_on)
+    if run.accelerator.is_main_process:
+        _tell_changes(run, saved, origin.state["max_steps"])
     run.step = origin.state["global_step"]
     if run.step > run.plan.total_steps:
         raise ValueError(

@@ -8,7 +8,7 @@ __all__ = ['TRAINING_ONLY', 'make_config', 'TokenizerTask', 'create_tokenizer', 
 # %% ../nbs/90_tasks.ipynb #b04ede03
 import logging
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -202,7 +202,7 @@ def create_mlm(
     if origin.weights is None:
         model = build_model(roberta_config(architecture, loaded, max_length_of(corpus)), config.seed)
     else:
-        model = _load_fitting(origin.weights, loaded, corpus, model_config if isinstance(model_config, dict) else {})
+        model = _load_fitting(origin.weights, loaded, corpus, model_config)
     return MLMTask(Run(model, loaded, corpus, config, origin))
 
 # %% ../nbs/90_tasks.ipynb #1d0d461c
@@ -246,13 +246,14 @@ def _load_fitting(
     name: str,  # Folder or Hub name
     tokenizer: PreTrainedTokenizerBase,
     corpus: TokenizedCorpus,
-    given: dict[str, Any],  # What the user said of the architecture
+    said: dict[str, Any] | ModelConfig | None,  # Of the architecture, by the user
 ) -> RobertaForMaskedLM:
     "Load a model that fits the tokenizer, the dataset, and what was said of it."
     model = load_model(name)
     faults = fit_faults(model.config, tokenizer, max_length_of(corpus))
+    given = asdict(said) if isinstance(said, ModelConfig) else said or {}
     for key, value in given.items():
-        if value is not None and getattr(model.config, key) != value:
+        if value is not None and key != "use_cache" and getattr(model.config, key) != value:  # An encoder has no cache
             faults.append(
                 f"model_config says {key}={value}, and it has {getattr(model.config, key)}: leave model_config out"
             )

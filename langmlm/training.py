@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 from .batching import make_flat_batch, random_bits
-from .checkpoint import TRAINER_STATE
 from .corpus import progress_bar
-from .folders import write_json
 from .history import History, live_table
+from .interruption import agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
 from .meter import Meter, describe, training_flops
 from .optimization import learning_rate_at, step_if_finite
 from .planning import max_length_of
 from .recovery import look_out, respond
-from .run import Run, recent_losses, run_state, unlogged_steps
-from .saving import begin_run, finish_run, save_is_due, save_run
+from .run import Run, recent_losses, unlogged_steps
+from .saving import end_session, hold_folder, report, save_is_due, save_run
 
 # %% ../nbs/85_training.ipynb #4c84c8c0
 logger = logging.getLogger(__name__)
@@ -130,13 +129,17 @@ def train(
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
     last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
-    begin_run(run)
     shown = None if config.disable_tqdm is None else not config.disable_tqdm
     shown = shown if accelerator.is_main_process else False
     update_table = live_table(run.history, shown)
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
-    with torch.random.fork_rng(gpus), progress_bar(total_steps, "Training", " steps", run.step, shown) as bar:
+    with (
+        hold_folder(run),
+        stop_on_signals() as request,
+        torch.random.fork_rng(gpus),
+        progress_bar(total_steps, "Training", " steps", run.step, shown) as bar,
+    ):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
             rate = run.learning_rate_factor * learning_rate_at(
@@ -148,7 +151,8 @@ def train(
                 meter.add(data, waited)
             bar.update()
             log_due = run.step % config.logging_steps == 0 or run.step == total_steps
-            save_due = save_is_due(run) or run.step == stop_at_step
+            stopping = agree_to_stop(request, accelerator)
+            save_due = save_is_due(run) or run.step == stop_at_step or stopping
             alarm = look_out(run, log_due, save_due)
             if log_due and (alarm is None or alarm.finite):
                 bar.set_postfix_str(_log(run, rate, recent))
@@ -156,14 +160,15 @@ def train(
             if alarm:
                 save_due |= respond(run, alarm) and config.save_strategy != "no"
             if log_due or alarm:
-                _write_log(run)
+                report(run)
                 update_table()
             if save_due:
                 save_run(run)
-    if accelerator.is_main_process and session.tokens:
-        logger.info("%s", describe(session.reading()))
-    if run.step == total_steps:
-        finish_run(run)
+            if stopping:
+                break
+        if accelerator.is_main_process and session.tokens:
+            logger.info("%s", describe(session.reading()))
+        end_session(run, request)
     return run.history
 
 # %% ../nbs/85_training.ipynb #db04a111
@@ -185,19 +190,8 @@ def _log(
     run.history.log_history.append(entry | meter.reading())
     run.losses = recent_losses(run)
     run.unlogged.clear()
-    if run.config.trackers:
-        run.accelerator.log(run.history.log_history[-1], step=run.step)
     speed = run.history.log_history[-1]["tokens_per_second"]
     latest = f"loss {loss:.3f}, lr {learning_rate:.1e}, {speed:,.0f} tokens/s"
     if run.accelerator.is_main_process:
         logger.info("step %s of %s: %s", f"{run.step:,}", f"{run.plan.total_steps:,}", latest)
     return latest
-
-
-def _write_log(
-    run: Run,
-) -> None:
-    "Write the log where other tools look for it."
-    state = run_state(run)
-    if run.accelerator.is_main_process:
-        write_json(run.config.run_folder / TRAINER_STATE, state)
