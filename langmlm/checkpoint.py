@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TRAINER_STATE', 'OPTIMIZER', 'optimizer_tensors', 'restore_optimizer', 'save_model', 'save_checkpoint',
-           'quiet_transformers', 'list_checkpoints', 'load_model', 'newest_checkpoint', 'set_aside_newer',
+           'quiet_transformers', 'step_of', 'list_checkpoints', 'load_model', 'newest_checkpoint', 'set_aside_newer',
            'load_optimizer']
 
 # %% ../nbs/70_checkpoint.ipynb #e8aefcc4
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from os import PathLike
@@ -85,6 +85,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: dict,  # For `trainer_state.json`; `global_step` names the folder
     save_total_limit: int | None = None,  # Checkpoints to keep, this one included; None: all
+    also_keep: Collection[int] = (),  # Steps of checkpoints to keep beyond the limit
 ) -> Path:  # The new checkpoint
     "Save all that stock `transformers`, and this run, need to go on from here; then delete the oldest."
     folder = run_folder / f"checkpoint-{state['global_step']}"
@@ -94,7 +95,7 @@ def save_checkpoint(
         write_json(partial / TRAINER_STATE, state)
         write_manifest(partial)
     if save_total_limit:
-        _prune(run_folder, save_total_limit, folder)
+        _prune(run_folder, save_total_limit, {state["global_step"], *also_keep})
     return folder
 
 # %% ../nbs/70_checkpoint.ipynb #74b50e69
@@ -121,26 +122,31 @@ def _write_model(
     write_tokenizer_files(tokenizer, folder)
 
 
+def step_of(
+    checkpoint: Path,  # Named `checkpoint-<step>`
+) -> int:
+    "The optimizer steps that were done when it was saved."
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def list_checkpoints(
     run_folder: Path,  # It need not exist
 ) -> list[Path]:  # Folders named `checkpoint-<step>`, oldest step first
     "The checkpoints of a run, whole or damaged."
-    named = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_folder.glob("checkpoint-*")}
-    return sorted(
-        (path for path, match in named.items() if match and path.is_dir()), key=lambda path: int(named[path][1])
-    )
+    named = (path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(filter(Path.is_dir, named), key=step_of)
 
 
 def _prune(
     run_folder: Path,
     save_total_limit: int,  # Whole checkpoints to keep
-    newest: Path,  # Stays in any case
+    kept: Collection[int],  # Steps of checkpoints that stay in any case
 ) -> None:
     "Delete the oldest checkpoints; those that are damaged do not count, and stay."
     try:
         whole = [folder for folder in list_checkpoints(run_folder) if is_whole(folder)]
         for outdated in whole[:-save_total_limit]:
-            if outdated != newest:
+            if step_of(outdated) not in kept:
                 remove_whole(outdated)
     except OSError as error:
         logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
@@ -192,7 +198,7 @@ def set_aside_newer(
 ) -> None:
     "Rename the checkpoints after a step, so that they are neither gone nor taken for the newest."
     for folder in list_checkpoints(run_folder):
-        if int(folder.name.rpartition("-")[2]) > step:
+        if step_of(folder) > step:
             names = (f"superseded-{folder.name}{again}" for again in chain([""], (f"-{number}" for number in count(2))))
             aside = next(path for path in map(folder.with_name, names) if not path.exists())
             folder.rename(aside)

@@ -27,18 +27,18 @@ def estimate_time(
     weights = {name: weight.clone() for name, weight in run.stock.state_dict().items()}
     remembered = {name: memory.clone() for name, memory in optimizer_tensors(run.optimizer, run.stock).items()}
     scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler else None
-    kept, seconds = (run.unlogged_loss.clone(), run.grad_norm), []
+    known, seconds = len(run.unlogged), []
     run.module.train()
     with torch.random.fork_rng([run.accelerator.device] if run.accelerator.device.type == "cuda" else []):
         for data, _ in steps_ahead(run, min(run.step + steps + 1, run.plan.total_steps)):
             began = perf_counter()
             take_step(run, data, learning_rate=0.0)
-            run.grad_norm.item()  # Waits for the device
+            run.unlogged[-1].tolist()  # Waits for the device
             seconds.append(perf_counter() - began)
     run.stock.load_state_dict(weights)
     run.optimizer.state.clear()
     restore_optimizer(run.optimizer, run.stock, remembered)
     if scaler:
         run.accelerator.scaler.load_state_dict(scaler)
-    run.unlogged_loss, run.grad_norm = kept
+    del run.unlogged[known:]
     return Estimate(median(seconds[1:] or seconds or [0.0]), run.plan.total_steps - run.step)

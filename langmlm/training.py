@@ -8,25 +8,26 @@ __all__ = ['StepData', 'take_batches', 'seed_dropout', 'steps_ahead', 'take_step
 # %% ../nbs/85_training.ipynb #091700cd
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
 from .batching import make_flat_batch, random_bits
 from .corpus import progress_bar
 from .history import History, live_table
-from .interruption import agree_to_stop, stop_on_signals
+from .interruption import StopRequest, agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
 from .meter import Meter, describe, training_flops
-from .optimization import learning_rate_at
+from .optimization import learning_rate_at, step_if_finite
 from .planning import max_length_of
-from .run import Run, unlogged_loss
+from .recovery import look_out, respond
+from .run import Run, recent_losses, unlogged_steps
 from .saving import end_session, hold_folder, report, save_is_due, save_run
 
 # %% ../nbs/85_training.ipynb #4c84c8c0
@@ -97,25 +98,29 @@ def take_step(
     run: Run,
     data: StepData,  # Of the step that comes next
     learning_rate: float,
-) -> Tensor:  # A number, int64 on the device: the predictions of all processes
-    "Forward, backward, update; the loss is added to `run.unlogged_loss`."
+) -> None:
+    "Forward, backward, update; what it comes to is added to `run.unlogged`."
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     accelerator = run.accelerator
     predictions = accelerator.reduce(
         torch.full((), data.predictions, device=accelerator.device)
     )  # Copied, it would wait
+    losses = torch.zeros((), device=accelerator.device)
     factor = accelerator.num_processes / predictions.clamp(min=1)
     for number, batch in data.batches:
         seed_dropout(run, number)
         with nullcontext() if number == data.batches[-1][0] else accelerator.no_sync(run.module):
             loss_sum = run.module(**vars(batch.to(accelerator.device)))
             accelerator.backward(loss_sum * factor)
-        run.unlogged_loss += loss_sum.detach()
-    run.grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), run.config.max_grad_norm or math.inf)
-    run.optimizer.step()
+        losses += loss_sum.detach()
+    grad_norm = accelerator.clip_grad_norm_(run.module.parameters(), run.config.max_grad_norm or math.inf)
+    if accelerator.scaler:
+        run.optimizer.step()  # With a loss scale, it passes over infinite gradients by itself
+    else:
+        step_if_finite(run.optimizer.optimizer, grad_norm)
     run.optimizer.zero_grad()
-    return predictions
+    run.unlogged.append(torch.stack([losses, predictions.float(), grad_norm]))
 
 # %% ../nbs/85_training.ipynb #87fdc42e
 def train(
@@ -125,33 +130,31 @@ def train(
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
     last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
-    shown = None if config.disable_tqdm is None else not config.disable_tqdm
-    shown = shown if accelerator.is_main_process else False
-    update_table = live_table(run.history, shown)
-    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
-    with (
-        hold_folder(run),
-        stop_on_signals() as request,
-        torch.random.fork_rng(gpus),
-        progress_bar(total_steps, "Training", " steps", run.step, shown) as bar,
-    ):
+    with _session(run) as (request, bar, update_table):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
-            rate = learning_rate_at(
+            rate = run.learning_rate_factor * learning_rate_at(
                 run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
             )
-            run.unlogged_predictions += take_step(run, data, rate)
+            take_step(run, data, rate)
             run.step += 1
             for meter in (session, recent):
                 meter.add(data, waited)
             bar.update()
-            if run.step % config.logging_steps == 0 or run.step == total_steps:
-                bar.set_postfix_str(_log(run, rate, recent))
-                update_table()
-                recent = Meter(accelerator.device, run.precision)
+            log_due = run.step % config.logging_steps == 0 or run.step == total_steps
             stopping = agree_to_stop(request, accelerator)
-            if save_is_due(run) or run.step == stop_at_step or stopping:
+            save_due = save_is_due(run) or run.step == stop_at_step or stopping
+            alarm = look_out(run, log_due, save_due)
+            if log_due and (alarm is None or alarm.finite):
+                bar.set_postfix_str(_log(run, rate, recent))
+                recent = Meter(accelerator.device, run.precision)
+            if alarm:
+                save_due |= respond(run, alarm) and config.save_strategy != "no"
+            if log_due or alarm:
+                report(run)
+                update_table()
+            if save_due:
                 save_run(run)
             if stopping:
                 break
@@ -160,25 +163,40 @@ def train(
         end_session(run, request)
     return run.history
 
+# %% ../nbs/85_training.ipynb #8db70499
+@contextmanager
+def _session(
+    run: Run,
+) -> Iterator[
+    tuple[StopRequest, tqdm, Callable[[], None]]
+]:  # With a progress bar, and what brings the table up to date
+    "What a session holds: the folder, the signals, the generator that dropout draws from, and the screen."
+    shown = None if run.config.disable_tqdm is None else not run.config.disable_tqdm
+    shown = shown if run.accelerator.is_main_process else False
+    gpus = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
+    with hold_folder(run), stop_on_signals() as request, torch.random.fork_rng(gpus):
+        with progress_bar(run.plan.total_steps, "Training", " steps", run.step, shown) as bar:
+            yield request, bar, live_table(run.history, shown)
+
 # %% ../nbs/85_training.ipynb #db04a111
 def _log(
     run: Run,
     learning_rate: float,  # Of the step just done
     meter: Meter,  # Since the entry before
 ) -> str:  # What the progress bar says
-    "Add an entry with the means since the one before; a loss that is no number stops the run."
-    loss = unlogged_loss(run) / max(1, int(run.unlogged_predictions))
+    "Add an entry with the means since the one before."
+    losses, predictions, gradients = zip(*unlogged_steps(run))
+    loss = sum(losses) / max(1, sum(predictions))
     entry = {
         "step": run.step,
         "epoch": round(run.plan.epochs_done(run.step), 4),
         "loss": loss,
         "learning_rate": learning_rate,
-        "grad_norm": float(run.grad_norm),
+        "grad_norm": gradients[-1],
     }
     run.history.log_history.append(entry | meter.reading())
-    run.unlogged_loss.zero_()
-    run.unlogged_predictions = 0
-    report(run)
+    run.losses = recent_losses(run)
+    run.unlogged.clear()
     speed = run.history.log_history[-1]["tokens_per_second"]
     latest = f"loss {loss:.3f}, lr {learning_rate:.1e}, {speed:,.0f} tokens/s"
     if run.accelerator.is_main_process:
