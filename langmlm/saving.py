@@ -28,7 +28,8 @@ from langmlm.checkpoint import (
 )
 from .folders import disk_trouble, lock_folder, recover_folder, write_json
 from .interruption import StopRequest, exit_of
-from .run import Run, check_run_folder, run_state, start_trackers
+from .processes import start_trackers
+from .run import Run, check_run_folder, run_state
 
 # %% ../nbs/83_saving.ipynb #fd9d3669
 logger = logging.getLogger(__name__)
