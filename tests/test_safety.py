@@ -157,12 +157,12 @@ def test_a_second_signal_stops_at_once(data, tmp_path: Path):
 
 def test_stopped_in_a_notebook(create, tmp_path: Path):
     "The stop button raises KeyboardInterrupt; `train` again goes on, and the end is the same."
-    straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped")
+    straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped", save_steps=1_000)
     straight.train()
     with when_logged("step 3 of", lambda: signal.raise_signal(signal.SIGINT)):
-        with pytest.raises(KeyboardInterrupt, match="SIGINT: stopped after step 3 of"):
+        with pytest.raises(KeyboardInterrupt, match="SIGINT: stopped after step 4 of"):
             stopped.train()
-    assert step_of(tmp_path / "stopped") == 3
+    assert step_of(tmp_path / "stopped") == 4  # The next one, since step 3 was over when it was logged
     stopped.train()
     assert same_weights(stopped, straight)
 
@@ -227,10 +227,10 @@ def test_one_run_in_a_folder(data, resume, tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    "A file system of one megabyte, which holds two checkpoints."
+    "A file system of two megabytes, which holds a few checkpoints."
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
