@@ -19,6 +19,7 @@ import torch
 
 from .batching import make_flat_batch, random_bits
 from .corpus import progress_bar
+from .evaluation import evaluation_is_due, log_evaluation
 from .history import History, live_table
 from .interruption import agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
@@ -153,13 +154,18 @@ def train(
             log_due = run.step % config.logging_steps == 0 or run.step == total_steps
             stopping = agree_to_stop(request, accelerator)
             save_due = save_is_due(run) or run.step == stop_at_step or stopping
-            alarm = look_out(run, log_due, save_due)
+            eval_due = evaluation_is_due(run)
+            alarm = look_out(run, log_due, save_due or eval_due)
             if log_due and (alarm is None or alarm.finite):
                 bar.set_postfix_str(_log(run, rate, recent))
                 recent = Meter(accelerator.device, run.precision)
             if alarm:
                 save_due |= respond(run, alarm) and config.save_strategy != "no"
-            if log_due or alarm:
+            if eval_due:
+                seconds = log_evaluation(run)
+                for meter in (session, recent):
+                    meter.began += seconds  # It measures training
+            if log_due or eval_due or alarm:
                 report(run)
                 update_table()
             if save_due:
