@@ -73,7 +73,11 @@ class Run:
         corpus: TokenizedCorpus,
         config: TrainingConfig,
         origin: Origin = Origin(None),  # With a state, the run goes on from it; `model` has its weights already
+        validation: TokenizedCorpus | None = None,  # To evaluate on; needed with `eval_steps`
     ):
+        if config.eval_steps and validation is None:
+            raise ValueError(f"eval_steps={config.eval_steps} needs sequences to evaluate on, and there is no validation")
+        self.validation = validation
         self.stock, self.tokenizer, self.corpus, self.config, self.origin = model, tokenizer, corpus, config, origin
         self.accelerator = make_accelerator(config)
         self.precision = self.accelerator.mixed_precision  # Accelerate's own answer changes with the next Accelerator

@@ -198,12 +198,14 @@ def create_mlm(
     architecture, config = _make_configs(model_config, _with_saved_settings(training_config, origin))
     check_run_folder(config.run_folder, origin)
     loaded, corpus = load_tokenizer(tokenizer), open_dataset(tokenized_dataset)
-    check_tokenizer(corpus, loaded)
+    validation = open_dataset(tokenized_dataset, "validation") if config.eval_steps else None
+    for part in filter(None, (corpus, validation)):
+        check_tokenizer(part, loaded)
     if origin.weights is None:
         model = build_model(roberta_config(architecture, loaded, max_length_of(corpus)), config.seed)
     else:
         model = _load_fitting(origin.weights, loaded, corpus, model_config)
-    return MLMTask(Run(model, loaded, corpus, config, origin))
+    return MLMTask(Run(model, loaded, corpus, config, origin, validation))
 
 # %% ../nbs/90_tasks.ipynb #1d0d461c
 def _make_configs(

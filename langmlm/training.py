@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .batching import make_flat_batch, random_bits
 from .corpus import progress_bar
+from .evaluation import evaluation_is_due, log_evaluation
 from .history import History, live_table
 from .interruption import StopRequest, agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
@@ -129,14 +130,12 @@ def train(
 ) -> History:
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
-    last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
+    last_step = min(total_steps if stop_at_step is None else stop_at_step, total_steps)
     run.module.train()
     with _session(run) as (request, bar, update_table):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
-            rate = run.learning_rate_factor * learning_rate_at(
-                run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
-            )
+            rate = _next_rate(run)
             take_step(run, data, rate)
             run.step += 1
             for meter in (session, recent):
@@ -145,13 +144,17 @@ def train(
             log_due = run.step % config.logging_steps == 0 or run.step == total_steps
             stopping = agree_to_stop(request, accelerator)
             save_due = save_is_due(run) or run.step == stop_at_step or stopping
-            alarm = look_out(run, log_due, save_due)
+            eval_due = evaluation_is_due(run)
+            alarm = look_out(run, log_due, save_due or eval_due)
             if log_due and (alarm is None or alarm.finite):
                 bar.set_postfix_str(_log(run, rate, recent))
                 recent = Meter(accelerator.device, run.precision)
             if alarm:
                 save_due |= respond(run, alarm) and config.save_strategy != "no"
-            if log_due or alarm:
+            if eval_due:
+                seconds = log_evaluation(run)
+                session.began, recent.began = session.began + seconds, recent.began + seconds  # They measure training
+            if log_due or eval_due or alarm:
                 report(run)
                 update_table()
             if save_due:
@@ -179,6 +182,14 @@ def _session(
             yield request, bar, live_table(run.history, shown)
 
 # %% ../nbs/85_training.ipynb #db04a111
+def _next_rate(
+    run: Run,
+) -> float:
+    "The learning rate of the step that comes next."
+    config, shape = run.config, (run.step, run.plan.total_steps, run.warmup_steps)
+    return run.learning_rate_factor * learning_rate_at(*shape, config.learning_rate, config.lr_scheduler_type)
+
+
 def _log(
     run: Run,
     learning_rate: float,  # Of the step just done
