@@ -213,6 +213,7 @@ def _hash(
 # %% ../nbs/30_dataset.ipynb #0cb5676d
 def open_dataset(
     folder: str | PathLike,  # From `write_dataset`, or saved by `datasets`
+    split: str = "train",  # Or "validation", if there is one
 ) -> TokenizedCorpus:
     "Open a dataset folder for training, or say what is wrong with it."
     folder = Path(folder)
@@ -220,15 +221,18 @@ def open_dataset(
         splits = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenized_dataset={str(folder)!r} is not a dataset folder: {error}") from error
-    if isinstance(splits, DatasetDict) and "train" not in splits:
-        raise ValueError(f"tokenized_dataset={str(folder)!r} has no split 'train', only {list(splits)}")
-    rows = splits["train"] if isinstance(splits, DatasetDict) else splits
+    splits = splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
+    if split not in splits:
+        remedy = ": tokenize with validation_fraction, or leave eval_steps out" if split == "validation" else ""
+        raise ValueError(f"tokenized_dataset={str(folder)!r} has no split {split!r}, only {list(splits)}{remedy}")
+    rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(
             f"tokenized_dataset={str(folder)!r} has no column 'input_ids', only {rows.column_names}: tokenize it first"
         )
     manifest = folder / MANIFEST
-    corpus = TokenizedCorpus(rows, read_json(manifest) if manifest.is_file() else None)
+    vouched = split == "train" and manifest.is_file()  # Its hash is that of the training split
+    corpus = TokenizedCorpus(rows, read_json(manifest) if vouched else None)
     if not len(corpus):
         raise ValueError(f"tokenized_dataset={str(folder)!r} has no sequences in it")
     return corpus

@@ -197,15 +197,14 @@ class FlatMaskedLM(nn.Module):
         stock.set_attn_implementation(FLAT_ATTENTION)
         use_fast_dropout(stock)
 
-    def forward(
+    def encode(
         self,
         input_ids: Tensor,  # [tokens] int64, corrupted
         position_ids: Tensor,  # [tokens] int64, from `pad_token_id + 1` in every sequence
         cu_seqlens: Tensor,  # [sequences + 1] int32, where each sequence begins
         masked_positions: Tensor,  # [predictions] int64, places in `input_ids`
-        labels: Tensor,  # [predictions] int64
-    ) -> Tensor:  # A number, float32: the sum of the cross-entropies in nats
-        "Encode all tokens, predict the masked ones, add up their losses."
+    ) -> Tensor:  # [predictions, hidden size]
+        "Encode all tokens, and make of the masked ones what the vocabulary is compared with."
         encoder, head = self.stock.roberta, self.stock.lm_head
         blocks = None if cu_seqlens.is_cuda else equal_blocks(cu_seqlens.cpu(), encoder.config.num_attention_heads)
         boundaries = {"cu_seqlens": cu_seqlens, "blocks": blocks}
@@ -216,5 +215,16 @@ class FlatMaskedLM(nn.Module):
         mixed, _ = last.attention.self(hidden, **boundaries)
         predicted = last.attention.output(mixed[0, masked_positions], hidden[0, masked_positions])
         predicted = last.feed_forward_chunk(predicted)
-        predicted = head.layer_norm(gelu(head.dense(predicted)))
-        return linear_cross_entropy(predicted, head.decoder.weight, head.decoder.bias, labels)
+        return head.layer_norm(gelu(head.dense(predicted)))
+
+    def forward(
+        self,
+        input_ids: Tensor,  # As for `encode`
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        masked_positions: Tensor,
+        labels: Tensor,  # [predictions] int64
+    ) -> Tensor:  # A number, float32: the sum of the cross-entropies in nats
+        "Encode all tokens, predict the masked ones, add up their losses."
+        predicted, decoder = self.encode(input_ids, position_ids, cu_seqlens, masked_positions), self.stock.lm_head.decoder
+        return linear_cross_entropy(predicted, decoder.weight, decoder.bias, labels)

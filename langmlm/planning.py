@@ -59,6 +59,11 @@ class TrainingConfig:
     gradient_checkpointing: bool = False  # Less memory for activations, a third more work
     use_cpu: bool = False  # Even where there is a GPU
     n_gpus: int | None = None  # Processes that share the run; None: as many as it was launched with
+    # When the loss runs away, or is no number
+    on_loss_spike: str = "rollback"  # To a stable checkpoint, with half the learning rate; or "warn"; or "ignore"
+    max_rollbacks: int = 5  # One more, and the run stops; 5 bring the learning rate down to a 32nd
+    # Evaluation
+    eval_steps: int | None = None  # Steps between two evaluations on the split `validation`; None: never
     # What is written
     run_name: str = field(default_factory=_new_run_name)  # The time at which the config was made
     output_dir: str | PathLike | None = None  # None: `./<run_name>`
@@ -103,12 +108,13 @@ def _training_faults(
         "logging_steps",
         "save_steps",
         "save_total_limit",
+        "eval_steps",
         "n_gpus",
     ):
         value = getattr(config, name)
         if value is not None and value < (0 if name == "n_gpus" else 1):
             faults.append(f"{name} must be at least 1, got {value}")
-    for name in ("warmup_steps", "weight_decay", "max_grad_norm", "seed"):
+    for name in ("warmup_steps", "weight_decay", "max_grad_norm", "seed", "max_rollbacks"):
         if not 0 <= getattr(config, name) < math.inf:
             faults.append(f"{name} must be 0 or more, got {getattr(config, name)}")
     for name in ("learning_rate", "adam_epsilon"):
@@ -121,7 +127,12 @@ def _training_faults(
         faults.append(f"mlm_probability must be above 0 and below 1, got {config.mlm_probability}")
     if config.max_steps < 1 and config.max_steps != -1:
         faults.append(f"max_steps must be at least 1, or -1 to go by num_train_epochs, got {config.max_steps}")
-    choices = {"lr_scheduler_type": tuple(SCHEDULES), "optim": OPTIMIZERS, "save_strategy": ("steps", "epoch", "no")}
+    choices = {
+        "lr_scheduler_type": tuple(SCHEDULES),
+        "optim": OPTIMIZERS,
+        "save_strategy": ("steps", "epoch", "no"),
+        "on_loss_spike": ("rollback", "warn", "ignore"),
+    }
     faults += [
         f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}"
         for name, known in choices.items()

@@ -8,7 +8,7 @@ __all__ = ['TRAINING_ONLY', 'make_config', 'TokenizerTask', 'create_tokenizer', 
 # %% ../nbs/90_tasks.ipynb #b04ede03
 import logging
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
-from .checkpoint import Origin, find_origin, load_model
+from .checkpoint import load_model
 from .corpus import find_files, fingerprint_files, read_documents
 from .dataset import TokenizedCorpus, check_tokenizer, open_dataset, write_dataset
+from .estimate import estimate_time
 from .folders import check_replaceable, whole_folder
 from .history import History
 from .meter import Estimate
 from .model import ModelConfig, build_model, fit_faults, roberta_config
+from .origin import Origin, find_origin
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
 from langmlm.tokenizer import (
     ConfigError,
@@ -33,7 +35,7 @@ from langmlm.tokenizer import (
     write_tokenizer_files,
 )
 from .run import Run, check_run_folder
-from .training import estimate_time, train
+from .training import train
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
 logger = logging.getLogger(__name__)
@@ -196,12 +198,14 @@ def create_mlm(
     architecture, config = _make_configs(model_config, _with_saved_settings(training_config, origin))
     check_run_folder(config.run_folder, origin)
     loaded, corpus = load_tokenizer(tokenizer), open_dataset(tokenized_dataset)
-    check_tokenizer(corpus, loaded)
+    validation = open_dataset(tokenized_dataset, "validation") if config.eval_steps else None
+    for part in filter(None, (corpus, validation)):
+        check_tokenizer(part, loaded)
     if origin.weights is None:
         model = build_model(roberta_config(architecture, loaded, max_length_of(corpus)), config.seed)
     else:
-        model = _load_fitting(origin.weights, loaded, corpus, model_config if isinstance(model_config, dict) else {})
-    return MLMTask(Run(model, loaded, corpus, config, origin))
+        model = _load_fitting(origin.weights, loaded, corpus, model_config)
+    return MLMTask(Run(model, loaded, corpus, config, origin, validation))
 
 # %% ../nbs/90_tasks.ipynb #1d0d461c
 def _make_configs(
@@ -244,13 +248,14 @@ def _load_fitting(
     name: str,  # Folder or Hub name
     tokenizer: PreTrainedTokenizerBase,
     corpus: TokenizedCorpus,
-    given: dict[str, Any],  # What the user said of the architecture
+    said: dict[str, Any] | ModelConfig | None,  # Of the architecture, by the user
 ) -> RobertaForMaskedLM:
     "Load a model that fits the tokenizer, the dataset, and what was said of it."
     model = load_model(name)
     faults = fit_faults(model.config, tokenizer, max_length_of(corpus))
+    given = asdict(said) if isinstance(said, ModelConfig) else said or {}
     for key, value in given.items():
-        if value is not None and getattr(model.config, key) != value:
+        if value is not None and key != "use_cache" and getattr(model.config, key) != value:  # An encoder has no cache
             faults.append(
                 f"model_config says {key}={value}, and it has {getattr(model.config, key)}: leave model_config out"
             )

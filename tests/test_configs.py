@@ -43,6 +43,8 @@ KEEPS_WEIGHTS = {  # To rounding
     "save_strategy": "no",
     "save_steps": 3,
     "save_total_limit": 1,
+    "on_loss_spike": "warn",
+    "max_rollbacks": 0,
     "disable_tqdm": True,
 }
 SEEN_ELSEWHERE = {
@@ -53,7 +55,8 @@ SEEN_ELSEWHERE = {
     "logging_dir",
     "report_to",
     "torch_compile",
-}  # Lessons of planning, tests of processes, trackers and speed
+    "eval_steps",
+}  # Lessons of planning, tests of processes, trackers, speed and evaluation
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,76 @@
+"An evaluation says how good the model is, and the run does not notice it."
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHITECTURE, SETTINGS
+from datasets import DatasetDict, load_from_disk
+from test_processes import train_in_processes
+
+from langmlm import tasks
+
+EVALUATION = ("eval_loss", "eval_accuracy", "eval_perplexity")
+
+
+@pytest.fixture(scope="module")
+def split_data(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    "The data of the other tests, as other tools save it, with a fifth of it held out."
+    folder = tmp_path_factory.mktemp("split")
+    rows = load_from_disk(data["tokenized_dataset"])["train"]
+    split = rows.train_test_split(test_size=0.2, seed=1)
+    DatasetDict(train=split["train"], validation=split["test"]).save_to_disk(folder / "dataset")
+    return {"tokenizer": data["tokenizer"], "tokenized_dataset": folder / "dataset"}
+
+
+def train(data: dict[str, Path], folder: Path, stop_at_step: int | None = None, **changes) -> tasks.MLMTask:
+    "Train a small model."
+    settings = {**SETTINGS, "output_dir": folder, **changes}
+    task = tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=settings)
+    task.train(stop_at_step)
+    return task
+
+
+def evaluations(task: tasks.MLMTask) -> list[tuple]:
+    "What was logged about the split `validation`."
+    return [(entry["step"], *(entry[name] for name in EVALUATION)) for entry in task.run.history.log_history if "eval_loss" in entry]
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": False, "bf16": True, "whole_word_masking": True}])
+def test_the_run_does_not_notice(split_data, tmp_path: Path, settings: dict):
+    "Weights are bit-identical with and without, stopped in between or not; the loss on validation falls."
+    without = train(split_data, tmp_path / "without", **settings)
+    with_it = train(split_data, tmp_path / "with", eval_steps=2, **settings)
+    train(split_data, tmp_path / "stopped", stop_at_step=3, eval_steps=2, **settings)
+    resumed = tasks.create_mlm(**split_data, checkpoint_path=tmp_path / "stopped")
+    resumed.train()
+    for task in (with_it, resumed):
+        expected = without.run.stock.state_dict()
+        assert all(torch.equal(weight, expected[name]) for name, weight in task.run.stock.state_dict().items())
+    last = with_it.run.plan.total_steps
+    assert [step for step, *_ in evaluations(with_it)] == sorted({*range(2, last, 2), last})
+    assert evaluations(resumed) == evaluations(with_it)
+    assert evaluations(with_it)[-1][1] < evaluations(with_it)[0][1]
+    assert not evaluations(without)
+
+
+def test_two_processes_are_one(split_data, tmp_path: Path):
+    "They share the split, and find what one finds, to rounding."
+    found = []
+    for number in (1, 2):
+        settings = {**SETTINGS, "gradient_accumulation_steps": 2 // number, "use_cpu": True, "eval_steps": 3}
+        given = {name: str(path) for name, path in split_data.items()} | {"model_config": ARCHITECTURE}
+        given["training_config"] = settings | {"output_dir": str(tmp_path / f"run-{number}")}
+        log = train_in_processes(number, given)
+        found.append([[entry[name] for name in ("step", *EVALUATION)] for entry in log if "eval_loss" in entry])
+    assert len(found[0]) > 2 and [step for step, *_ in found[0]] == [step for step, *_ in found[1]]
+    for alone, shared in zip(*found):
+        assert shared[1] == pytest.approx(alone[1], abs=1e-4)
+        assert shared[2:] == pytest.approx(alone[2:], rel=0.02)
+
+
+def test_nothing_was_held_out(data, tmp_path: Path):
+    "The error names the remedy, before anything is written."
+    with pytest.raises(ValueError, match="no split 'validation'.* tokenize with validation_fraction"):
+        train(data, tmp_path / "run", eval_steps=2)
+    assert not (tmp_path / "run").exists()
