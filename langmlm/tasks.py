@@ -24,14 +24,8 @@ from .history import History
 from .meter import Estimate
 from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
-from langmlm.tokenizer import (
-    ConfigError,
-    TokenizerConfig,
-    load_tokenizer,
-    sample_documents,
-    train_tokenizer,
-    write_tokenizer_files,
-)
+from .tokenizer import load_tokenizer, sample_documents, train_tokenizer, write_tokenizer_files
+from .tokenizer_config import ConfigError, TokenizerConfig
 from .run import Run, check_run_folder
 from .training import estimate_time, train
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, RobertaTokenizer
 
 from langmlm import tasks
 from langmlm.dataset import open_dataset
-from langmlm.tokenizer import SPECIAL_TOKENS
+from langmlm.tokenizer_config import SPECIAL_TOKENS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
