@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOCUMENTS', 'ENCODING_ERRORS', 'FIRST_BLOCK', 'LATER_BLOCKS', 'UTF8_MARK', 'WIDE_MARKS', 'BLANK', 'Reading',
-           'wide_encoding', 'refuse_wide_encodings', 'read_lines', 'settle', 'join_lines', 'keep_documents']
+           'wide_encoding', 'refuse_wide_encodings', 'read_lines', 'not_utf8', 'settle', 'join_lines', 'read_documents',
+           'keep_documents']
 
 # %% ../nbs/12_lines.ipynb #b79ca5f1
 import re
@@ -30,6 +31,11 @@ class Reading:
         for name, choices in {"document": DOCUMENTS, "encoding_errors": ENCODING_ERRORS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    @property
+    def decoding(self) -> str:
+        "How to decode: bad bytes are refused, or travel as surrogate escapes until `settle` sees them."
+        return "strict" if self.encoding_errors == "strict" else "surrogateescape"
 
 # %% ../nbs/12_lines.ipynb #89486a22
 FIRST_BLOCK, LATER_BLOCKS = 2**16, 2**22  # Bytes: a first look is cheap, the rest is fast
@@ -91,25 +97,21 @@ def refuse_wide_encodings(
 def read_lines(
     stream: BinaryIO,  # Text in UTF-8
     name: str,  # Of the file, for messages
-    encoding_errors: str = "strict",  # Otherwise bad bytes come as surrogate escapes, to be settled by `settle`
+    reading: Reading,
 ) -> Iterator[list[str]]:  # Lines without their ends, many at a time
     "Decode a stream, and cut it into lines."
-    handler = "strict" if encoding_errors == "strict" else "surrogateescape"
     number, mark = 0, 0  # Lines so far; bytes of the byte-order mark
     for block in _blocks_of_lines(stream):
         if number == 0:
             refuse_wide_encodings(block, name)
             mark = len(UTF8_MARK) if block.startswith(UTF8_MARK) else 0
         try:
-            text = (block[mark:] if mark else block).decode("utf-8", handler)
+            text = (block[mark:] if mark else block).decode("utf-8", reading.decoding)
         except UnicodeDecodeError as error:
             place = error.start + mark
             line = number + block.count(b"\n", 0, place) + 1
             column = place - (block.rfind(b"\n", 0, place) + 1) + 1
-            raise ValueError(
-                f"{name}, line {line}, byte {column} of the line: {block[place]:#04x} is not UTF-8. Convert the file first, "
-                f"for instance: iconv -f WINDOWS-1252 -t UTF-8 (or set encoding_errors to 'replace' or 'skip')"
-            ) from None
+            raise ValueError(not_utf8(f"{name}, line {line}, byte {column} of the line", block[place])) from None
         lines = text.replace("\r\n", "\n").split("\n")
         if text.endswith("\n"):
             lines.pop()
@@ -117,6 +119,15 @@ def read_lines(
         number, mark = number + len(lines), 0
 
 
+def not_utf8(
+    place: str,  # File, line and byte
+    byte: int,  # The first that cannot be
+) -> str:
+    "What to say of text that is not UTF-8."
+    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
+    return f"{place}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')"
+
+# %% ../nbs/12_lines.ipynb #3f21f82c
 def settle(
     document: str,  # Whole
     encoding_errors: str,  # "strict", "replace" or "skip"
@@ -161,20 +172,30 @@ def join_lines(
         yield ["\n".join(paragraph)] if paragraph else []
 
 # %% ../nbs/12_lines.ipynb #ff33500a
+def read_documents(
+    stream: BinaryIO,  # Text in UTF-8
+    name: str,  # Of the file, for messages
+    reading: Reading,
+    counts: Counter,  # Is told what is replaced or left out
+) -> Iterator[list[str]]:  # Documents, many at a time, blank ones among them
+    "The documents of a text file."
+    batches = join_lines(read_lines(stream, name, reading), reading.document)
+    if reading.encoding_errors == "strict":
+        yield from batches
+    for batch in batches:
+        settled = [settle(document, reading.encoding_errors, counts, name) for document in batch]
+        yield [document for document in settled if document is not None]
+
+
 BLANK = "blank documents passed over"  # The one count that is no loss
 
 
 def keep_documents(
     batches: Iterable[list[str]],  # Documents, many at a time
-    encoding_errors: str,  # What becomes of halves of characters
-    counts: Counter,  # Is told what is passed over or replaced
-    name: str,  # Of the file, for messages
+    counts: Counter,  # Is told how many are passed over
 ) -> Iterator[str]:  # One after the other
     "The documents that hold something."
     for batch in batches:
-        if encoding_errors != "strict":
-            settled = [settle(document, encoding_errors, counts, name) for document in batch]
-            batch = [document for document in settled if document is not None]
         kept = [document for document in batch if document and not document.isspace()]
         if len(kept) < len(batch):
             counts[BLANK] += len(batch) - len(kept)
