@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from .checkpoint import Origin, find_origin, load_model
-from .corpus import find_files, fingerprint_files, read_documents
+from .corpus import Corpus, open_corpus
 from .dataset import TokenizedCorpus, check_tokenizer, open_dataset, write_dataset
 from .folders import check_replaceable, whole_folder
 from .history import History
@@ -71,11 +71,11 @@ class TokenizerTask:
 
     def __init__(
         self,
-        files: list[Path],  # Text, one document per line
+        corpus: Corpus,  # Documents
         config: TokenizerConfig,
         given: PreTrainedTokenizerBase | None = None,  # Taken as it is; None: train one
     ):
-        self.files, self.config, self.given = files, config, given
+        self.corpus, self.config, self.given = corpus, config, given
         self.tokenizer = given  # Or, after `train`, the one that was trained
 
     def train(self) -> dict:  # The manifest of the dataset: counts, options, fingerprints
@@ -89,26 +89,26 @@ class TokenizerTask:
 
     def _sample(self) -> Iterable[str]:
         "The documents that train the tokenizer."
-        share = self.config.max_train_bytes / sum(file.stat().st_size for file in self.files)
+        share = self.config.max_train_bytes / self.corpus.size
         if share < 1:
             logger.info(
                 "the tokenizer is trained on a random %.1f %% of the text (max_train_bytes=%d)",
                 100 * share,
                 self.config.max_train_bytes,
             )
-        return sample_documents(read_documents(self.files), share, self.config.seed)
+        return sample_documents(self.corpus, share, self.config.seed)
 
     def _tokenize(self) -> dict:
         "Make the dataset."
         config = self.config
         return write_dataset(
-            read_documents(self.files),
+            self.corpus,
             self.tokenizer,
             config.path_to_save_dataset,
             config.max_length,
             config.long_lines,
             config.num_workers,
-            fingerprint_files(self.files),
+            self.corpus.fingerprint(),
         )
 
 # %% ../nbs/90_tasks.ipynb #521d447c
@@ -122,11 +122,11 @@ def create_tokenizer(
 ) -> TokenizerTask:  # Call its `train`
     "Prepare to train a tokenizer on text and to tokenize the text; everything is checked, nothing is written yet."
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
-    files = find_files(data_path)
+    corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors)
     check_replaceable(config.path_to_save_dataset, "dataset_dict.json", "path_to_save_dataset")
     if tokenizer is None:
         check_replaceable(config.path_to_save_tokenizer, "tokenizer.json", "path_to_save_tokenizer")
-        return TokenizerTask(files, config)
+        return TokenizerTask(corpus, config)
     given = tokenizer_config if isinstance(tokenizer_config, dict) else {}
     ignored = [key for key in given if key in TRAINING_ONLY]
     if ignored:
@@ -138,7 +138,7 @@ def create_tokenizer(
     loaded = load_tokenizer(tokenizer)
     if not isinstance(tokenizer_config, TokenizerConfig) and "max_length" not in given:
         config = replace(config, max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
-    return TokenizerTask(files, config, loaded)
+    return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/90_tasks.ipynb #b19227ff
 class MLMTask:

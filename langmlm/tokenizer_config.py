@@ -12,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
+from .lines import DOCUMENTS, ENCODING_ERRORS
+
 # %% ../nbs/19_tokenizer_config.ipynb #a68a43ba
 class ConfigError(ValueError):
     "All faults of a config in one message; `faults` is the list of them."
@@ -77,8 +79,8 @@ class TokenizerConfig:
 
 # %% ../nbs/19_tokenizer_config.ipynb #1cae0d05
 CHOICES = {  # Values of the keys that name one of a few
-    "document": ("line", "blank-line", "file"),
-    "encoding_errors": ("strict", "replace", "skip"),
+    "document": DOCUMENTS,
+    "encoding_errors": ENCODING_ERRORS,
     "unicode_normalization": (None, "NFC", "NFD", "NFKC", "NFKD"),
     "long_lines": ("split", "truncate"),
     "split_on": ("token", "word", "sentence"),

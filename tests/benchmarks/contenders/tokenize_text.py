@@ -18,14 +18,14 @@ DOCUMENTS_PER_BATCH = 1_000
 
 def with_langmlm(job: dict) -> tuple[Callable, Callable]:
     "Text to dataset."
-    from langmlm.corpus import read_documents
+    from langmlm.corpus import open_corpus
     from langmlm.dataset import write_dataset
     from langmlm.tokenizer import load_tokenizer
 
     tokenizer, folder = load_tokenizer(job["tokenizer"]), Path(job["scratch"]) / "dataset"
 
     def run(text: str) -> dict:
-        return write_dataset(read_documents([Path(text)]), tokenizer, folder, job["max_length"])
+        return write_dataset(open_corpus(text), tokenizer, folder, job["max_length"])
 
     def result(made: dict) -> dict:
         figures = {"tokens": made["tokens"], "bytes": bytes_on_disk(str(folder))}
