@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'MANIFEST', 'DECISIVE', 'JOB', 'ContentHash', 'describe_job', 'join_dataset', 'write_dataset',
-           'dataset_folder', 'find_finished', 'wait_until']
+           'dataset_folder', 'find_finished', 'this_process', 'wait_until']
 
 # %% ../nbs/29_writing.ipynb #1c6a0e23
 import hashlib
@@ -26,10 +26,11 @@ from datasets import Features, List, Value
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerBase
 
+from .corpus import Corpus
 from .folders import check_replaceable, read_json, whole_folder, write_json
 from .hashing import find_copies, mark_copies
 from .report import Report, add_statistics
-from .shards import SHARD_CHARACTERS, SPLITS, Readable, read_records, read_sequences, write_shards
+from .shards import SHARD_CHARACTERS, SPLITS, read_records, read_sequences, write_shards
 from .tokenizer import fingerprint_tokenizer
 from .tokenizer_config import TokenizerConfig
 
@@ -207,14 +208,15 @@ def _work_folder(
 
 # %% ../nbs/29_writing.ipynb #82582331
 def write_dataset(
-    corpus: Readable,  # From `langmlm.corpus`
+    corpus: Corpus,  # From `langmlm.corpus`
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
     config: TokenizerConfig,
     shard_characters: int = SHARD_CHARACTERS,  # A shard ends when it has so many
+    source: str | None = None,  # Fingerprint of the corpus; None: it is computed
 ) -> Report:  # The manifest, and what was in the text
     "Tokenize a corpus into a dataset folder, or make a part of it; go on where an interrupted call was."
-    job = describe_job(corpus.fingerprint(), tokenizer, config, shard_characters)
-    (part, parts), (rank, ranks) = config.shard or (0, 1), _process()
+    job = describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
+    (part, parts), (rank, ranks) = config.shard or (0, 1), this_process()
     target = dataset_folder(config)
     if report := find_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
@@ -258,6 +260,14 @@ def find_finished(
     return Report(manifest) if manifest.get("key") == key and is_whole else None
 
 
+def this_process() -> tuple[int, int]:  # Its number, and how many there are
+    "Which process of a launcher this is; alone, nothing of a launcher is touched."
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
 def wait_until(
     holds: Callable[[], Any],  # Something that another process brings about
     seconds: float = 0.2,  # Between two looks
@@ -267,16 +277,8 @@ def wait_until(
         time.sleep(seconds)
 
 # %% ../nbs/29_writing.ipynb #c0112392
-def _process() -> tuple[int, int]:
-    "The number of this process and how many there are; alone, nothing of a launcher is touched."
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1
-    state = PartialState()
-    return state.process_index, state.num_processes
-
-
 def _marks(
-    corpus: Readable,
+    corpus: Corpus,
     work: Path,  # Folder of the job
     rank: int,  # The first process reads the text for all
 ) -> bytes:
@@ -284,8 +286,7 @@ def _marks(
     file = work / "copies.bits"
     if rank == 0 and not file.exists():
         with TemporaryDirectory(dir=work) as scratch:
-            documents = (document for part in corpus.parts for document in corpus.documents(part))
-            (Path(scratch) / file.name).write_bytes(mark_copies(documents, Path(scratch)))
+            (Path(scratch) / file.name).write_bytes(mark_copies(corpus, Path(scratch)))
             (Path(scratch) / file.name).replace(file)
     wait_until(file.exists)
     return file.read_bytes()
