@@ -45,14 +45,14 @@ _ANYHOW = re.compile(r"(\n|[。！？｡][」』”’）]*)\s*$")
 
 
 def flag_tokens(
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
+    spelt: list[bytes],  # From `token_bytes`
 ) -> np.ndarray:  # [vocabulary] uint8
     "Say of each token what a cut before or behind it would cut."
-    flags = np.zeros(len(tokenizer), np.uint8)
-    for id, spelt in enumerate(token_bytes(tokenizer)):
-        text = spelt.decode(errors="ignore")
-        flags[id] += INSIDE_CHARACTER * (spelt[:1] >= b"\x80" and spelt[:1] < b"\xc0")
-        flags[id] += BEGINS_WORD * spelt[:1].isspace()
+    flags = np.zeros(len(spelt), np.uint8)
+    for id, token in enumerate(spelt):
+        text = token.decode(errors="ignore")
+        flags[id] += INSIDE_CHARACTER * (b"\x80" <= token[:1] < b"\xc0")
+        flags[id] += BEGINS_WORD * token[:1].isspace()
         flags[id] += ENDS_SENTENCE * bool(_SENTENCE.search(text))
         flags[id] += ENDS_ANYHOW * bool(_ANYHOW.search(text))
     return flags

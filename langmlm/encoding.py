@@ -9,11 +9,11 @@ __all__ = ['CHARACTERS_AT_ONCE', 'DOCUMENTS_PER_BATCH', 'CHARACTERS_PER_BATCH', 
 # %% ../nbs/25_encoding.ipynb #f9061dd2
 import os
 import re
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -45,9 +45,10 @@ class Encoder:
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         "Encode texts of bounded length."
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        ids = np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.uint32, lengths.sum())
-        return ids, lengths
+        ids = array("I")  # Takes a list in faster than numpy does
+        for encoding in encodings:
+            ids.fromlist(encoding.ids)
+        return np.frombuffer(ids, np.uint32), np.fromiter(map(len, encodings), np.int64, len(encodings))
 
 # %% ../nbs/25_encoding.ipynb #34111ecf
 CHARACTERS_AT_ONCE = 2**20  # The tokenizer takes a text up to this length whole
@@ -108,8 +109,8 @@ def map_in_order(
             pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/25_encoding.ipynb #30c34cfb
-DOCUMENTS_PER_BATCH = 1_000  # Enough to keep a thread busy, few enough for a small window
-CHARACTERS_PER_BATCH = 2**17  # Of long documents fewer make a batch, so that all threads end at about the same time
+DOCUMENTS_PER_BATCH = 500  # Enough to keep a thread busy, few enough to stay in a cache
+CHARACTERS_PER_BATCH = 2**16  # Of long documents fewer make a batch, so that all threads end at about the same time
 
 
 def encode_documents(

@@ -113,7 +113,8 @@ class BatchTokenizer:
         tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
         config: TokenizerConfig,  # `max_length` and all that says how documents are cut and held out
     ):
-        self.config, self.encode, self.flags = config, Encoder(tokenizer), flag_tokens(tokenizer)
+        self.config, self.encode, self.spelt = config, Encoder(tokenizer), token_bytes(tokenizer)
+        self.flags = flag_tokens(self.spelt)
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         self.room, self.ends = config.max_length - 2, (tokenizer.cls_token_id, tokenizer.sep_token_id)
 
@@ -248,7 +249,7 @@ def write_shards(
         return last[0] + 1
     before = [record for number, record in records.items() if number < first]
     place = Place(**before[-1]["end"]) if before else Place()
-    tokenize, spelt, made, total = BatchTokenizer(tokenizer, config), token_bytes(tokenizer), [], 0
+    tokenize, made, total = BatchTokenizer(tokenizer, config), [], 0
 
     def make(batch: Batch) -> tuple[Batch, TokenizedBatch | None]:
         number = batch.begin.shard
@@ -262,7 +263,7 @@ def write_shards(
             made += [tokenized] if tokenized else []
             if batch.end:
                 if made:
-                    _write_shard(folder, batch, made, spelt, not config.drop_duplicates)
+                    _write_shard(folder, batch, made, tokenize.spelt, not config.drop_duplicates)
                 made, total = [], batch.end.shard
     return total
 
