@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Features, List, Value
 from filelock import FileLock, Timeout
@@ -264,7 +265,7 @@ def this_process() -> tuple[int, int]:  # Its number, and how many there are
     "Which process of a launcher this is; alone, nothing of a launcher is touched."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return state.process_index, state.num_processes
 
 
