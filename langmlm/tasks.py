@@ -7,7 +7,6 @@ __all__ = ['TRAINING_ONLY', 'make_config', 'TokenizerTask', 'create_tokenizer', 
 
 # %% ../nbs/90_tasks.ipynb #b04ede03
 import logging
-from collections.abc import Iterable
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from os import PathLike
@@ -24,7 +23,7 @@ from .history import History
 from .meter import Estimate
 from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
-from .tokenizer import load_tokenizer, sample_documents, train_tokenizer, write_tokenizer_files
+from .tokenizer import load_tokenizer, train_tokenizer, write_tokenizer_files
 from .tokenizer_config import ConfigError, TokenizerConfig
 from .run import Run, check_run_folder
 from .training import estimate_time, train
@@ -82,21 +81,10 @@ class TokenizerTask:
         "Train the tokenizer, unless one was given, and tokenize the text."
         if self.given is not None:
             return self._tokenize()
-        self.tokenizer = train_tokenizer(self._sample(), self.config)
+        self.tokenizer = train_tokenizer(self.corpus, self.config)
         with whole_folder(Path(self.config.path_to_save_tokenizer)) as partial:
             write_tokenizer_files(self.tokenizer, partial)
             return self._tokenize()
-
-    def _sample(self) -> Iterable[str]:
-        "The documents that train the tokenizer."
-        share = self.config.max_train_bytes / self.corpus.size
-        if share < 1:
-            logger.info(
-                "the tokenizer is trained on a random %.1f %% of the text (max_train_bytes=%d)",
-                100 * share,
-                self.config.max_train_bytes,
-            )
-        return sample_documents(self.corpus, share, self.config.seed)
 
     def _tokenize(self) -> dict:
         "Make the dataset."
@@ -112,11 +100,14 @@ class TokenizerTask:
         )
 
 # %% ../nbs/90_tasks.ipynb #521d447c
-TRAINING_ONLY = ("vocab_size", "min_frequency", "special_tokens", "path_to_save_tokenizer", "max_train_bytes", "seed")
+TRAINING_ONLY = (
+    "vocab_size", "min_frequency", "special_tokens", "path_to_save_tokenizer", "max_train_bytes", "seed",
+    "lowercase", "unicode_normalization", "add_prefix_space", "split_digits",
+)  # fmt: skip
 
 
 def create_tokenizer(
-    data_path: str | PathLike | list[str | PathLike],  # Text files, globs, folders; UTF-8, one document per line
+    data_path: Any,  # Files, globs, folders, addresses, Hub names or a list of them; a dataset; or an iterator of texts
     tokenizer_config: dict | TokenizerConfig | None = None,  # Keys of `TokenizerConfig`
     tokenizer: str | PathLike | None = None,  # A folder or Hub name: tokenize with it, and train none
 ) -> TokenizerTask:  # Call its `train`
