@@ -95,7 +95,9 @@ class FilePart:
 
     def digest(self) -> str:
         if self.file.filesystem is not None:
-            return f"{self.name} {self.size} {self.file.filesystem.ukey(self.name)}"
+            facts = self.file.filesystem.info(self.name)  # What the server says without being read through
+            version = [facts.get(key) for key in ("ETag", "Last-Modified")]
+            return f"{self.name} {self.size} {version} {self.file.filesystem.ukey(self.name)}"
         with open(self.name, "rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         return f"{content} {self.file.format} {self.file.compression}"

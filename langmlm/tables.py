@@ -95,10 +95,10 @@ def read_arrow(
 # %% ../nbs/14_tables.ipynb #08e54fcc
 @contextmanager
 def _seekable(
-    stream: BinaryIO,  # Of a file, or of one that is being unpacked
+    stream: BinaryIO,  # Of a file, or of one that is being unpacked, or comes from a server that cannot seek
 ) -> Iterator[BinaryIO]:  # The same bytes, in any order
     "A stream in which one can go back; unpacked bytes are put on the disk for as long as that takes."
-    if not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
+    if stream.seekable() and not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
         yield stream
         return
     with tempfile.TemporaryFile(prefix="langmlm-") as unpacked:
