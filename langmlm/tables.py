@@ -120,8 +120,9 @@ def _texts_of_batches(
         for start in range(0, max(batch.num_rows, 1), 1_000):
             column = batch.column(reading.text_column).slice(start, 1_000)
             values = arrow_values(column, name, row + 1, reading)
-            texts = [text_of(value, f"{name}, row {place}", reading, counts) for place, value in enumerate(values, row + 1)]
-            row += len(values)
+            texts = []
+            for row, value in enumerate(values, start=row + 1):
+                texts.append(text_of(value, f"{name}, row {row}", reading, counts))
             yield [text for text in texts if text is not None]
 
 

@@ -70,16 +70,16 @@ def sample_for(
             sample.bytes / 1e6,
         )
         sample.shrink(affordable)
-    share = sample.bytes / max(sample.total_bytes, 1)
-    if share < 1:
-        logger.info("the tokenizer is trained on a random %.1f %% of %.0f MB of text", 100 * share, sample.total_bytes / 1e6)
+    if sample.bytes < sample.total_bytes:
+        share, total = 100 * sample.bytes / sample.total_bytes, sample.total_bytes / 1e6
+        logger.info("the tokenizer is trained on a random %.1f %% of %.0f MB of text", share, total)
     return sample
 
 # %% ../nbs/20_tokenizer.ipynb #5f256024
 def train_tokenizer(
     documents: Iterable[str],  # Text to learn from, of any length; read once
     config: TokenizerConfig,
-) -> PreTrainedTokenizerBase:  # A stock `RobertaTokenizer`, or with `lowercase` or `unicode_normalization` a `PreTrainedTokenizerFast`
+) -> PreTrainedTokenizerBase:  # A `RobertaTokenizer`; if text is changed before it is cut, a `PreTrainedTokenizerFast`
     "Learn a byte-level BPE vocabulary from a sample of documents."
     learner = new_learner(config)
     trainer = BpeTrainer(

@@ -137,7 +137,8 @@ def table_file(rng: Random, case: Case, form: str) -> bytes:
     table = pa.table({"id": range(len(texts)), column: pa.array(texts, kind), "tags": [["a", "b"]] * len(texts)})
     sink = io.BytesIO()
     if form == "parquet":
-        pq.write_table(table, sink, row_group_size=rng.choice([1, 1_000]), compression=rng.choice(["snappy", "zstd", "none"]))
+        compression = rng.choice(["snappy", "zstd", "none"])
+        pq.write_table(table, sink, row_group_size=rng.choice([1, 1_000]), compression=compression)
     elif rng.random() < 0.5:
         feather.write_feather(table, sink, compression=rng.choice(["uncompressed", "lz4"]), chunksize=7)
     else:
@@ -184,13 +185,15 @@ def spoil(rng: Random, case: Case, form: str, content: bytes) -> bytes:
         case.options["text_column"], case.refused = "nowhere", "'nowhere'"
     elif form in ("csv", "tsv"):
         case.refused = "line"
-        bad = [b'"never closed', b"one,two,three,four\tfive\tsix\t", b'1,"closed" early\t"closed" early', b"\xff,\xff\t\xff"]
+        bad = [b'"never closed', b"one,two,three,four\tfive\tsix\t"]
+        bad += [b'1,"closed" early\t"closed" early', b"\xff,\xff\t\xff"]
         if case.options["encoding_errors"] != "strict":
             bad.pop()
         content += b"\r\n" + rng.choice(bad)
     else:
         case.refused = ""
-        bad = [b"{", b'{"text": 1,,}', b"[1]", b"nonsense", b'{"other": "text"}', json.dumps({column: 5}).encode(), b'{"te\xff']
+        bad = [b"{", b'{"text": 1,,}', b"[1]", b"nonsense", b'{"other": "text"}', b'{"te\xff']
+        bad.append(json.dumps({column: 5}).encode())
         content += b"\n" + rng.choice(bad)
     return content
 

@@ -77,7 +77,8 @@ def test_tables_give_back_what_was_written(texts: list[str], seed: int, block: i
     kept = [text for text in texts if not is_blank(text)]
     assert documents_in(json_file(Random(seed), "text", texts, "jsonl"), read_jsonl, block) == kept
     assert documents_in(json_file(Random(seed), "text", texts, "json"), read_json, block) == kept
-    assert documents_in(csv_file(Random(seed), "text", texts, ","), read_csv, block) == [text.replace("\r\n", "\n") for text in kept]
+    table = csv_file(Random(seed), "text", texts, ",")
+    assert documents_in(table, read_csv, block) == [text.replace("\r\n", "\n") for text in kept]
 
 
 @pytest.fixture
@@ -112,17 +113,18 @@ def test_a_server(server: str, tmp_path: Path):
 @pytest.mark.parametrize("address, package", [("s3://bucket/a.txt", "s3fs"), ("https://example.org/a.txt", "aiohttp")])
 def test_a_missing_package_is_named(address: str, package: str):
     "What a protocol needs is said before anything else, with the command that installs it."
-    with patch.dict(sys.modules, {package: None, "fsspec.implementations.http": None}):
-        with patch.dict("fsspec.registry._registry", clear=True), pytest.raises(ImportError, match=f"pip install {package}"):
+    absent = {package: None, "fsspec.implementations.http": None}
+    with patch.dict(sys.modules, absent), patch.dict("fsspec.registry._registry", clear=True):
+        with pytest.raises(ImportError, match=f"pip install {package}"):
             open_corpus(address)
 
 
 def test_an_iterator_trains_and_is_tokenized(tmp_path: Path):
     "A generator gives its texts once; both the tokenizer and the dataset are made from them, and no copy stays."
     texts = [text for text in islice(docstrings(), 500) if len(text) < 200]
-    config = {"vocab_size": 600, "path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    folders = {"path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
     before = temporary_files()
-    task = tasks.create_tokenizer((text for text in texts), config)
+    task = tasks.create_tokenizer((text for text in texts), {"vocab_size": 600, **folders})
     task.train()
     tokenizer, corpus = task.tokenizer, open_dataset(tmp_path / "dataset")
     del task
@@ -134,9 +136,9 @@ def test_an_iterator_trains_and_is_tokenized(tmp_path: Path):
 def optioned(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
     "Tokenizers with all options, as trained and as both classes load them."
     folder = tmp_path_factory.mktemp("optioned")
-    special = [*SPECIAL_TOKENS, "@USER", "HTTPURL"]
-    config = TokenizerConfig(vocab_size=600, lowercase=True, unicode_normalization="NFC", split_digits=True, special_tokens=special)
-    tokenizer = train_tokenizer(islice(docstrings(), 500), config)
+    options = {"lowercase": True, "unicode_normalization": "NFC", "split_digits": True}
+    options["special_tokens"] = [*SPECIAL_TOKENS, "@USER", "HTTPURL"]
+    tokenizer = train_tokenizer(islice(docstrings(), 500), TokenizerConfig(vocab_size=600, **options))
     save_tokenizer(tokenizer, folder)
     return [tokenizer, AutoTokenizer.from_pretrained(folder), RobertaTokenizer.from_pretrained(folder)]
 
