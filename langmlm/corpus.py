@@ -126,6 +126,13 @@ class Corpus:
         "What was passed over or replaced, counted in the last pass over each part."
         return dict(sum(self._counts, Counter()))
 
+    def skipped_in(
+        self,
+        part: int,  # 0 to `len(parts) - 1`
+    ) -> dict[str, int]:
+        "What was passed over or replaced in the last pass over one part."
+        return dict(self._counts[part])
+
     def documents(
         self,
         part: int,  # 0 to `len(parts) - 1`
