@@ -95,7 +95,9 @@ class FilePart:
 
     def digest(self) -> str:
         if self.file.filesystem is not None:
-            return f"{self.name} {self.size} {self.file.filesystem.ukey(self.name)}"
+            facts = self.file.filesystem.info(self.name)  # What the server says without being read through
+            version = [facts.get(key) for key in ("ETag", "Last-Modified")]
+            return f"{self.name} {self.size} {version} {self.file.filesystem.ukey(self.name)}"
         with open(self.name, "rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         return f"{content} {self.file.format} {self.file.compression}"
@@ -138,10 +140,10 @@ class Corpus:
         "The documents of one part, from its beginning."
         counts = self._counts[part] = Counter()
         yield from self.parts[part].documents(counts)
-        harm = {what: count for what, count in counts.items() if what != BLANK}
+        harm = [f"{count:,} {what}" for what, count in counts.items() if what != BLANK]
         if harm and part not in self._told:
             self._told.add(part)
-            logger.warning("%s: %s", self.parts[part].name, ", ".join(f"{count:,} {what}" for what, count in harm.items()))
+            logger.warning("%s: %s", self.parts[part].name, ", ".join(harm))
 
     def __iter__(self) -> Iterator[str]:
         for part in range(len(self.parts)):
@@ -155,12 +157,12 @@ class Corpus:
 
 # %% ../nbs/16_corpus.ipynb #30587130
 def open_corpus(
-    data_path: Any,  # Files, globs, folders, addresses, Hub names or a list of these; a dataset; or an iterator of texts
+    data_path: Any,  # Files, globs, folders, addresses, Hub names, or a list of them; a dataset; an iterator of texts
     text_column: str = "text",  # Of tables: the column, or key, that holds the text
-    document: str = "line",  # Of text files: "line", "blank-line" or "file"; a row of a table is one document in any case
+    document: str = "line",  # Of text files: "line", "blank-line" or "file"; a row of a table is always one
     encoding_errors: str = "strict",  # Bytes that are not UTF-8: "strict", "replace" or "skip"
 ) -> Corpus:
-    "Find all documents, refuse what is wrong with them as far as it can be seen early, and read no more than beginnings."
+    "Find all documents, and refuse what is wrong with them as far as their beginnings show it."
     reading = Reading(text_column, document, encoding_errors)
     parts = list({part.name: part for part in _parts(data_path, reading)}.values())
     for part in parts:

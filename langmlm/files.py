@@ -35,7 +35,7 @@ ARCHIVES = ("zip", "tar", "tgz", "7z", "rar")
 
 def format_of(
     name: str,  # A file's name, with or without folders
-) -> tuple[str | None, str | None]:  # One of `FORMATS`, None if the ending is unknown; one of `COMPRESSIONS`, None if plain
+) -> tuple[str | None, str | None]:  # One of `FORMATS`, None if unknown; one of `COMPRESSIONS`, None if not packed
     "What a file holds, and how it is packed, by its name."
     *_, inner, last = ["", "", *name.lower().rsplit("/")[-1].split(".")[1:]]
     compression = last if last in COMPRESSIONS else None

@@ -134,7 +134,7 @@ def settle(
     counts: Counter,  # Is told what happens
     where: str,  # File and place, for messages
 ) -> str | None:  # None: leave it out
-    "A document without halves of characters, which UTF-8 cannot hold; they stand for bad bytes, or came from a `\\uD800` in JSON."
+    "A document without halves of characters, which stand for bad bytes, or came from a `\\uD800` in JSON."
     if document.isascii() or not (halves := re.findall("[\ud800-\udfff]", document)):
         return document
     if encoding_errors == "strict":

@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from .lines import FIRST_BLOCK, LATER_BLOCKS, UTF8_MARK, Reading, not_utf8, read_lines, refuse_wide_encodings, settle
@@ -58,21 +58,22 @@ def read_jsonl(
         texts = []
         for number, line in enumerate(lines, start=number + 1):
             if line and not line.isspace():
-                texts.append(_text_of_object(_parse(json.loads, line, name, number), f"{name}, line {number}", reading, counts))
+                row = _parse(line, name, number)
+                texts.append(_text_of_object(row, f"{name}, line {number}", reading, counts))
         yield [text for text in texts if text is not None]
 
 # %% ../nbs/13_records.ipynb #7e7a2e72
 def _parse(
-    parser: Callable,  # Of the `json` module
-    text: str,
+    text: str,  # One line
     name: str,  # Of the file, for messages
     number: int,  # Of the line
 ) -> Any:
     "What a piece of JSON says."
     try:
-        return parser(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}, line {number}, character {error.pos + 1} of the line: not JSON ({error.msg})") from None
+        place = f"{name}, line {number}, character {error.pos + 1} of the line"
+        raise ValueError(f"{place}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets
         raise ValueError(f"{name}, line {number}: JSON that Python does not take ({error})") from None
 
@@ -85,7 +86,7 @@ def _text_of_object(
 ) -> str | None:  # None: the row has no text
     "The text in a JSON object."
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: a row must be an object such as {{{json.dumps(reading.text_column)}: ...}}, got {row!r:.100}")
+        raise ValueError(f"{place}: a row must be an object such as {{...}}, got {row!r:.100}")
     if reading.text_column not in row:
         refuse_columns(row, place, reading.text_column)
     return text_of(row[reading.text_column], place, reading, counts)
@@ -98,9 +99,8 @@ def _decoded(
 ) -> Iterator[str]:  # Pieces cut anywhere; the last one is empty
     "Decode a stream whose lines may be of any length."
     decoder = codecs.getincrementaldecoder("utf-8")(reading.decoding)
-    block, read = stream.read(FIRST_BLOCK), 0
+    block, read, is_first = stream.read(FIRST_BLOCK), 0, True
     refuse_wide_encodings(block, name)
-    block, read = block.removeprefix(UTF8_MARK), len(UTF8_MARK) * block.startswith(UTF8_MARK)
     while True:
         read += len(block)
         try:
@@ -108,6 +108,8 @@ def _decoded(
         except UnicodeDecodeError as error:
             place = read - len(error.object) + error.start + 1
             raise ValueError(not_utf8(f"{name}, byte {place} of the file", error.object[error.start])) from None
+        if text and is_first:
+            text, is_first = text.removeprefix("\ufeff"), False
         if text or not block:
             yield text
         if not block:
@@ -130,8 +132,9 @@ def read_json(
         objects, rest, brackets = _take_objects(unread, f"{name}, row", row, is_last=not text)
         unread, depth = rest, depth + brackets
         wanted = 2 * len(unread)  # Of an object longer than a block, read as much again before the next try
-        texts = [_text_of_object(found, f"{name}, row {row + place}", reading, counts) for place, found in enumerate(objects, 1)]
-        row += len(objects)
+        texts = []
+        for row, found in enumerate(objects, start=row + 1):
+            texts.append(_text_of_object(found, f"{name}, row {row}", reading, counts))
         yield [text for text in texts if text is not None]
     if depth:
         raise ValueError(f"{name}, behind row {row}: the list has no end, so the file is torn")

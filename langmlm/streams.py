@@ -56,7 +56,7 @@ class Spool:
 
 # %% ../nbs/15_streams.ipynb #8626ec1f
 class IterablePart:
-    "The texts of an iterable. One that can be iterated again is asked again; an iterator is spooled when it is first read."
+    "The texts of an iterable; an iterator, which gives them once, is spooled when it is first read."
 
     size = text_size = None
 
@@ -142,7 +142,7 @@ class DatasetPart:
             raise ValueError(f"{self.name} gives no documents")
 
     def _batches(self, counts: Counter) -> Iterator[list[str]]:
-        row, column = 0, self.reading.text_column
+        row = 0
         for values in self._columns():
             texts = []
             for row, value in enumerate(values, start=row + 1):

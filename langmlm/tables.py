@@ -95,10 +95,10 @@ def read_arrow(
 # %% ../nbs/14_tables.ipynb #08e54fcc
 @contextmanager
 def _seekable(
-    stream: BinaryIO,  # Of a file, or of one that is being unpacked
+    stream: BinaryIO,  # Of a file, or of one that is being unpacked, or comes from a server that cannot seek
 ) -> Iterator[BinaryIO]:  # The same bytes, in any order
     "A stream in which one can go back; unpacked bytes are put on the disk for as long as that takes."
-    if not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
+    if stream.seekable() and not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
         yield stream
         return
     with tempfile.TemporaryFile(prefix="langmlm-") as unpacked:
@@ -120,8 +120,9 @@ def _texts_of_batches(
         for start in range(0, max(batch.num_rows, 1), 1_000):
             column = batch.column(reading.text_column).slice(start, 1_000)
             values = arrow_values(column, name, row + 1, reading)
-            texts = [text_of(value, f"{name}, row {place}", reading, counts) for place, value in enumerate(values, row + 1)]
-            row += len(values)
+            texts = []
+            for row, value in enumerate(values, start=row + 1):
+                texts.append(text_of(value, f"{name}, row {row}", reading, counts))
             yield [text for text in texts if text is not None]
 
 

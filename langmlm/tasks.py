@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -30,7 +30,7 @@ from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
 from .report import Report
 from .run import Run, check_run_folder
-from .tokenizer import load_tokenizer, sample_documents, train_tokenizer, write_tokenizer_files
+from .tokenizer import load_tokenizer, train_tokenizer, write_tokenizer_files
 from .tokenizer_config import ConfigError, TokenizerConfig
 from .training import estimate_time, train
 from .writing import MANIFEST, join_dataset, this_process, wait_until, write_dataset
@@ -108,7 +108,7 @@ def _trained(
         logger.info("%s was trained on the same text with the same options: reused", target)
     elif is_first and not _has_key(waiting, job["key"]):
         with whole_folder(waiting) as partial:
-            write_tokenizer_files(train_tokenizer(_sample(corpus, config), config), partial)
+            write_tokenizer_files(train_tokenizer(corpus, config), partial)
             write_json(partial / MANIFEST, job)
     wait_until(lambda: _has_key(target, job["key"]) or _has_key(waiting, job["key"]))
     try:
@@ -123,21 +123,6 @@ def _trained(
     wait_until(lambda: _has_key(target, job["key"]))
 
 # %% ../nbs/90_tasks.ipynb #250bce51
-def _sample(
-    corpus: Corpus,
-    config: TokenizerConfig,
-) -> Iterable[str]:
-    "The documents that train the tokenizer."
-    share = config.max_train_bytes / corpus.size
-    if share < 1:
-        logger.info(
-            "the tokenizer is trained on a random %.1f %% of the text (max_train_bytes=%d)",
-            100 * share,
-            config.max_train_bytes,
-        )
-    return sample_documents(corpus, share, config.seed)
-
-
 def _has_key(
     folder: Path,  # Perhaps of a tokenizer
     key: str,
@@ -146,12 +131,15 @@ def _has_key(
     return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("key") == key
 
 # %% ../nbs/90_tasks.ipynb #877ac7a6
-LEARNING = ("vocab_size", "min_frequency", "special_tokens", "max_train_bytes", "seed")  # Keys that decide a tokenizer
+LEARNING = (
+    *("vocab_size", "min_frequency", "special_tokens", "max_train_bytes", "seed"),
+    *("lowercase", "unicode_normalization", "add_prefix_space", "split_digits"),
+)  # Keys that decide a tokenizer
 TRAINING_ONLY = (*LEARNING, "path_to_save_tokenizer")
 
 
 def create_tokenizer(
-    data_path: str | PathLike | list[str | PathLike],  # Text files, globs, folders; UTF-8, one document per line
+    data_path: Any,  # Files, globs, folders, addresses, Hub names or a list of them; a dataset; or an iterator of texts
     tokenizer_config: dict | TokenizerConfig | None = None,  # Keys of `TokenizerConfig`
     tokenizer: str | PathLike | None = None,  # A folder or Hub name: tokenize with it, and train none
 ) -> TokenizerTask:  # Call its `train`
