@@ -58,17 +58,12 @@ def test_kills_change_nothing(text: Path, options: dict, undisturbed: dict, data
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-@pytest.mark.parametrize("drop_duplicates", [False, True])
-def test_two_processes_are_one(
-    text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path, drop_duplicates: bool
-):
-    "Under a launcher two processes share the shards, and one dataset comes out."
-    expected = undisturbed
-    if drop_duplicates:
-        alone = TokenizerConfig(**options | {"path_to_save_dataset": tmp_path / "alone", "drop_duplicates": True})
-        write_dataset(open_corpus(text), AutoTokenizer.from_pretrained(data["tokenizer"]), alone, SHARD_CHARACTERS)
-        expected = contents(tmp_path / "alone")
-    config = options | {"path_to_save_dataset": str(tmp_path / "dataset"), "drop_duplicates": drop_duplicates}
+def test_two_processes_are_one(text: Path, options: dict, data: dict, tmp_path: Path):
+    "Under a launcher two processes share the shards, one looks for copies, and one dataset comes out."
+    options = options | {"drop_duplicates": True, "path_to_save_dataset": str(tmp_path / "alone")}
+    tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
+    write_dataset(open_corpus(text), tokenizer, TokenizerConfig(**options), SHARD_CHARACTERS)
+    config = options | {"path_to_save_dataset": str(tmp_path / "dataset")}
     job = json.dumps([str(text), str(data["tokenizer"]), SHARD_CHARACTERS, config])
     (tmp_path / "job.py").write_text("import json, sys; from kills import make_dataset; make_dataset(*json.loads(sys.argv[1]))")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -78,7 +73,7 @@ def test_two_processes_are_one(
         [*launcher, tmp_path / "job.py", job], capture_output=True, text=True, timeout=120, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert contents(tmp_path / "dataset") == expected
+    assert contents(tmp_path / "dataset") == contents(tmp_path / "alone")
     assert not list(tmp_path.glob(".*"))
 
 
