@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from langmlm.corpus import open_corpus
 from langmlm.dataset import open_dataset
+from langmlm.joining import join_dataset
 from langmlm.tokenizer_config import TokenizerConfig
-from langmlm.writing import join_dataset, write_dataset
+from langmlm.writing import write_dataset
 
 SHARD_CHARACTERS = 50_000
 KILLS = 4  # `tests/benchmarks/scale.py kills` does more
