@@ -23,11 +23,12 @@ from filelock import FileLock, Timeout
 @contextmanager
 def whole_folder(
     target: Path,  # Name of the finished folder; replaced if it exists
-) -> Iterator[Path]:  # An empty folder beside it, to write into
+    within: Path | None = None,  # Folder for the unfinished one, on the same file system; None: beside `target`
+) -> Iterator[Path]:  # An empty folder, to write into
     "Write a folder so that `target` is either what it was before or complete."
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = (within or target.parent) / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
         yield partial

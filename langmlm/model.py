@@ -24,7 +24,7 @@ from transformers.activations import ACT2FN, gelu
 from .attention import EqualLengths, attend_blocks, attend_jagged, attend_varlen, equal_blocks
 from .dropout import use_fast_dropout
 from .head import linear_cross_entropy
-from .tokenizer import ConfigError, type_faults
+from .tokenizer_config import ConfigError, type_faults
 
 # %% ../nbs/60_model.ipynb #eaaba2f1
 @dataclass(frozen=True, kw_only=True)

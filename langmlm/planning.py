@@ -18,7 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from .batching import BatchGeometry, BatchPlan
 from .dataset import TokenizedCorpus
 from .optimization import OPTIMIZERS, SCHEDULES, choose_precision
-from .tokenizer import ConfigError, type_faults
+from .tokenizer_config import ConfigError, type_faults
 
 # %% ../nbs/78_planning.ipynb #851c24e5
 def _new_run_name() -> str:

@@ -9,7 +9,7 @@ from pacing import Channel, serve
 from transformers import PreTrainedTokenizerBase
 
 from langmlm import tasks
-from langmlm.corpus import docstrings, read_documents
+from langmlm.corpus import docstrings, open_corpus
 from langmlm.encoding import encode_documents
 
 WORDS_IN_A_DOCUMENT = 4_000  # Of the default long text: paragraphs of neighbouring modules, joined
@@ -50,7 +50,7 @@ def make_tokenizer(channel: Channel, job: dict) -> None:
 
 def measure_text(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     "Count the tokens of the documents of a text, two special ones included."
-    parts = [lengths for _, lengths in encode_documents(read_documents([Path(text)]), tokenizer)]
+    parts = [lengths for _, lengths in encode_documents(open_corpus(text), tokenizer)]
     lengths = np.concatenate(parts) + 2
     return {
         "documents": len(lengths),
