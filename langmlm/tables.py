@@ -71,7 +71,7 @@ def read_parquet(
 ) -> Iterator[list[str]]:  # Texts, many at a time
     "The texts of a Parquet file."
     with _seekable(stream) as file:
-        table = pq.ParquetFile(file, pre_buffer=False)
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=LATER_BLOCKS)
         refuse_columns(table.schema_arrow.names, name, reading.text_column)
         batches = table.iter_batches(1_000, columns=[reading.text_column], use_threads=False)
         yield from _texts_of_batches(batches, name, reading, counts)
