@@ -12,28 +12,29 @@ import gzip
 import json
 import os
 import platform
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULT = Path(__file__).parent / "results" / "reading.json"
-ONSETS, VOWELS = [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"], [*"aeiou", "ea", "ou", "io"]
+SYLLABLES = [onset + vowel for onset in [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"] for vowel in [*"aeiou", "ea", "ou", "io"]]
 
 
 def word(number: int) -> str:
     "The word with a rank: the rarer, the longer."
-    draw = Random(number)
-    syllables = 1 + min(5, number.bit_length() // 4)
-    return "".join(draw.choice(ONSETS) + draw.choice(VOWELS) for _ in range(syllables))
+    rest, found = number * 2_654_435_761 % 2**40, []
+    for _ in range(1 + min(5, number.bit_length() // 4)):
+        rest, place = divmod(rest, len(SYLLABLES))
+        found.append(SYLLABLES[place])
+    return "".join(found)
 
 
 def lines_of_words(megabytes: float) -> Iterator[str]:
@@ -117,8 +118,9 @@ def measure(what: str, file: str) -> dict:
 
 
 def peak() -> float:
-    "The most memory that this process has had, in MB."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    "The most memory that this process has had, in MB; `ru_maxrss` would count what its parent had."
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def measure_alone(what: str, file: Path) -> dict:
@@ -154,7 +156,8 @@ def main() -> None:
             print(name, results[name], flush=True)
             file.unlink()
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    stored[arguments.part] = {"machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}", **results}
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    stored[arguments.part] = {"machine": machine, "date": time.strftime("%Y-%m-%d"), **results}
     RESULT.write_text(json.dumps(stored, indent=2) + "\n")
 
 
