@@ -16,8 +16,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from .folders import read_json
+from .joining import MANIFEST, ContentHash
 from .tokenizer import fingerprint_tokenizer
-from .writing import MANIFEST, ContentHash
 
 # %% ../nbs/30_dataset.ipynb #d5b7614a
 class TokenizedCorpus:

@@ -40,8 +40,6 @@ def format_of(
     *_, inner, last = ["", "", *name.lower().rsplit("/")[-1].split(".")[1:]]
     compression = last if last in COMPRESSIONS else None
     ending = inner if compression else last
-    if ending in ARCHIVES:
-        raise ValueError(f"{name} is an archive: unpack it, and name the folder")
     return (ending if ending in FORMATS else None), compression
 
 # %% ../nbs/10_files.ipynb #7db64424
@@ -120,6 +118,8 @@ def _format_or_text(
 ) -> tuple[str, str | None]:  # Format and compression
     "What a file holds by its name, and text if the name does not say."
     form, compression = format_of(name)
+    if form is None and name.lower().removesuffix(f".{compression}").rsplit(".")[-1] in ARCHIVES:
+        raise ValueError(f"data_path names an archive, {name}: unpack it, and name the folder")
     return form or "txt", compression
 
 
@@ -163,6 +163,21 @@ def _remote_files(
 ) -> list[SourceFile]:  # What it stands for, sorted
     "The files behind an address."
     filesystem, path = open_filesystem(part)
+    try:
+        paths = _remote_paths(filesystem, path, part)
+        return [_remote_file(filesystem, path) for path in paths]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"data_path {part!r}: the server cannot be had ({error})") from error
+
+
+def _remote_paths(
+    filesystem: Any,  # Of fsspec
+    path: str,  # In it: a file, a glob or a folder
+    part: str,  # The address, for messages
+) -> list[str]:  # Of files
+    "The files that an address stands for."
     is_page = part.startswith(("http://", "https://"))  # Its `?` is no glob, and it has no folders
     if is_page or not glob.has_magic(path):
         if not is_page and filesystem.isdir(path):
@@ -173,7 +188,7 @@ def _remote_files(
         paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
     if not paths:
         raise FileNotFoundError(f"data_path {part!r}: as a glob it matches no file")
-    return [_remote_file(filesystem, path) for path in paths]
+    return paths
 
 
 def _remote_file(
@@ -184,6 +199,7 @@ def _remote_file(
     try:
         size = filesystem.info(path).get("size")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"data_path: there is no file {filesystem.unstrip_protocol(path)}") from error
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise FileNotFoundError(f"data_path: there is no file {filesystem.unstrip_protocol(path)}{cause}") from error
     name = filesystem.unstrip_protocol(path)
     return SourceFile(name, *_format_or_text(path.split("?")[0]), size, filesystem)

@@ -25,6 +25,7 @@ from .corpus import Corpus, open_corpus
 from .dataset import TokenizedCorpus, check_tokenizer, open_dataset
 from .folders import check_replaceable, read_json, whole_folder, write_json
 from .history import History
+from .joining import MANIFEST, join_dataset
 from .meter import Estimate
 from .model import ModelConfig, build_model, fit_faults, roberta_config
 from .planning import Arithmetic, TrainingConfig, max_length_of, run_arithmetic
@@ -33,7 +34,7 @@ from .run import Run, check_run_folder
 from .tokenizer import load_tokenizer, train_tokenizer, write_tokenizer_files
 from .tokenizer_config import ConfigError, TokenizerConfig
 from .training import estimate_time, train
-from .writing import MANIFEST, join_dataset, this_process, wait_until, write_dataset
+from .writing import this_process, wait_until, write_dataset
 
 # %% ../nbs/90_tasks.ipynb #038dd8a0
 logger = logging.getLogger(__name__)

@@ -19,13 +19,15 @@ DOCUMENTS_PER_BATCH = 1_000
 def with_langmlm(job: dict) -> tuple[Callable, Callable]:
     "Text to dataset."
     from langmlm.corpus import open_corpus
-    from langmlm.dataset import write_dataset
     from langmlm.tokenizer import load_tokenizer
+    from langmlm.tokenizer_config import TokenizerConfig
+    from langmlm.writing import write_dataset
 
     tokenizer, folder = load_tokenizer(job["tokenizer"]), Path(job["scratch"]) / "dataset"
+    config = TokenizerConfig(max_length=job["max_length"], path_to_save_dataset=folder)
 
     def run(text: str) -> dict:
-        return write_dataset(open_corpus(text), tokenizer, folder, job["max_length"])
+        return write_dataset(open_corpus(text), tokenizer, config)
 
     def result(made: dict) -> dict:
         figures = {"tokens": made["tokens"], "bytes": bytes_on_disk(str(folder))}
