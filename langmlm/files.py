@@ -14,9 +14,10 @@ import logging
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,14 +44,47 @@ def format_of(
     return (ending if ending in FORMATS else None), compression
 
 # %% ../nbs/10_files.ipynb #7db64424
+class _Unpacker(RawIOBase):
+    "A stream of packed parts, unpacked to its very end; only zeros may stand between parts."
+
+    def __init__(
+        self,
+        stream: BinaryIO,  # Packed
+        new_part: Callable[[], Any],  # Makes a decompressor of `bz2` or `lzma`
+    ):
+        self._stream, self._new_part, self._part, self._packed = stream, new_part, None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = b""
+        while not data:
+            if self._part is not None and self._part.eof:
+                self._packed, self._part = self._part.unused_data, None
+            if not self._packed and (self._part is None or self._part.needs_input):
+                self._packed = self._stream.read(2**16)
+                if not self._packed and self._part is None:
+                    return 0
+                if not self._packed:
+                    raise EOFError("it ends before its end marker")
+            if self._part is None:
+                self._packed = self._packed.lstrip(b"\0")
+                self._part = self._new_part() if self._packed else None
+            if self._part is not None:
+                data, self._packed = self._part.decompress(self._packed, len(buffer)), b""
+        buffer[: len(data)] = data
+        return len(data)
+
+# %% ../nbs/10_files.ipynb #f431d4e2
 _UNPACK = {  # How a stream of each compression opens
     "gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    "bz2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
+    "bz2": lambda stream: BufferedReader(_Unpacker(stream, bz2.BZ2Decompressor)),
+    "xz": lambda stream: BufferedReader(_Unpacker(stream, lzma.LZMADecompressor)),
     "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"),
 }
 
-
+# %% ../nbs/10_files.ipynb #887f17e1
 @dataclass(frozen=True)
 class SourceFile:
     "One file of text, or of a table with a column of text."

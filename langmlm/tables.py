@@ -6,10 +6,8 @@
 __all__ = ['read_csv', 'read_tsv', 'read_parquet', 'read_arrow', 'arrow_values']
 
 # %% ../nbs/14_tables.ipynb #f3ca624a
-import bz2
 import csv
 import gzip
-import lzma
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -98,7 +96,7 @@ def _seekable(
     stream: BinaryIO,  # Of a file, or of one that is being unpacked, or comes from a server that cannot seek
 ) -> Iterator[BinaryIO]:  # The same bytes, in any order
     "A stream in which one can go back; unpacked bytes are put on the disk for as long as that takes."
-    if stream.seekable() and not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
+    if stream.seekable() and not isinstance(stream, gzip.GzipFile):  # Which seeks by unpacking anew
         yield stream
         return
     with tempfile.TemporaryFile(prefix="langmlm-") as unpacked:

@@ -214,6 +214,10 @@ def make_file(rng: Random, folder: Path, name: str) -> Case:
             if middle and len(packed) == len(PACK[packing](content[:middle])):
                 packed = packed[:-1]
             case.kind += " torn"
+        elif middle and rng.random() < 0.3:
+            first = len(PACK[packing](content[:middle]))
+            packed, case.refused = packed[:first] + b"X" + packed[first + 1 :], ""
+            case.kind += " damaged"
         content, case.path = packed, case.path.with_name(f"{case.path.name}.{packing}")
         case.kind += f".{packing}"
     if rng.random() < 0.03:
