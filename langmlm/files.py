@@ -99,8 +99,7 @@ class SourceFile:
     def open(self) -> Iterator[BinaryIO]:
         "Within it, a stream of the bytes, unpacked; what is wrong with them gets the file's name."
         with ExitStack() as stack:
-            stream = self.filesystem.open(self.name, "rb") if self.filesystem else open(self.name, "rb")
-            stack.enter_context(stream)
+            stream = stack.enter_context(self._stream())
             try:
                 yield stack.enter_context(_UNPACK[self.compression](stream)) if self.compression else stream
             except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
@@ -108,6 +107,13 @@ class SourceFile:
                     raise
                 kind = ".".join(filter(None, [self.format, self.compression]))
                 raise ValueError(f"{self.name} is torn, or no {kind}: {error}") from error
+
+    def _stream(self) -> BinaryIO:
+        if self.filesystem is None:
+            return open(self.name, "rb")
+        if self.name.startswith(("http://", "https://")):  # Not every server can begin in the middle
+            return self.filesystem.open(self.name, "rb", block_size=0)
+        return self.filesystem.open(self.name, "rb")
 
 # %% ../nbs/10_files.ipynb #d90fb971
 def find_files(

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import SEEK_END
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -96,7 +97,13 @@ def _seekable(
     stream: BinaryIO,  # Of a file, or of one that is being unpacked, or comes from a server that cannot seek
 ) -> Iterator[BinaryIO]:  # The same bytes, in any order
     "A stream in which one can go back; unpacked bytes are put on the disk for as long as that takes."
-    if stream.seekable() and not isinstance(stream, gzip.GzipFile):  # Which seeks by unpacking anew
+    goes_back = not isinstance(stream, gzip.GzipFile)  # It does, by unpacking anew
+    try:
+        if goes_back:
+            stream.seek(0, SEEK_END), stream.seek(0)
+    except (OSError, ValueError):  # What `seekable` says of a stream over HTTP is not true
+        goes_back = False
+    if goes_back:
         yield stream
         return
     with tempfile.TemporaryFile(prefix="langmlm-") as unpacked:
