@@ -32,7 +32,7 @@ def token_bytes(
 
 
 def _byte_of_character() -> dict[str, int]:
-    "The byte behind each character of the byte-level alphabet: most stand for themselves, the others follow from 256 on."
+    "The byte behind each character of the byte-level alphabet: most are themselves, the others follow from 256 on."
     alphabet = set(ByteLevel.alphabet())
     plain = [byte for byte in range(256) if chr(byte) in alphabet]
     moved = [byte for byte in range(256) if chr(byte) not in alphabet]

@@ -28,7 +28,8 @@ class Encoder:
         self,
         tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
     ):
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # A copy: the user's keeps its settings
+        copy = tokenizer.backend_tokenizer.to_str()  # The user's own keeps its settings
+        self._backend = Tokenizer.from_str(copy)
         self._backend.no_truncation(), self._backend.no_padding()
         self._backend.encode_special_tokens = True
 

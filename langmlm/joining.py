@@ -109,7 +109,8 @@ def _assemble(
     records = [record for _, record in shards.values()]
     splits = {}
     for split in SPLITS:
-        found = [(place / name, of) for place, record in shards.values() for name, of in record["files"].items() if of.get("split") == split]
+        every = [(place / name, of) for place, record in shards.values() for name, of in record["files"].items()]
+        found = [(file, of) for file, of in every if of.get("split") == split]
         if found:
             content = _write_split(folder / split, [file for file, _ in found], job["vocab_size"])
             counts = {name: sum(of[name] for _, of in found) for name in ("documents", "sequences", "tokens")}
@@ -117,7 +118,7 @@ def _assemble(
     if "train" not in splits:
         raise ValueError("there is no text in the documents: nothing to make a dataset of")
     if job["validation_fraction"] and "validation" not in splits:
-        logger.warning("validation_fraction=%s held no document out: there is no split 'validation'", job["validation_fraction"])
+        logger.warning("validation_fraction=%s held nothing out: there is no split for it", job["validation_fraction"])
     statistics = add_statistics(record["statistics"] for record in records)
     hashes = [place / name for place, record in shards.values() for name in record["files"] if name.endswith(".hashes")]
     copies = statistics.pop("copies") + sum(map(len, find_copies(hashes)))
@@ -151,7 +152,8 @@ def join_dataset(
         differing = [name for name in job if name not in ("part", "key") and other.get(name) != job[name]]
         differing += ["n of shard=(i, n)"] if other["part"][1] != job["part"][1] else []
         if differing:
-            raise ValueError(f"{folder} and {folders[0]} are no parts of one dataset: they differ in {', '.join(differing)}")
+            reason = f"they differ in {', '.join(differing)}"
+            raise ValueError(f"{folder} and {folders[0]} are no parts of one dataset: {reason}")
     shards = {number: (folder, record) for folder in folders for number, record in read_records(folder).items()}
     given, parts = {other["part"][0] for other in jobs.values()}, job["part"][1]
     missing = [f"({part}, {parts})" for part in range(parts) if part not in given]

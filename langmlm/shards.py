@@ -104,7 +104,7 @@ class TokenizedBatch:
     counts: np.ndarray  # [vocabulary] how often each token came
     statistics: dict[str, Any]  # That add up
 
-
+# %% ../nbs/27_shards.ipynb #6205aea8
 class BatchTokenizer:
     "Tokenizes batches; several threads may call it at once."
 
@@ -121,24 +121,15 @@ class BatchTokenizer:
     def __call__(self, batch: Batch) -> TokenizedBatch:
         "Encode, hash, count and cut."
         hashes = hash_documents(batch.documents, batch.first)
-        size, words, unusual = count_text(batch.documents)
         ids, lengths = self.encode(batch.documents)
         held = held_out(hashes, self.config.validation_fraction)
-        counts, ids = np.bincount(ids, minlength=len(self.flags)), ids.astype(self.dtype)
-        sequences = {name: self._cut(ids, lengths, chosen) for name, chosen in zip(SPLITS, (~held, held)) if chosen.any()}
-        is_long = lengths > self.room
-        short = int(((lengths > 0) & ~is_long).sum())
-        statistics = {
-            "documents": len(lengths),
-            "bytes": size,
-            "words": words,
-            "tokens": len(ids),
-            "lengths": count_lengths(lengths),
-            "long_documents": int(is_long.sum()),
-            "pieces": sum(len(made[2]) for made in sequences.values()) - short,
-            "unusual": unusual,
+        sequences = {
+            name: self._cut(ids.astype(self.dtype), lengths, chosen)
+            for name, chosen in zip(SPLITS, (~held, held))
+            if chosen.any()
         }
-        return TokenizedBatch(sequences, hashes, counts, statistics)
+        statistics = _count(batch.documents, lengths, self.room, sum(len(made[2]) for made in sequences.values()))
+        return TokenizedBatch(sequences, hashes, np.bincount(ids, minlength=len(self.flags)), statistics)
 
     def _cut(self, ids: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         "The sequences of some of the documents."
@@ -146,6 +137,27 @@ class BatchTokenizer:
             ids, lengths = ids[np.repeat(chosen, lengths)], lengths[chosen]
         how = self.config.long_lines, self.config.split_on, self.config.stride
         return int(chosen.sum()), *cut_sequences(ids, lengths, self.flags, self.room, self.ends, *how)
+
+# %% ../nbs/27_shards.ipynb #b7b417b0
+def _count(
+    documents: list[str],
+    lengths: np.ndarray,  # [documents] tokens in each
+    room: int,  # Tokens in a sequence at most, the special ones not counted
+    sequences: int,  # How many the documents became
+) -> dict[str, Any]:  # Counts that add up
+    "What a batch has to say of the corpus."
+    size, words, unusual = count_text(documents)
+    is_long = lengths > room
+    return {
+        "documents": len(documents),
+        "bytes": size,
+        "words": words,
+        "tokens": int(lengths.sum()),
+        "lengths": count_lengths(lengths),
+        "long_documents": int(is_long.sum()),
+        "pieces": sequences - int(((lengths > 0) & ~is_long).sum()),
+        "unusual": unusual,
+    }
 
 # %% ../nbs/27_shards.ipynb #919d2538
 def write_sequences(
@@ -185,26 +197,33 @@ def _write_shard(
             file, counted = f"{name}.{split}.arrow", {"sequences": len(lengths), "tokens": len(ids)}
             write_sequences(folder / file, ids, lengths)
             files[file] = {"split": split, "documents": sum(documents)} | counted
-    statistics = add_statistics(one.statistics for one in made)
-    counts = sum(one.counts for one in made)
     later = []
     if keeps_copies:
         later = write_hashes(folder / f"{name}.hashes", np.concatenate([one.hashes for one in made]))
         files[f"{name}.hashes"] = {}
-    dropped = batch.end.total - batch.begin.total - statistics["documents"]
-    statistics |= {
-        "lengths": statistics["lengths"].tolist(),
-        "unusual": dict(sorted(statistics["unusual"].items())),
-        "copies": len(later),
-        "dropped": dropped,
-        "skipped": dict(sorted(batch.skipped.items())),
-        "used": pack_used(counts),
-        "longest_token": max((spelt[id] for id in np.flatnonzero(counts)), key=len, default=b"").decode(errors="replace"),
-    }
+    statistics = _sum_up(batch, made, spelt) | {"copies": len(later)}
     for file in files:
         files[file] |= _identity(folder / file)
     record = {"begin": asdict(batch.begin), "end": asdict(batch.end), "is_last": batch.is_last}
     write_json(folder / f"{name}.json", record | {"files": files, "statistics": statistics})
+
+# %% ../nbs/27_shards.ipynb #412f8460
+def _sum_up(
+    batch: Batch,  # The last one of the shard
+    made: list[TokenizedBatch],  # All of the shard
+    spelt: list[bytes],  # From `token_bytes`
+) -> dict[str, Any]:  # As JSON holds it
+    "What a shard has to say of the corpus."
+    statistics, counts = add_statistics(one.statistics for one in made), sum(one.counts for one in made)
+    longest = max((spelt[id] for id in np.flatnonzero(counts)), key=len, default=b"")
+    return statistics | {
+        "lengths": statistics["lengths"].tolist(),
+        "unusual": dict(sorted(statistics["unusual"].items())),
+        "dropped": batch.end.total - batch.begin.total - statistics["documents"],
+        "skipped": dict(sorted(batch.skipped.items())),
+        "used": pack_used(counts),
+        "longest_token": longest.decode(errors="replace"),
+    }
 
 
 def _identity(
@@ -243,13 +262,13 @@ def write_shards(
 ) -> int:  # Shards of the corpus, those of others included; 0 if there is no text
     "Make the shards of a corpus that are missing."
     records = read_records(folder)
-    first = next(number for number in range(turn[0], 10**9, turn[1]) if number not in records)
-    last = [number for number, record in records.items() if record["is_last"]]
-    if last and first > last[0]:
-        return last[0] + 1
-    before = [record for number, record in records.items() if number < first]
+    before, total = _done_before(records, turn)
+    if total:
+        return total
     place = Place(**before[-1]["end"]) if before else Place()
-    tokenize, made, total = BatchTokenizer(tokenizer, config), [], 0
+    if before:
+        logger.info("%d shards are there already: going on behind document %d", len(before), place.total)
+    tokenize, made = BatchTokenizer(tokenizer, config), []
 
     def make(batch: Batch) -> tuple[Batch, TokenizedBatch | None]:
         number = batch.begin.shard
@@ -268,3 +287,14 @@ def write_shards(
                     _write_shard(folder, batch, made, tokenize.spelt, not config.drop_duplicates)
                 made, total = [], batch.end.shard
     return total
+
+# %% ../nbs/27_shards.ipynb #62a3f66d
+def _done_before(
+    records: dict[int, dict],  # Of finished shards, by number
+    turn: tuple[int, int],  # (i, n): make the shards whose number leaves i when divided by n
+) -> tuple[list[dict], int]:  # Records before the first shard to make; how many there are, if none is to make, else 0
+    "What need not be read again."
+    first = next(number for number in range(turn[0], 10**9, turn[1]) if number not in records)
+    last = [number for number, record in records.items() if record["is_last"]]
+    before = [record for number, record in records.items() if number < first]
+    return before, last[0] + 1 if last and first > last[0] else 0

@@ -25,7 +25,7 @@ from .corpus import Corpus
 from .folders import check_replaceable, read_json, whole_folder, write_json
 from .hashing import mark_copies
 from .joining import JOB, MANIFEST, describe_job, join_dataset, link_file
-from .report import Report, add_statistics
+from .report import Report, add_statistics, no_statistics
 from .shards import SHARD_CHARACTERS, SPLITS, read_records, write_shards
 from .tokenizer_config import TokenizerConfig
 
@@ -43,17 +43,19 @@ def _work_folder(
     work = target.with_name(f".{target.name}.{key[:12]}.unfinished")
     for other in sorted(target.parent.glob(f".{target.name}.*.unfinished")):
         if other != work and rank == 0:
-            logger.warning("%s holds unfinished work on other text or with other options: delete it if nobody goes on with it", other)
+            logger.warning("%s: unfinished work on other text or with other options; delete it if it has no use", other)
     work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work / f"process-{rank}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise RuntimeError(f"path_to_save_dataset={str(target)!r} is being made by another process: wait for it") from None
+        reason = "is being made by another process: wait for it"
+        raise RuntimeError(f"path_to_save_dataset={str(target)!r} {reason}") from None
     try:
         yield work
     except ValueError:
-        shutil.rmtree(work, ignore_errors=True)
+        if rank == 0:
+            shutil.rmtree(work, ignore_errors=True)
         raise
     except BaseException:
         logger.warning("interrupted: the next call goes on from %s", work)
@@ -157,10 +159,14 @@ def _finish_part(
     records, splits = read_records(work), {}
     for split in SPLITS:
         found = [of for record in records.values() for of in record["files"].values() if of.get("split") == split]
-        splits |= {split: {name: sum(of[name] for of in found) for name in ("documents", "sequences", "tokens")}} if found else {}
-    statistics = add_statistics(record["statistics"] for record in records.values())
-    manifest = job | splits.get("train", {}) | {"splits": splits, "copies": statistics.pop("copies", 0), "statistics": statistics}
-    files = [JOB, *(name for number, record in records.items() for name in (f"shard-{number:05}.json", *record["files"]))]
+        if found:
+            splits[split] = {name: sum(of[name] for of in found) for name in ("documents", "sequences", "tokens")}
+    nothing = no_statistics(job["vocab_size"])  # There may be more machines than shards
+    statistics = add_statistics([nothing, *(record["statistics"] for record in records.values())])
+    manifest = job | splits.get("train", {}) | {"splits": splits, "copies": statistics.pop("copies")}
+    manifest["statistics"] = statistics
+    files = [JOB, *(f"shard-{number:05}.json" for number in records)]
+    files += [name for record in records.values() for name in record["files"]]
     manifest["files"] = {name: (work / name).stat().st_size for name in files}
     with whole_folder(target, within=work) as partial:
         for name in files:
