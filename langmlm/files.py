@@ -14,9 +14,10 @@ import logging
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,19 +41,50 @@ def format_of(
     *_, inner, last = ["", "", *name.lower().rsplit("/")[-1].split(".")[1:]]
     compression = last if last in COMPRESSIONS else None
     ending = inner if compression else last
-    if ending in ARCHIVES:
-        raise ValueError(f"{name} is an archive: unpack it, and name the folder")
     return (ending if ending in FORMATS else None), compression
 
 # %% ../nbs/10_files.ipynb #7db64424
+class _Unpacker(RawIOBase):
+    "A stream of packed parts, unpacked to its very end; only zeros may stand between parts."
+
+    def __init__(
+        self,
+        stream: BinaryIO,  # Packed
+        new_part: Callable[[], Any],  # Makes a decompressor of `bz2` or `lzma`
+    ):
+        self._stream, self._new_part, self._part, self._packed = stream, new_part, None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = b""
+        while not data:
+            if self._part is not None and self._part.eof:
+                self._packed, self._part = self._part.unused_data, None
+            if not self._packed and (self._part is None or self._part.needs_input):
+                self._packed = self._stream.read(2**16)
+                if not self._packed and self._part is None:
+                    return 0
+                if not self._packed:
+                    raise EOFError("it ends before its end marker")
+            if self._part is None:
+                self._packed = self._packed.lstrip(b"\0")
+                self._part = self._new_part() if self._packed else None
+            if self._part is not None:
+                data, self._packed = self._part.decompress(self._packed, len(buffer)), b""
+        buffer[: len(data)] = data
+        return len(data)
+
+# %% ../nbs/10_files.ipynb #f431d4e2
 _UNPACK = {  # How a stream of each compression opens
     "gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    "bz2": bz2.BZ2File,
-    "xz": lzma.LZMAFile,
+    "bz2": lambda stream: BufferedReader(_Unpacker(stream, bz2.BZ2Decompressor)),
+    "xz": lambda stream: BufferedReader(_Unpacker(stream, lzma.LZMADecompressor)),
     "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"),
 }
 
-
+# %% ../nbs/10_files.ipynb #887f17e1
 @dataclass(frozen=True)
 class SourceFile:
     "One file of text, or of a table with a column of text."
@@ -67,8 +99,7 @@ class SourceFile:
     def open(self) -> Iterator[BinaryIO]:
         "Within it, a stream of the bytes, unpacked; what is wrong with them gets the file's name."
         with ExitStack() as stack:
-            stream = self.filesystem.open(self.name, "rb") if self.filesystem else open(self.name, "rb")
-            stack.enter_context(stream)
+            stream = stack.enter_context(self._stream())
             try:
                 yield stack.enter_context(_UNPACK[self.compression](stream)) if self.compression else stream
             except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
@@ -76,6 +107,13 @@ class SourceFile:
                     raise
                 kind = ".".join(filter(None, [self.format, self.compression]))
                 raise ValueError(f"{self.name} is torn, or no {kind}: {error}") from error
+
+    def _stream(self) -> BinaryIO:
+        if self.filesystem is None:
+            return open(self.name, "rb")
+        if self.name.startswith(("http://", "https://")):  # Not every server can begin in the middle
+            return self.filesystem.open(self.name, "rb", block_size=0)
+        return self.filesystem.open(self.name, "rb")
 
 # %% ../nbs/10_files.ipynb #d90fb971
 def find_files(
@@ -120,6 +158,8 @@ def _format_or_text(
 ) -> tuple[str, str | None]:  # Format and compression
     "What a file holds by its name, and text if the name does not say."
     form, compression = format_of(name)
+    if form is None and name.lower().removesuffix(f".{compression}").rsplit(".")[-1] in ARCHIVES:
+        raise ValueError(f"data_path names an archive, {name}: unpack it, and name the folder")
     return form or "txt", compression
 
 
@@ -163,6 +203,21 @@ def _remote_files(
 ) -> list[SourceFile]:  # What it stands for, sorted
     "The files behind an address."
     filesystem, path = open_filesystem(part)
+    try:
+        paths = _remote_paths(filesystem, path, part)
+        return [_remote_file(filesystem, path) for path in paths]
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"data_path {part!r}: the server cannot be had ({error})") from error
+
+
+def _remote_paths(
+    filesystem: Any,  # Of fsspec
+    path: str,  # In it: a file, a glob or a folder
+    part: str,  # The address, for messages
+) -> list[str]:  # Of files
+    "The files that an address stands for."
     is_page = part.startswith(("http://", "https://"))  # Its `?` is no glob, and it has no folders
     if is_page or not glob.has_magic(path):
         if not is_page and filesystem.isdir(path):
@@ -173,7 +228,7 @@ def _remote_files(
         paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
     if not paths:
         raise FileNotFoundError(f"data_path {part!r}: as a glob it matches no file")
-    return [_remote_file(filesystem, path) for path in paths]
+    return paths
 
 
 def _remote_file(
@@ -184,6 +239,7 @@ def _remote_file(
     try:
         size = filesystem.info(path).get("size")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"data_path: there is no file {filesystem.unstrip_protocol(path)}") from error
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise FileNotFoundError(f"data_path: there is no file {filesystem.unstrip_protocol(path)}{cause}") from error
     name = filesystem.unstrip_protocol(path)
     return SourceFile(name, *_format_or_text(path.split("?")[0]), size, filesystem)

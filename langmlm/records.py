@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from .lines import FIRST_BLOCK, LATER_BLOCKS, UTF8_MARK, Reading, not_utf8, read_lines, refuse_wide_encodings, settle
+from .lines import FIRST_BLOCK, LATER_BLOCKS, Reading, not_utf8, read_lines, refuse_wide_encodings, settle
 
 # %% ../nbs/13_records.ipynb #7f650f2c
 NULL = "rows whose text is null passed over"

@@ -6,14 +6,13 @@
 __all__ = ['read_csv', 'read_tsv', 'read_parquet', 'read_arrow', 'arrow_values']
 
 # %% ../nbs/14_tables.ipynb #f3ca624a
-import bz2
 import csv
 import gzip
-import lzma
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import SEEK_END
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -71,7 +70,7 @@ def read_parquet(
 ) -> Iterator[list[str]]:  # Texts, many at a time
     "The texts of a Parquet file."
     with _seekable(stream) as file:
-        table = pq.ParquetFile(file, pre_buffer=False)
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=LATER_BLOCKS)
         refuse_columns(table.schema_arrow.names, name, reading.text_column)
         batches = table.iter_batches(1_000, columns=[reading.text_column], use_threads=False)
         yield from _texts_of_batches(batches, name, reading, counts)
@@ -98,7 +97,13 @@ def _seekable(
     stream: BinaryIO,  # Of a file, or of one that is being unpacked, or comes from a server that cannot seek
 ) -> Iterator[BinaryIO]:  # The same bytes, in any order
     "A stream in which one can go back; unpacked bytes are put on the disk for as long as that takes."
-    if stream.seekable() and not isinstance(stream, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile, pa.NativeFile)):
+    goes_back = not isinstance(stream, gzip.GzipFile)  # It does, by unpacking anew
+    try:
+        if goes_back:
+            stream.seek(0, SEEK_END), stream.seek(0)
+    except (OSError, ValueError):  # What `seekable` says of a stream over HTTP is not true
+        goes_back = False
+    if goes_back:
         yield stream
         return
     with tempfile.TemporaryFile(prefix="langmlm-") as unpacked:

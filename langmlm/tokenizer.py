@@ -65,14 +65,14 @@ def sample_for(
     affordable = bytes_for(sample, lambda piece: words_of(piece, learner), most_different)
     if affordable < sample.bytes:
         logger.warning(
-            "the text has so many different words that the tokenizer is trained on %.0f MB of it, not on %.0f MB",
+            "the text has so many different words that the tokenizer is trained on %.1f MB of it, not on %.1f MB",
             affordable / 1e6,
             sample.bytes / 1e6,
         )
         sample.shrink(affordable)
     if sample.bytes < sample.total_bytes:
         share, total = 100 * sample.bytes / sample.total_bytes, sample.total_bytes / 1e6
-        logger.info("the tokenizer is trained on a random %.1f %% of %.0f MB of text", share, total)
+        logger.info("the tokenizer is trained on a random %.1f %% of %.1f MB of text", share, total)
     return sample
 
 # %% ../nbs/20_tokenizer.ipynb #5f256024

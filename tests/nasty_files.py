@@ -210,10 +210,14 @@ def make_file(rng: Random, folder: Path, name: str) -> Case:
         middle = rng.randrange(len(content) + 1) if rng.random() < 0.3 else 0
         packed = PACK[packing](content[:middle]) + PACK[packing](content[middle:]) if middle else PACK[packing](content)
         if rng.random() < 0.15:
-            packed, case.refused = packed[: rng.randrange(1, len(packed))], case.refused or ""
+            packed, case.refused = packed[: rng.randrange(1, len(packed))], ""  # Whatever is met first
             if middle and len(packed) == len(PACK[packing](content[:middle])):
                 packed = packed[:-1]
             case.kind += " torn"
+        elif middle and rng.random() < 0.3:
+            first = len(PACK[packing](content[:middle]))
+            packed, case.refused = packed[:first] + b"X" + packed[first + 1 :], ""
+            case.kind += " damaged"
         content, case.path = packed, case.path.with_name(f"{case.path.name}.{packing}")
         case.kind += f".{packing}"
     if rng.random() < 0.03:

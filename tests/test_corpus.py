@@ -12,6 +12,8 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -98,6 +100,10 @@ def test_a_server(server: str, tmp_path: Path):
     (tmp_path / "plain.txt").write_text("one\ntwo\n")
     (tmp_path / "packed.txt.gz").write_bytes(packed)
     (tmp_path / "torn.txt.gz").write_bytes(packed[:-9])
+    texts = [Random(number).randbytes(3_000).hex() for number in range(2_000)]  # Of more bytes than fsspec reads at once
+    pq.write_table(pa.table({"text": texts}), tmp_path / "large.parquet")
+    (tmp_path / "large.txt").write_text("\n".join(texts))
+    assert list(open_corpus(f"{server}/large.parquet")) == list(open_corpus(f"{server}/large.txt")) == texts
     corpus = open_corpus([f"{server}/plain.txt", f"{server}/packed.txt.gz"])
     assert list(corpus) == list(corpus) == ["one", "two"] + ["three"] * 9_000
     before = corpus.fingerprint()
