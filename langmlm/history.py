@@ -117,6 +117,7 @@ def _mark_events(
                     va="top",
                     fontsize="small",
                     color="#c44e52",
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0},
                 )
 
 # %% ../nbs/75_history.ipynb #41c4f49e

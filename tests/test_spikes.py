@@ -8,6 +8,7 @@ from pathlib import Path
 import healthy_runs
 import pytest
 import torch
+from test_processes import train_in_processes
 
 from langmlm import tasks, training
 from langmlm.checkpoint import list_checkpoints, step_of
@@ -171,6 +172,18 @@ def test_gives_up(learnable: dict, train, tmp_path: Path):
     assert task.run.step == step_of(left) and (task.run.rollbacks, task.run.learning_rate_factor) == (0, 1.0)
     task.train()
     assert not rollbacks(task)
+
+
+def test_two_processes_go_back_together(data, tmp_path: Path):
+    "Each of two processes finds what one finds alone: the same ways back, at the same steps."
+    found = []
+    for number in (1, 2):
+        settings = {"max_steps": 40, "learning_rate": 5.0, "gradient_accumulation_steps": 2 // number, "use_cpu": True}
+        given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE}
+        given["training_config"] = SETTINGS | settings | {"output_dir": str(tmp_path / f"run-{number}")}
+        log = train_in_processes(number, given)
+        found.append([(entry["step"], entry["rollback"]["to_step"]) for entry in log if "rollback" in entry])
+    assert found[0] and found[0] == found[1]
 
 
 def test_warning_changes_nothing(train, caplog: pytest.LogCaptureFixture):
