@@ -143,12 +143,13 @@ def _prune(
     kept: Collection[int],  # Steps of checkpoints that stay in any case
 ) -> None:
     "Delete the oldest checkpoints; those that are damaged do not count, and stay."
-    for outdated in [folder for folder in list_checkpoints(run_folder) if is_whole(folder)][:-save_total_limit]:
-        try:
+    try:
+        whole = [folder for folder in list_checkpoints(run_folder) if is_whole(folder)]
+        for outdated in whole[:-save_total_limit]:
             if step_of(outdated) not in kept:
                 remove_whole(outdated)
-        except OSError as error:
-            logger.warning("%s could not be deleted: %s", outdated, error)
+    except OSError as error:
+        logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
 
 # %% ../nbs/70_checkpoint.ipynb #058eddf5
 def load_model(

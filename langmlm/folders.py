@@ -164,7 +164,9 @@ def lock_folder(
 ) -> FileLock:  # Held until its `release`, or the end of the process
     "Take a folder for oneself, or say who cannot have it."
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _flush(folder.parent)
         lock = FileLock(folder / LOCK)
         lock.acquire(blocking=False)
     except Timeout:

@@ -49,6 +49,10 @@ def find_origin(
                 f"checkpoint_path={str(folder)!r} is damaged: {'; '.join(damage)}. Name its run's folder to use the newest good one"
             )
         return Origin(str(folder), _read_state(folder))
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"checkpoint_path={str(folder)!r} holds neither a checkpoint nor a model: begin a new run without it, in another folder"
+        )
     if resume == "full":
         raise ValueError(
             f"checkpoint_path={str(folder)!r} is not a checkpoint of langmlm, so a run cannot go on from it; resume='weights' takes its weights"

@@ -216,7 +216,8 @@ def _tell_changes(
     steps: int,  # That the checkpoint's run was to have
 ) -> None:
     "Say what is allowed to be otherwise, and is."
-    if inexact := list_changes(saved["environment"], _environment(run) | {"python": saved["environment"]["python"]}):
+    now = {name: value for name, value in _environment(run).items() if name != "python"}
+    if inexact := list_changes(saved["environment"], now):
         logger.warning("the run goes on, but not bit for bit as it would have: %s", "; ".join(inexact))
     config = asdict(run.config)
     free = ["learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1"]

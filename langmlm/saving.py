@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -85,7 +86,7 @@ def save_is_due(
     regular = step in run.plan.epoch_ends if run.config.save_strategy == "epoch" else step % run.config.save_steps == 0
     return regular or step == run.plan.total_steps
 
-# %% ../nbs/83_saving.ipynb #aca840b4
+# %% ../nbs/83_saving.ipynb #90dbe064
 def regular_checkpoints(
     run: Run,
     checkpoints: Iterable[Path],
@@ -96,7 +97,7 @@ def regular_checkpoints(
     went_back = {entry["step"] for entry in run.history.log_history if "rollback" in entry}
     return [path for path in checkpoints if save_is_due(run, step_of(path)) or step_of(path) in went_back]
 
-# %% ../nbs/83_saving.ipynb #010ba6d0
+# %% ../nbs/83_saving.ipynb #9ccd0a3a
 def _needed(
     run: Run,
 ) -> list[int]:  # Steps of checkpoints
@@ -116,10 +117,11 @@ def _written(
     write: Callable[[], object],  # Called in the main process
 ) -> bool:  # The same in all processes
     "Have the main process write something; what the disk has against it is said aloud."
-    trouble = None
+    trouble, began = None, perf_counter()
     if run.accelerator.is_main_process:
         try:
             write()
+            logger.info("%s is saved, in %.1f s", name, perf_counter() - began)
         except Exception as error:
             trouble = disk_trouble(error)
             if trouble is None:
@@ -147,7 +149,15 @@ def save_run(
 ) -> None:
     "Write a checkpoint; if that fails, say so, and let the run go on."
     state, config = run_state(run), run.config
-    arguments = (config.run_folder, run.stock, run.tokenizer, run.optimizer, state, config.save_total_limit, _needed(run))
+    arguments = (
+        config.run_folder,
+        run.stock,
+        run.tokenizer,
+        run.optimizer,
+        state,
+        config.save_total_limit,
+        _needed(run),
+    )
     run.unsaved = not _written(run, f"checkpoint-{run.step}", lambda: save_checkpoint(*arguments))
 
 # %% ../nbs/83_saving.ipynb #f3d02b12

@@ -157,12 +157,12 @@ def test_a_second_signal_stops_at_once(data, tmp_path: Path):
 
 def test_stopped_in_a_notebook(create, tmp_path: Path):
     "The stop button raises KeyboardInterrupt; `train` again goes on, and the end is the same."
-    straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped")
+    straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped", save_steps=1_000)
     straight.train()
     with when_logged("step 3 of", lambda: signal.raise_signal(signal.SIGINT)):
-        with pytest.raises(KeyboardInterrupt, match="SIGINT: stopped after step 3 of"):
+        with pytest.raises(KeyboardInterrupt, match="SIGINT: stopped after step 4 of"):
             stopped.train()
-    assert step_of(tmp_path / "stopped") == 3
+    assert step_of(tmp_path / "stopped") == 4  # The next one, since step 3 was over when it was logged
     stopped.train()
     assert same_weights(stopped, straight)
 
@@ -189,7 +189,7 @@ except SystemExit as stopped:
 """
 
 
-def test_all_processes_stop_at_the_same_step(data, tmp_path: Path):
+def test_all_processes_stop_at_the_same_step(data, resume, tmp_path: Path):
     "Only one of two gets the signal."
     script = tmp_path / "script.py"
     script.write_text(IN_PROCESSES.format(arguments=given(data, tmp_path / "run", use_cpu=True)))
@@ -200,6 +200,12 @@ def test_all_processes_stop_at_the_same_step(data, tmp_path: Path):
         assert process.wait(PATIENCE) == 0
     stops = [(tmp_path / f"step-{number}").read_text() for number in (0, 1)]
     assert stops == [f"{step_of(tmp_path / 'run')} 143"] * 2
+    with pytest.raises(ValueError, match="gradient_accumulation_steps x processes: then 4, now 2"):
+        resume(tmp_path / "run")
+    with when_logged("nothing", lambda: None) as messages:  # One process can do the work of two, if it is told to
+        alone = resume(tmp_path / "run", gradient_accumulation_steps=4)
+    assert any("not bit for bit" in message and "processes: then 2, now 1" in message for message in messages)
+    alone.train(stop_at_step=alone.run.step + 1)
 
 
 def test_one_run_in_a_folder(data, resume, tmp_path: Path):
@@ -221,10 +227,10 @@ def test_one_run_in_a_folder(data, resume, tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    "A file system of one megabyte, which holds two checkpoints."
+    "A file system of two megabytes, which holds a few checkpoints."
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -340,6 +346,7 @@ def test_other_logging_steps(create, resume, tmp_path: Path):
     straight = create(tmp_path / "straight")
     straight.train()
     create(tmp_path / "run").train(stop_at_step=5)
+    (tmp_path / "run" / "trainer_state.json").write_text('{"global_st')  # Torn; a checkpoint has its own
     resumed = resume(tmp_path / "run", logging_steps=1)
     resumed.train()
     assert same_weights(resumed, straight)
