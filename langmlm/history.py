@@ -108,16 +108,15 @@ def _mark_events(
                 axes.axvline(entry["step"], color="#c44e52", linewidth=1)
                 axes.annotate(
                     text.format(entry[name]),
-                    (entry["step"], 0.97),
+                    (entry["step"], 0.03),
                     xycoords=("data", "axes fraction"),
                     xytext=(-3, 0),
                     textcoords="offset points",
                     rotation=90,
                     ha="right",
-                    va="top",
+                    va="bottom",
                     fontsize="small",
                     color="#c44e52",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0},
                 )
 
 # %% ../nbs/75_history.ipynb #41c4f49e
