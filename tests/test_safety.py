@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from accelerate.tracking import TensorBoardTracker
 import torch
+from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
 from conftest import ARCHITECTURE, SETTINGS

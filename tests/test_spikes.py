@@ -59,7 +59,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
     take_step = training.take_step
 
     def spoil_steps(before: Callable) -> None:
-        monkeypatch.setattr(training, "take_step", lambda run, data, rate: take_step(run, before(run, data) or data, rate))
+        def spoilt(run, data, rate) -> None:
+            take_step(run, before(run, data) or data, rate)
+
+        monkeypatch.setattr(training, "take_step", spoilt)
 
     return spoil_steps
 
@@ -79,7 +82,8 @@ def corrupt(run, data, steps: range = CORRUPT) -> training.StepData | None:
 def overflow(run, data) -> None:
     "One batch in which activations overflow."
     if run.step == CORRUPT[0]:
-        hook = run.stock.roberta.embeddings.register_forward_hook(lambda module, inputs, output: (hook.remove(), output * torch.inf)[1])
+        embeddings = run.stock.roberta.embeddings
+        hook = embeddings.register_forward_hook(lambda module, inputs, output: (hook.remove(), output * torch.inf)[1])
 
 
 def poison(run, data) -> None:
@@ -103,7 +107,8 @@ def rollbacks(task: tasks.MLMTask) -> list[dict]:
 @pytest.fixture(scope="module")
 def clean_loss(learnable: dict, tmp_path_factory: pytest.TempPathFactory) -> float:
     "Where a run ends that nothing happens to."
-    task = tasks.create_mlm(**learnable, training_config={**SETTINGS, "output_dir": tmp_path_factory.mktemp("clean") / "run"})
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    task = tasks.create_mlm(**learnable, training_config={**SETTINGS, "output_dir": folder})
     task.train()
     assert not rollbacks(task)
     return last_loss(task)
@@ -158,8 +163,9 @@ def test_stopped_at_every_step(learnable: dict, train, spoil, tmp_path: Path):
     expected = straight.run.stock.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in task.run.stock.state_dict().items())
     kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rollback")
-    logs = [[{name: entry.get(name) for name in kept} for entry in each.run.history.log_history] for each in (task, straight)]
-    assert logs[0] == logs[1]
+    logs = [each.run.history.log_history for each in (task, straight)]
+    stopped, expected = ([{name: entry.get(name) for name in kept} for entry in log] for log in logs)
+    assert stopped == expected
 
 
 def test_gives_up(learnable: dict, train, tmp_path: Path):
@@ -188,7 +194,8 @@ def test_two_processes_go_back_together(data, tmp_path: Path):
 
 def test_warning_changes_nothing(train, caplog: pytest.LogCaptureFixture):
     "The weights are those of a run that ignores it; log and warning say what to do."
-    runs = [train(answer, learning_rate=0.064, on_loss_spike=answer, max_steps=40, warmup_steps=15) for answer in ("warn", "ignore")]
+    settings = {"learning_rate": 0.064, "max_steps": 40, "warmup_steps": 15}
+    runs = [train(answer, on_loss_spike=answer, **settings) for answer in ("warn", "ignore")]
     warned, ignored = (task.run.stock.state_dict() for task in runs)
     assert all(torch.equal(weight, ignored[name]) for name, weight in warned.items())
     events = [entry for task in runs for entry in task.run.history.log_history if "loss_spike" in entry]
