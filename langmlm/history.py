@@ -108,13 +108,13 @@ def _mark_events(
                 axes.axvline(entry["step"], color="#c44e52", linewidth=1)
                 axes.annotate(
                     text.format(entry[name]),
-                    (entry["step"], 0.97),
+                    (entry["step"], 0.03),
                     xycoords=("data", "axes fraction"),
                     xytext=(-3, 0),
                     textcoords="offset points",
                     rotation=90,
                     ha="right",
-                    va="top",
+                    va="bottom",
                     fontsize="small",
                     color="#c44e52",
                 )

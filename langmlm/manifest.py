@@ -32,6 +32,19 @@ def _manifest(
     return json_bytes({"files": files, "sha256": hashlib.sha256(json_bytes(files)).hexdigest()})
 
 
+_verdicts: dict[tuple, bool] = {}  # By what the operating system knew of a folder's files: whether it was whole
+
+
+def _stamp(
+    folder: Path,  # With files only
+) -> tuple:  # Changes when a file is written, replaced, added or removed, and not when the folder is renamed
+    "What the operating system knows of a folder's files."
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    return tuple(
+        (name, known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns) for name, known in found
+    )
+
+
 def write_manifest(
     folder: Path,  # All its files are written
 ) -> None:
@@ -42,6 +55,7 @@ def write_manifest(
         if file.name != MANIFEST
     }
     (folder / MANIFEST).write_bytes(_manifest(files))
+    _verdicts[_stamp(folder)] = True
 
 # %% ../nbs/68_manifest.ipynb #6aad2894
 def find_damage(
@@ -84,22 +98,11 @@ def _fault(
         return f"{MANIFEST} says nothing of {file.name}"
 
 # %% ../nbs/68_manifest.ipynb #4afdcfcf
-_verdicts: dict[Path, tuple] = {}  # By folder: what the system knew of its files, and whether it was whole
-
-
-def _stamp(
-    folder: Path,  # With files only
-) -> tuple:  # Changes when a file is written, replaced, added or removed
-    "What the operating system knows of a folder's files."
-    found = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    return tuple((name, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns) for name, known in found)
-
-
 def is_whole(
     folder: Path,  # With a manifest, if it is whole
 ) -> bool:
     "Whether a folder is as it was written; one that nobody touched since the last look is not read again."
-    stamp, known = _stamp(folder), _verdicts.get(folder.resolve())
-    if known is None or known[0] != stamp:
-        known = _verdicts[folder.resolve()] = (stamp, not find_damage(folder))
-    return known[1]
+    stamp = _stamp(folder)
+    if stamp not in _verdicts:
+        _verdicts[stamp] = not find_damage(folder)
+    return _verdicts[stamp]

@@ -31,7 +31,7 @@ def look_out(
 ) -> Alarm | None:  # None: all is well, or nobody looked
     "Look at the losses since the last entry and, at a step that logs, at those before."
     on_cpu = run.accelerator.device.type == "cpu"  # Elsewhere the host would have to wait
-    if not (logs or saves or on_cpu and not run.unlogged[-1].isfinite().all()):
+    if not (logs or saves or on_cpu and not run.unlogged[-1][2].isfinite()):  # The gradient is all processes'
         return None
     for step, (loss, _, gradient) in enumerate(unlogged_steps(run), run.step - len(run.unlogged) + 1):
         if not math.isfinite(loss if run.accelerator.scaler else loss + gradient):
@@ -119,7 +119,8 @@ def respond(
         roll_back(run, alarm)
         return True
     stable = stable_checkpoint(run, alarm.onset)
-    place = f"checkpoint_path={str(stable)!r}" if stable else "a new run"
+    begin = stable or run.first_weights
+    place = f"checkpoint_path={str(begin)!r}" if begin else "a new run"
     recipe = f"{alarm.reason}: go on with {place} and learning_rate={rate / 2:.3g} (it was {rate:.3g})"
     if config.on_loss_spike == "rollback":
         _set_aside_after(run, stable)

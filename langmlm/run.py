@@ -76,7 +76,7 @@ class Run:
         validation: TokenizedCorpus | None = None,  # To evaluate on; needed with `eval_steps`
     ):
         if config.eval_steps and validation is None:
-            raise ValueError(f"eval_steps={config.eval_steps} needs sequences to evaluate on, and there is no validation")
+            raise ValueError(f"eval_steps={config.eval_steps} needs sequences to evaluate on: there is no validation")
         self.validation = validation
         self.stock, self.tokenizer, self.corpus, self.config, self.origin = model, tokenizer, corpus, config, origin
         self.accelerator = make_accelerator(config)
@@ -100,9 +100,9 @@ class Run:
         self.depends_on = _dependencies(self)  # Hashing a tokenizer takes a while: once, not at every entry of the log
         self.history = History()
         self.step = 0  # Optimizer steps done
-        self.unlogged: list[Tensor] = []  # Each [3], on the device, of a step since the last entry: see `unlogged_steps`
+        self.unlogged: list[Tensor] = []  # Of each step since the last entry: [3] on the device, see `unlogged_steps`
         self.losses: list[tuple[int, float]] = []  # Steps done and the loss of the last of them, until the last entry
-        self.rollbacks, self.learning_rate_factor = 0, 1.0  # How often the run went back, and what that left of the rate
+        self.rollbacks, self.learning_rate_factor = 0, 1.0  # How often the run went back; 0.5 to the power of that
         self.first_weights = origin.weights  # Folder or Hub name; None: new ones
         self.begun = False  # Whether it has written anything
         self.unsaved = False  # Whether the last checkpoint that was due could not be written

@@ -210,12 +210,13 @@ def end_session(
 def _finish(
     run: Run,
 ) -> list[str]:  # What could not be written
-    "Write the final model, and close the trackers."
+    "Write the final model, and close the trackers; the processes stay joined, as whoever called may go on with them."
     written = _written(
         run, "final_model", lambda: save_model(run.config.run_folder / "final_model", run.stock, run.tokenizer)
     )
     try:
-        run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
     except Exception as error:  # As in `report`
         logger.warning("the trackers could not be closed: %r", error)
     return [] if written else ["final_model"]

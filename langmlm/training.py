@@ -8,21 +8,20 @@ __all__ = ['StepData', 'take_batches', 'seed_dropout', 'steps_ahead', 'take_step
 # %% ../nbs/85_training.ipynb #091700cd
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from .batching import make_flat_batch, random_bits
 from .corpus import progress_bar
 from .evaluation import evaluation_is_due, log_evaluation
 from .history import History, live_table
-from .interruption import StopRequest, agree_to_stop, stop_on_signals
+from .interruption import agree_to_stop, stop_on_signals
 from .masking import MaskedBatch, fill_up, mask_batch
 from .meter import Meter, describe, training_flops
 from .optimization import learning_rate_at, step_if_finite
@@ -130,12 +129,23 @@ def train(
 ) -> History:
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
-    last_step = min(total_steps if stop_at_step is None else stop_at_step, total_steps)
+    last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
+    shown = None if config.disable_tqdm is None else not config.disable_tqdm
+    shown = shown if accelerator.is_main_process else False
+    update_table = live_table(run.history, shown)
+    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
-    with _session(run) as (request, bar, update_table):
+    with (
+        hold_folder(run),
+        stop_on_signals() as request,
+        torch.random.fork_rng(gpus),
+        progress_bar(total_steps, "Training", " steps", run.step, shown) as bar,
+    ):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
-            rate = _next_rate(run)
+            rate = run.learning_rate_factor * learning_rate_at(
+                run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
+            )
             take_step(run, data, rate)
             run.step += 1
             for meter in (session, recent):
@@ -153,7 +163,8 @@ def train(
                 save_due |= respond(run, alarm) and config.save_strategy != "no"
             if eval_due:
                 seconds = log_evaluation(run)
-                session.began, recent.began = session.began + seconds, recent.began + seconds  # They measure training
+                for meter in (session, recent):
+                    meter.began += seconds  # It measures training
             if log_due or eval_due or alarm:
                 report(run)
                 update_table()
@@ -167,29 +178,6 @@ def train(
     return run.history
 
 # %% ../nbs/85_training.ipynb #8db70499
-@contextmanager
-def _session(
-    run: Run,
-) -> Iterator[
-    tuple[StopRequest, tqdm, Callable[[], None]]
-]:  # With a progress bar, and what brings the table up to date
-    "What a session holds: the folder, the signals, the generator that dropout draws from, and the screen."
-    shown = None if run.config.disable_tqdm is None else not run.config.disable_tqdm
-    shown = shown if run.accelerator.is_main_process else False
-    gpus = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
-    with hold_folder(run), stop_on_signals() as request, torch.random.fork_rng(gpus):
-        with progress_bar(run.plan.total_steps, "Training", " steps", run.step, shown) as bar:
-            yield request, bar, live_table(run.history, shown)
-
-# %% ../nbs/85_training.ipynb #db04a111
-def _next_rate(
-    run: Run,
-) -> float:
-    "The learning rate of the step that comes next."
-    config, shape = run.config, (run.step, run.plan.total_steps, run.warmup_steps)
-    return run.learning_rate_factor * learning_rate_at(*shape, config.learning_rate, config.lr_scheduler_type)
-
-
 def _log(
     run: Run,
     learning_rate: float,  # Of the step just done

@@ -1,6 +1,6 @@
 """Train twenty healthy runs that differ in every way, and count the alarms about their losses: there should be none.
 
-`python tests/healthy_runs.py` writes what it finds to tests/benchmarks/results, and the chapter on alarms shows it.
+`python tests/healthy_runs.py` writes what it finds to tests/results, and the chapter on alarms shows it.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from langmlm import tasks
 from langmlm.corpus import docstrings
 
-RESULT = Path(__file__).resolve().parent / "benchmarks" / "results" / "healthy_runs.json"
+RESULT = Path(__file__).resolve().parent / "results" / "healthy_runs.json"
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 TINY = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 DEEP = {"num_hidden_layers": 6, "hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 384}

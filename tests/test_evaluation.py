@@ -33,7 +33,8 @@ def train(data: dict[str, Path], folder: Path, stop_at_step: int | None = None, 
 
 def evaluations(task: tasks.MLMTask) -> list[tuple]:
     "What was logged about the split `validation`."
-    return [(entry["step"], *(entry[name] for name in EVALUATION)) for entry in task.run.history.log_history if "eval_loss" in entry]
+    found = [entry for entry in task.run.history.log_history if "eval_loss" in entry]
+    return [(entry["step"], *(entry[name] for name in EVALUATION)) for entry in found]
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": False, "bf16": True, "whole_word_masking": True}])

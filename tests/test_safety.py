@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
 from conftest import ARCHITECTURE, SETTINGS
@@ -331,7 +332,7 @@ def test_trackers_that_fail(create, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise ConnectionError("the server is away")
 
     monkeypatch.setattr(task.run.accelerator, "log", fail)
-    monkeypatch.setattr(task.run.accelerator, "end_training", fail)
+    monkeypatch.setattr(TensorBoardTracker, "finish", fail)
     with when_logged("nothing", lambda: None) as messages:
         task.train()
     assert sum("the server is away" in message for message in messages) == 3  # Steps 3 and 4, and the end

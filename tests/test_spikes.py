@@ -8,6 +8,7 @@ from pathlib import Path
 import healthy_runs
 import pytest
 import torch
+from test_processes import train_in_processes
 
 from langmlm import tasks, training
 from langmlm.checkpoint import list_checkpoints, step_of
@@ -58,7 +59,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
     take_step = training.take_step
 
     def spoil_steps(before: Callable) -> None:
-        monkeypatch.setattr(training, "take_step", lambda run, data, rate: take_step(run, before(run, data) or data, rate))
+        def spoilt(run, data, rate) -> None:
+            take_step(run, before(run, data) or data, rate)
+
+        monkeypatch.setattr(training, "take_step", spoilt)
 
     return spoil_steps
 
@@ -78,7 +82,8 @@ def corrupt(run, data, steps: range = CORRUPT) -> training.StepData | None:
 def overflow(run, data) -> None:
     "One batch in which activations overflow."
     if run.step == CORRUPT[0]:
-        hook = run.stock.roberta.embeddings.register_forward_hook(lambda module, inputs, output: (hook.remove(), output * torch.inf)[1])
+        embeddings = run.stock.roberta.embeddings
+        hook = embeddings.register_forward_hook(lambda module, inputs, output: (hook.remove(), output * torch.inf)[1])
 
 
 def poison(run, data) -> None:
@@ -102,7 +107,8 @@ def rollbacks(task: tasks.MLMTask) -> list[dict]:
 @pytest.fixture(scope="module")
 def clean_loss(learnable: dict, tmp_path_factory: pytest.TempPathFactory) -> float:
     "Where a run ends that nothing happens to."
-    task = tasks.create_mlm(**learnable, training_config={**SETTINGS, "output_dir": tmp_path_factory.mktemp("clean") / "run"})
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    task = tasks.create_mlm(**learnable, training_config={**SETTINGS, "output_dir": folder})
     task.train()
     assert not rollbacks(task)
     return last_loss(task)
@@ -157,8 +163,9 @@ def test_stopped_at_every_step(learnable: dict, train, spoil, tmp_path: Path):
     expected = straight.run.stock.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in task.run.stock.state_dict().items())
     kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rollback")
-    logs = [[{name: entry.get(name) for name in kept} for entry in each.run.history.log_history] for each in (task, straight)]
-    assert logs[0] == logs[1]
+    logs = [each.run.history.log_history for each in (task, straight)]
+    stopped, expected = ([{name: entry.get(name) for name in kept} for entry in log] for log in logs)
+    assert stopped == expected
 
 
 def test_gives_up(learnable: dict, train, tmp_path: Path):
@@ -173,9 +180,22 @@ def test_gives_up(learnable: dict, train, tmp_path: Path):
     assert not rollbacks(task)
 
 
+def test_two_processes_go_back_together(data, tmp_path: Path):
+    "Each of two processes finds what one finds alone: the same ways back, at the same steps."
+    found = []
+    for number in (1, 2):
+        settings = {"max_steps": 40, "learning_rate": 5.0, "gradient_accumulation_steps": 2 // number, "use_cpu": True}
+        given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE}
+        given["training_config"] = SETTINGS | settings | {"output_dir": str(tmp_path / f"run-{number}")}
+        log = train_in_processes(number, given)
+        found.append([(entry["step"], entry["rollback"]["to_step"]) for entry in log if "rollback" in entry])
+    assert found[0] and found[0] == found[1]
+
+
 def test_warning_changes_nothing(train, caplog: pytest.LogCaptureFixture):
     "The weights are those of a run that ignores it; log and warning say what to do."
-    runs = [train(answer, learning_rate=0.064, on_loss_spike=answer, max_steps=40, warmup_steps=15) for answer in ("warn", "ignore")]
+    settings = {"learning_rate": 0.064, "max_steps": 40, "warmup_steps": 15}
+    runs = [train(answer, on_loss_spike=answer, **settings) for answer in ("warn", "ignore")]
     warned, ignored = (task.run.stock.state_dict() for task in runs)
     assert all(torch.equal(weight, ignored[name]) for name, weight in warned.items())
     events = [entry for task in runs for entry in task.run.history.log_history if "loss_spike" in entry]
