@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['INSIDE_CHARACTER', 'BEGINS_WORD', 'ENDS_SENTENCE', 'ENDS_ANYHOW', 'KINDS', 'token_bytes', 'flag_tokens',
-           'good_places', 'windows', 'cut_sequences']
+           'good_places', 'windows', 'cut_sequences', 'write_sequences', 'read_sequences']
 
 # %% ../nbs/26_cutting.ipynb #90d8ecb5
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
@@ -142,3 +144,23 @@ def _fill(
     filled[is_content] = ids
     filled[openings], filled[closings] = ends
     return filled, lengths
+
+# %% ../nbs/26_cutting.ipynb #c7bb8ceb
+def write_sequences(
+    file: Path,  # Replaced
+    ids: np.ndarray,  # [tokens] of sequences, one after the other
+    lengths: np.ndarray,  # [sequences] their sum is `len(ids)`
+) -> None:
+    "Write sequences as an Arrow file in the stream format, as `datasets` does."
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    rows = pa.record_batch([pa.ListArray.from_arrays(offsets, ids)], names=["input_ids"])
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+
+
+def read_sequences(
+    file: Path,  # From `write_sequences`
+) -> tuple[np.ndarray, np.ndarray]:  # Ids of sequences, one after the other; their lengths
+    "Read a file of sequences, mapped from disk."
+    column = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column("input_ids").chunk(0)
+    return column.values.to_numpy(), np.diff(column.offsets.to_numpy())

@@ -13,6 +13,7 @@ from itertools import islice
 from math import ceil
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from xxhash import xxh3_128_digest
@@ -71,15 +72,32 @@ def find_copies(
     at_once: int = HASHES_AT_ONCE,  # Hashes in memory, about
 ) -> Iterator[np.ndarray]:  # Numbers of documents that are copies of one in an earlier file, in no particular order
     "Find copies over several files in bounded memory."
-    tables = [np.memmap(file, HASH, mode="r") for file in files if Path(file).stat().st_size]
-    ranges = ceil(sum(map(len, tables)) / at_once)
-    begins = [0] * len(tables)
+    ranges = ceil(sum(Path(file).stat().st_size for file in files) / HASH.itemsize / at_once)
+    begins = [0] * len(files)
     for number in range(1, ranges + 1):
-        bound = number * 2**64 // ranges  # Of the last range, above every hash
-        ends = [bisect_left(table, bound, key=lambda row: int(row["high"])) for table in tables]
-        pieces = [table[begin:end] for table, begin, end in zip(tables, begins, ends)]
+        bound, pieces = number * 2**64 // ranges, []  # The bound of the last range is above every hash
+        for place, file in enumerate(files):
+            with open(file, "rb") as stream:
+                pieces.append(_read_below(stream, begins[place], bound))
+            begins[place] += len(pieces[-1])
         yield _first_and_later(np.concatenate(pieces))[1]
-        begins = ends
+
+
+def _read_below(
+    stream: BinaryIO,  # From `write_hashes`
+    begin: int,  # First hash to read
+    bound: int,  # What is read is below it
+) -> np.ndarray:  # `HASH`
+    "A range of a sorted file."
+
+    def high(row: int) -> int:
+        stream.seek(row * HASH.itemsize)
+        return int.from_bytes(stream.read(8), "little")
+
+    rows = range(begin, stream.seek(0, 2) // HASH.itemsize)
+    count = bisect_left(rows, bound, key=high)
+    stream.seek(begin * HASH.itemsize)
+    return np.fromfile(stream, HASH, count)
 
 # %% ../nbs/22_hashing.ipynb #233adafb
 HASHES_PER_RUN = 2**20  # Documents hashed before the hashes go to disk

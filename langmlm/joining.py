@@ -20,10 +20,11 @@ import numpy as np
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from .cutting import read_sequences
 from .folders import check_replaceable, read_json, whole_folder, write_json
 from .hashing import find_copies
 from .report import Report, add_statistics
-from .shards import SHARD_CHARACTERS, SPLITS, read_records, read_sequences
+from .shards import SHARD_CHARACTERS, SPLITS, read_records
 from .tokenizer import fingerprint_tokenizer
 from .tokenizer_config import TokenizerConfig
 

@@ -58,7 +58,7 @@ def _character_name(
     return f"{code_point} {known or kinds.get(unicodedata.category(character), 'unnamed')}"
 
 # %% ../nbs/24_report.ipynb #1ed5ad95
-LENGTH_EDGES = np.unique(np.round(2 ** (np.arange(161) / 4)).astype(np.int64))  # Where bins begin, in tokens, from 1
+LENGTH_EDGES = np.unique(np.round(2 ** (np.arange(81) / 2)).astype(np.int64))  # Where bins begin, in tokens, from 1
 
 
 def count_lengths(

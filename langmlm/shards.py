@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'SHARD_CHARACTERS', 'SPLITS', 'Place', 'Batch', 'read_batches', 'TokenizedBatch', 'BatchTokenizer',
-           'write_sequences', 'read_sequences', 'read_records', 'write_shards']
+           'read_records', 'write_shards']
 
 # %% ../nbs/27_shards.ipynb #0add75dc
 import hashlib
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from .corpus import Corpus, progress_bar
-from .cutting import cut_sequences, flag_tokens, token_bytes
+from .cutting import cut_sequences, flag_tokens, token_bytes, write_sequences
 from .encoding import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, map_in_order, window
 from .folders import read_json, write_json
 from .hashing import hash_documents, held_out, is_marked, write_hashes
@@ -158,26 +157,6 @@ def _count(
         "pieces": sequences - int(((lengths > 0) & ~is_long).sum()),
         "unusual": unusual,
     }
-
-# %% ../nbs/27_shards.ipynb #919d2538
-def write_sequences(
-    file: Path,  # Replaced
-    ids: np.ndarray,  # [tokens] of sequences, one after the other
-    lengths: np.ndarray,  # [sequences] their sum is `len(ids)`
-) -> None:
-    "Write sequences as an Arrow file in the stream format, as `datasets` does."
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    rows = pa.record_batch([pa.ListArray.from_arrays(offsets, ids)], names=["input_ids"])
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_batch(rows)
-
-
-def read_sequences(
-    file: Path,  # From `write_sequences`
-) -> tuple[np.ndarray, np.ndarray]:  # Ids of sequences, one after the other; their lengths
-    "Read a file of sequences, mapped from disk."
-    column = pa.ipc.open_stream(pa.memory_map(str(file))).read_all().column("input_ids").chunk(0)
-    return column.values.to_numpy(), np.diff(column.offsets.to_numpy())
 
 # %% ../nbs/27_shards.ipynb #6069f0c6
 def _write_shard(

@@ -33,6 +33,14 @@ from .tokenizer_config import TokenizerConfig
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/29_writing.ipynb #e4e241e2
+def _work_name(
+    target: Path,  # The dataset that is to be
+    key: str,  # From `describe_job`
+) -> Path:
+    "Where unfinished work lies."
+    return target.with_name(f".{target.name}.{key[:12]}.unfinished")
+
+
 @contextmanager
 def _work_folder(
     target: Path,  # The dataset that is to be
@@ -40,7 +48,7 @@ def _work_folder(
     rank: int,  # Number of this process among those of the job
 ) -> Iterator[Path]:  # Exists
     "Hold the folder for unfinished work; what was wrong with the input takes it away, an interruption leaves it."
-    work = target.with_name(f".{target.name}.{key[:12]}.unfinished")
+    work = _work_name(target, key)
     for other in sorted(target.parent.glob(f".{target.name}.*.unfinished")):
         if other != work and rank == 0:
             logger.warning("%s: unfinished work on other text or with other options; delete it if it has no use", other)
@@ -77,6 +85,9 @@ def write_dataset(
     target = dataset_folder(config)
     if report := find_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
+        if rank == 0 and _work_name(target, job["key"]).exists():  # Left by a kill at the very end
+            with _work_folder(target, job["key"], rank) as work:
+                shutil.rmtree(work)
         return report
     with _work_folder(target, job["key"], rank) as work:
         (work / f"process-{rank}.done").unlink(missing_ok=True)
