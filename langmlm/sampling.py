@@ -100,7 +100,7 @@ PROBE_BYTES = 8_000_000  # Of text, in which different words are counted
 
 def bytes_for(
     sample: TextSample,
-    words_of: Callable[[str], Iterable[str]],  # The words of a piece
+    words_of: Callable[[str], Iterable[str]],  # The words of a piece, with one character for each byte
     most_different: int,  # Bytes in different words at most
     probe_bytes: int = PROBE_BYTES,
 ) -> int:  # Bytes that a sample may have; those that it has if they are not too many
@@ -113,7 +113,7 @@ def bytes_for(
         for piece in sample.pieces(sample.level_for(probe)):
             text += len(piece.encode())
             words.update(words_of(piece))
-        points.append((text, sum(len(word.encode()) for word in words)))
+        points.append((text, sum(map(len, words))))
     (quarter, fewer), (whole, different) = points
     if not 0 < quarter < whole or different == 0:  # A few huge pieces: nothing to measure growth with
         return most_different

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -245,7 +246,7 @@ def read_case(case: Case, tokenizer: Path, target: Path, with_dataset: bool) -> 
 
 def check(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) -> str | None:
     "What is wrong with the handling of a case, None if nothing is."
-    target, before = folder / "made" / "dataset", temporary_files()
+    target = folder / "made" / "dataset"
     try:
         read = read_case(case, tokenizer, target, with_dataset)
     except (ValueError, FileNotFoundError) as error:
@@ -255,7 +256,7 @@ def check(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) 
         if not named or case.refused not in str(error):
             return f"refused without its name or reason {case.refused!r}: {error}"
         left = [path.name for path in target.parent.rglob("*")] if target.parent.exists() else []
-        return f"left behind: {left} {temporary_files() - before}" if left or temporary_files() - before else None
+        return f"left behind: {left} {temporary_files()}" if left or temporary_files() else None
     if case.refused is not None:
         return f"not refused, though it should say {case.refused!r}"
     if read != [case.documents, case.documents]:
@@ -267,16 +268,24 @@ def check(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) 
     return None if loaded.decode(content) == "".join(case.documents) else "the dataset does not decode to the documents"
 
 
+@contextmanager
+def own_temporary_files(folder: Path) -> Iterator[None]:
+    "Within it, temporary files go to a folder where nobody else's are."
+    folder.mkdir()
+    with patch.object(tempfile, "tempdir", str(folder)):
+        yield
+
+
 def temporary_files() -> set[str]:
     "Spools and the like that exist now."
-    return {path.name for path in Path(tempfile.gettempdir()).glob("langmlm-*")}
+    return {path.name for path in Path(tempfile.gettempdir()).iterdir()}
 
 
 def run(cases: int, seed: int, tokenizer: Path, datasets: int = 1) -> tuple[Counter, list[str]]:
     "Make and check so many files, every n-th with its dataset; counts by kind and outcome, and what went wrong."
     counts, faults = Counter(), []
     for number in range(cases):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, own_temporary_files(Path(folder) / "temporary"):
             case = make_file(Random(f"{seed}/{number}"), Path(folder), f"nasty-{number}")
             fault = check(case, tokenizer, Path(folder), with_dataset=number % datasets == 0)
         counts["refused" if case.refused is not None else "read"] += 1

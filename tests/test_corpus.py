@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from nasty_files import csv_file, is_blank, json_file, run, temporary_files
+from nasty_files import csv_file, is_blank, json_file, own_temporary_files, run, temporary_files
 from transformers import AutoTokenizer, RobertaTokenizer
 
 from langmlm import tasks
@@ -129,13 +129,13 @@ def test_an_iterator_trains_and_is_tokenized(tmp_path: Path):
     "A generator gives its texts once; both the tokenizer and the dataset are made from them, and no copy stays."
     texts = [text for text in islice(docstrings(), 500) if len(text) < 200]
     folders = {"path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
-    before = temporary_files()
-    task = tasks.create_tokenizer((text for text in texts), {"vocab_size": 600, **folders})
-    task.train()
-    tokenizer, corpus = task.tokenizer, open_dataset(tmp_path / "dataset")
-    del task
+    with own_temporary_files(tmp_path / "temporary"):
+        task = tasks.create_tokenizer((text for text in texts), {"vocab_size": 600, **folders})
+        task.train()
+        tokenizer, corpus = task.tokenizer, open_dataset(tmp_path / "dataset")
+        del task
+        assert not temporary_files()
     assert [tokenizer.decode(corpus[row][1:-1]) for row in range(len(corpus))] == texts
-    assert temporary_files() == before
 
 
 @pytest.fixture(scope="module")
