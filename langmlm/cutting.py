@@ -50,14 +50,13 @@ def flag_tokens(
     spelt: list[bytes],  # From `token_bytes`
 ) -> np.ndarray:  # [vocabulary] uint8
     "Say of each token what a cut before or behind it would cut."
-    flags = np.zeros(len(spelt), np.uint8)
-    for id, token in enumerate(spelt):
+    flags = []
+    for token in spelt:
         text = token.decode(errors="ignore")
-        flags[id] += INSIDE_CHARACTER * (b"\x80" <= token[:1] < b"\xc0")
-        flags[id] += BEGINS_WORD * token[:1].isspace()
-        flags[id] += ENDS_SENTENCE * bool(_SENTENCE.search(text))
-        flags[id] += ENDS_ANYHOW * bool(_ANYHOW.search(text))
-    return flags
+        flag = INSIDE_CHARACTER * (b"\x80" <= token[:1] < b"\xc0") + BEGINS_WORD * token[:1].isspace()
+        flag += ENDS_SENTENCE * bool(_SENTENCE.search(text)) + ENDS_ANYHOW * bool(_ANYHOW.search(text))
+        flags.append(flag)
+    return np.array(flags, np.uint8)
 
 
 def good_places(

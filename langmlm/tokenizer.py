@@ -170,6 +170,6 @@ def fingerprint_tokenizer(
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of everything that decides how text becomes ids."
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules["truncation"] = rules["padding"] = None  # Set by calls, not part of what was learnt
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    rules = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    rules.no_truncation(), rules.no_padding()  # Set by calls, not part of what was learnt
+    return hashlib.sha256(rules.to_str().encode()).hexdigest()
