@@ -9,7 +9,6 @@ __all__ = ['MEMORY', 'ROWS', 'noise_of', 'Alarm', 'find_spike', 'needed_checkpoi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import numpy as np
 

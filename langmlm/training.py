@@ -8,14 +8,15 @@ __all__ = ['StepData', 'take_batches', 'seed_dropout', 'steps_ahead', 'take_step
 # %% ../nbs/85_training.ipynb #091700cd
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .batching import make_flat_batch, random_bits
 from .corpus import progress_bar
@@ -130,22 +131,11 @@ def train(
     "Train to the end, or to `stop_at_step`; write checkpoints on the way, and the final model at the end."
     config, accelerator, total_steps = run.config, run.accelerator, run.plan.total_steps
     last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
-    shown = None if config.disable_tqdm is None else not config.disable_tqdm
-    shown = shown if accelerator.is_main_process else False
-    update_table = live_table(run.history, shown)
-    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     run.module.train()
-    with (
-        hold_folder(run),
-        stop_on_signals() as request,
-        torch.random.fork_rng(gpus),
-        progress_bar(total_steps, "Training", " steps", run.step, shown) as bar,
-    ):
+    with hold_folder(run), stop_on_signals() as request, _watched(run) as (bar, update_table):
         session, recent = (Meter(accelerator.device, run.precision) for _ in range(2))  # `recent`: since the last entry
         for data, waited in steps_ahead(run, last_step):
-            rate = run.learning_rate_factor * learning_rate_at(
-                run.step, total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
-            )
+            rate = _next_rate(run)
             take_step(run, data, rate)
             run.step += 1
             for meter in (session, recent):
@@ -178,6 +168,29 @@ def train(
     return run.history
 
 # %% ../nbs/85_training.ipynb #8db70499
+@contextmanager
+def _watched(
+    run: Run,
+) -> Iterator[tuple[tqdm, Callable[[], None]]]:  # A progress bar, and what brings the table up to date
+    "Within it, progress is shown where somebody watches, and the random generators of others are left as they were."
+    accelerator, hidden = run.accelerator, run.config.disable_tqdm
+    shown = False if not accelerator.is_main_process else None if hidden is None else not hidden
+    gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
+    update_table = live_table(run.history, shown)
+    with torch.random.fork_rng(gpus), progress_bar(run.plan.total_steps, "Training", " steps", run.step, shown) as bar:
+        yield bar, update_table
+
+
+def _next_rate(
+    run: Run,
+) -> float:
+    "The learning rate of the step that comes next: the schedule's, less what rollbacks took away."
+    config = run.config
+    return run.learning_rate_factor * learning_rate_at(
+        run.step, run.plan.total_steps, run.warmup_steps, config.learning_rate, config.lr_scheduler_type
+    )
+
+
 def _log(
     run: Run,
     learning_rate: float,  # Of the step just done

@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=20, help="kills")
     parser.add_argument("--work", type=Path, help="where text and datasets go for a while; else a temporary folder")
     given = parser.parse_args()
+    if given.work:
+        given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work) as scratch:
         tokenizer = make_tokenizer(Path(scratch))
         if given.what == "kills":
