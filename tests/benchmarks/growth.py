@@ -1,4 +1,4 @@
-"Does a bigger corpus cost more per token, or more memory? The same text, a hundredth, a tenth and all of it."
+"Does training cost more per token, or more memory, on a bigger corpus? The same text, a hundredth, a tenth and all of it."
 
 import random
 from pathlib import Path
@@ -8,7 +8,6 @@ from data import SEED, Data, read_text, split_documents, write_documents
 from processes import Contender
 from rounds import rotated
 from summary import is_noisy, spread
-from tokenizing import tokenize_job
 from workloads import PEERS, train_job
 
 SIZES = {"x1": 100, "x10": 10, "x100": 1}  # The part of the text is one of so many
@@ -22,21 +21,17 @@ def run_growth(
     "Every measurement in a fresh process, sizes in turn, repeated."
     texts = make_texts(data, files)
     tokenizer = data.tokenizer("small", max_length)
-    jobs: dict[str, dict[str, dict]] = {"tokenizing": {}, "training": {}}
+    jobs = {}
     for size, text in texts.items():
         dataset = make_dataset(data, text, tokenizer, max_length, size)
-        jobs["tokenizing"][size] = tokenize_job(data, "langmlm", str(text), "small", max_length, "growth")
-        jobs["training"][size] = training_job(dataset, tokenizer, model, max_length, device, batch_size)
-    raw: dict[str, dict[str, list[dict]]] = {kind: {size: [] for size in SIZES} for kind in jobs}
+        jobs[size] = training_job(dataset, tokenizer, model, max_length, device, batch_size)
+    raw: dict[str, list[dict]] = {size: [] for size in SIZES}
     for number in range(repetitions):
         for size in rotated(list(SIZES), number):
-            for kind, by_size in jobs.items():
-                figures = measure_once(data, kind, by_size[size] | {"run_folder": f"growth/{size}-{number}"})
-                raw[kind][size].append(figures)
-                shown = f"{figures['microseconds_per_token']:.3f} us per token"
-                print(f"  {number + 1}: {kind} {size}: {shown}", flush=True)
-    sizes = {size: text.stat().st_size for size, text in texts.items()}
-    return {"bytes": sizes, **{kind: relative(measured) for kind, measured in raw.items()}}
+            figures = measure_once(data, jobs[size] | {"run_folder": str(data.work / f"growth/{size}-{number}")})
+            raw[size].append(figures)
+            print(f"  {number + 1}: {size}: {figures['microseconds_per_token']:.3f} us per token", flush=True)
+    return {"bytes": {size: text.stat().st_size for size, text in texts.items()}, "training": relative(raw)}
 
 
 def make_texts(data: Data, files: list[Path]) -> dict[str, Path]:
@@ -76,10 +71,9 @@ def training_job(dataset: str, tokenizer: str, model: dict, max_length: int, dev
     )
 
 
-def measure_once(data: Data, kind: str, job: dict) -> dict:
-    "One process that tokenizes a text once, after a short other one; or that trains for some steps."
-    script = {"tokenizing": "tokenize_text.py", "training": PEERS["langmlm"].script}[kind]
-    with Contender(data.place, "langmlm", script, job) as contender:
+def measure_once(data: Data, job: dict) -> dict:
+    "One process that trains for some steps."
+    with Contender(data.place, "langmlm", PEERS["langmlm"].script, job) as contender:
         contender.receive()
         return per_token(contender.ask(do="round", steps=STEPS)["round"], contender.ask(do="stop"))
 
