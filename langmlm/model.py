@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN, gelu
 
-from .attention import EqualLengths, attend_blocks, attend_jagged, attend_varlen, equal_blocks
+from .attention import EqualLengths, attend_blocks, attend_jagged, attend_varlen, equal_blocks, has_kernel
 from .dropout import use_fast_dropout
 from .head import linear_cross_entropy
 from .tokenizer_config import ConfigError, type_faults
@@ -172,9 +172,8 @@ def flat_attention(
     if blocks is not None:
         return attend_blocks(query, key, value, blocks, dropout, scaling)[None], None
     longest = module.config.max_position_embeddings - module.config.pad_token_id - 1
-    if dropout or query.dtype not in (torch.float16, torch.bfloat16):
-        return attend_jagged(query, key, value, cu_seqlens, longest, dropout, scaling)[None], None
-    return attend_varlen(query, key, value, cu_seqlens, longest, scaling)[None], None
+    attend = attend_varlen if has_kernel(query) else attend_jagged
+    return attend(query, key, value, cu_seqlens, longest, dropout, scaling)[None], None
 
 
 def no_attention_mask(*args: Any, **kwargs: Any) -> None:  # Whatever a mask would be made from
@@ -206,7 +205,7 @@ class FlatMaskedLM(nn.Module):
     ) -> Tensor:  # [predictions, hidden size]
         "Encode all tokens, and make of the masked ones what the vocabulary is compared with."
         encoder, head = self.stock.roberta, self.stock.lm_head
-        blocks = None if cu_seqlens.is_cuda else equal_blocks(cu_seqlens.cpu(), encoder.config.num_attention_heads)
+        blocks = None if cu_seqlens.is_cuda else equal_blocks(cu_seqlens, encoder.config.num_attention_heads)
         boundaries = {"cu_seqlens": cu_seqlens, "blocks": blocks}
         hidden = encoder.embeddings(input_ids=input_ids[None], position_ids=position_ids[None])
         *layers, last = encoder.encoder.layer
