@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import RobertaForMaskedLM
 
-from langmlm import model, tasks
+from langmlm import attention, model, tasks
 from langmlm.dropout import FastDropout
 from langmlm.run import Run
 from langmlm.training import take_batches, take_step
@@ -84,3 +85,46 @@ def test_a_step_on_a_gpu_waits_for_nothing(step_without_values):
     assert [losses.shape for losses in run.unlogged] == [(3,)]
     with pytest.raises(DataDependentOutputException):  # The other optimizers ask whether the gradient is a number
         step_without_values("muon")
+
+
+def stand_in(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, scale: float):
+    "What the kernel gives without dropout, where there is none; what it leaves for its way back has no contents."
+    attended = attention.attend_each(query, key, value, cu_seqlens, scale=scale)
+    return attended, torch.empty(0), torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
+
+
+def stand_in_backward(gradient, query, key, value, cu_seqlens, attended, log_sums, random_state, unused, *settings):
+    "The gradients of attention, written out."
+    _, _, scale = settings
+    gradients, bounds = [torch.empty_like(part) for part in (query, key, value)], cu_seqlens.tolist()
+    for start, end in zip(bounds[:-1], bounds[1:]):
+        q, k, v, g = (part[start:end].transpose(0, 1) for part in (query, key, value, gradient))
+        weights = torch.softmax(q @ k.mT * scale, -1)
+        to_weights = g @ v.mT
+        to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdim=True)) * scale
+        for part, made in zip(gradients, (to_scores @ k, to_scores.mT @ q, weights.mT @ g)):
+            part[start:end] = made.transpose(0, 1)
+    return tuple(gradients)
+
+
+def test_the_kernel_is_compiled_with_the_model(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "With something in the kernel's place, loss and gradients are those of a CPU, in one graph for the whole model."
+    attention._kernel.register_kernel("cpu")(stand_in)
+    attention._kernel_backward.register_kernel("cpu")(stand_in_backward)
+    settings = SETTINGS | {"output_dir": tmp_path / "run", "bf16": False}
+    run = tasks.create_mlm(**data, model_config=ARCHITECTURE | NO_DROPOUT, training_config=settings).run
+    ((_, batch),) = take_batches(run, step=0).batches[:1]
+
+    def loss_and_gradients(module: nn.Module) -> tuple[Tensor, list[Tensor]]:
+        module.zero_grad()
+        loss = module(**vars(batch))
+        loss.backward()
+        return loss.detach(), [weight.grad for weight in module.parameters() if weight.grad is not None]
+
+    expected, gradients = loss_and_gradients(run.module)
+    monkeypatch.setattr(model, "equal_blocks", lambda *_: None)
+    monkeypatch.setattr(model, "has_kernel", lambda _: True)
+    compiled = torch.compile(run.module, backend="aot_eager", fullgraph=True)
+    loss, others = loss_and_gradients(compiled)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(others, gradients)
