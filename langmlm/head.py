@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             asked = (answers != IGNORE_INDEX)[:, None]
             log_shares = F.log_softmax(F.linear(chunk, narrow_weight, narrow_bias).to(loss.dtype), -1)
             answers = answers.clamp(min=0)[:, None]
-            loss -= (log_shares.gather(1, answers) * asked).sum()
+            loss = loss - (log_shares.gather(1, answers) * asked).sum()  # In place, `torch.compile` of 2.11 loses gradients
             to_scores = log_shares.exp_().mul_(asked).scatter_add_(1, answers, -asked.to(loss.dtype))
             to_bias += to_scores.sum(0)
             to_scores = to_scores.to(dtype)

@@ -320,8 +320,9 @@ def test_read_only_folder(create, tmp_path: Path):
     with when_logged("step 3 of", forbid), when_logged("checkpoint-7 is not saved", permit) as messages:
         task.train()
     assert any("trainer_state.json does not have the entry of step 6" in message for message in messages)
-    assert step_of(folder) == task.run.plan.total_steps and (folder / "final_model").is_dir()
-    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-14", "checkpoint-16"]
+    last = task.run.plan.total_steps
+    assert step_of(folder) == last >= 14 and (folder / "final_model").is_dir()
+    assert [path.name for path in list_checkpoints(folder)] == [f"checkpoint-{step}" for step in sorted({14, last})]
 
 
 def test_trackers_that_fail(create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
