@@ -69,10 +69,10 @@ def count_lengths(
 
 # %% ../nbs/24_report.ipynb #37fc8690
 def pack_used(
-    counts: np.ndarray,  # [vocabulary] how often each token came
+    used: np.ndarray,  # [vocabulary] bool: which tokens came
 ) -> str:  # A bit for each token, in base 64
     "Which tokens were used."
-    return base64.b64encode(np.packbits(counts > 0)).decode()
+    return base64.b64encode(np.packbits(used)).decode()
 
 
 def no_statistics(
@@ -80,7 +80,7 @@ def no_statistics(
 ) -> dict[str, Any]:  # Of a shard with no documents
     "What is counted, at zero."
     numbers = ("documents", "bytes", "words", "tokens", "long_documents", "pieces", "copies", "dropped")
-    lengths, used = [0] * (len(LENGTH_EDGES) + 1), pack_used(np.zeros(vocab_size))
+    lengths, used = [0] * (len(LENGTH_EDGES) + 1), pack_used(np.zeros(vocab_size, bool))
     tallies: dict[str, Any] = {"unusual": {}, "skipped": {}}
     return dict.fromkeys(numbers, 0) | tallies | {"lengths": lengths, "used": used, "longest_token": ""}
 

@@ -11,7 +11,9 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from .cutting import cut_sequences, flag_tokens, token_bytes, write_sequences
 from .encoding import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, map_in_order, window
 from .folders import read_json, write_json
 from .hashing import hash_documents, held_out, is_marked, write_hashes
-from .report import add_statistics, count_lengths, count_text, pack_used
+from .report import count_lengths, count_text, pack_used
 from .tokenizer_config import TokenizerConfig
 
 # %% ../nbs/27_shards.ipynb #cbd3c4d3
@@ -100,8 +102,11 @@ class TokenizedBatch:
 
     sequences: dict[str, tuple[int, np.ndarray, np.ndarray]]  # By split: documents; ids one after the other; lengths
     hashes: np.ndarray  # [documents] `HASH`
-    counts: np.ndarray  # [vocabulary] how often each token came
-    statistics: dict[str, Any]  # That add up
+    lengths: np.ndarray  # [documents] tokens in each
+    used: np.ndarray  # [vocabulary] bool: which tokens came
+    bytes: int  # Of text, in UTF-8
+    words: int
+    unusual: Counter  # Characters, by code point
 
 # %% ../nbs/27_shards.ipynb #6205aea8
 class BatchTokenizer:
@@ -112,10 +117,19 @@ class BatchTokenizer:
         tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
         config: TokenizerConfig,  # `max_length` and all that says how documents are cut and held out
     ):
-        self.config, self.encode, self.spelt = config, Encoder(tokenizer), token_bytes(tokenizer)
-        self.flags = flag_tokens(self.spelt)
+        self.tokenizer, self.config, self.encode = tokenizer, config, Encoder(tokenizer)
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         self.room, self.ends = config.max_length - 2, (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+    @cached_property  # Made by the first thread that asks, while others encode
+    def spelt(self) -> list[bytes]:
+        "What each token stands for."
+        return token_bytes(self.tokenizer)
+
+    @cached_property
+    def flags(self) -> np.ndarray:
+        "What a cut beside each token would cut."
+        return flag_tokens(self.spelt)
 
     def __call__(self, batch: Batch) -> TokenizedBatch:
         "Encode, hash, count and cut."
@@ -127,8 +141,9 @@ class BatchTokenizer:
             for name, chosen in zip(SPLITS, (~held, held))
             if chosen.any()
         }
-        statistics = _count(batch.documents, lengths, self.room, sum(len(made[2]) for made in sequences.values()))
-        return TokenizedBatch(sequences, hashes, np.bincount(ids, minlength=len(self.flags)), statistics)
+        used = np.zeros(len(self.tokenizer), bool)
+        used[ids] = True
+        return TokenizedBatch(sequences, hashes, lengths, used, *count_text(batch.documents))
 
     def _cut(self, ids: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         "The sequences of some of the documents."
@@ -137,52 +152,31 @@ class BatchTokenizer:
         how = self.config.long_lines, self.config.split_on, self.config.stride
         return int(chosen.sum()), *cut_sequences(ids, lengths, self.flags, self.room, self.ends, *how)
 
-# %% ../nbs/27_shards.ipynb #b7b417b0
-def _count(
-    documents: list[str],
-    lengths: np.ndarray,  # [documents] tokens in each
-    room: int,  # Tokens in a sequence at most, the special ones not counted
-    sequences: int,  # How many the documents became
-) -> dict[str, Any]:  # Counts that add up
-    "What a batch has to say of the corpus."
-    size, words, unusual = count_text(documents)
-    is_long = lengths > room
-    return {
-        "documents": len(documents),
-        "bytes": size,
-        "words": words,
-        "tokens": int(lengths.sum()),
-        "lengths": count_lengths(lengths),
-        "long_documents": int(is_long.sum()),
-        "pieces": sequences - int(((lengths > 0) & ~is_long).sum()),
-        "unusual": unusual,
-    }
-
 # %% ../nbs/27_shards.ipynb #6069f0c6
 def _write_shard(
     folder: Path,
     batch: Batch,  # The last one of the shard
     made: list[TokenizedBatch],  # All of the shard
-    spelt: list[bytes],  # From `token_bytes`
-    keeps_copies: bool,  # Then their hashes are kept, to be counted
+    tokenize: BatchTokenizer,  # What made them
 ) -> None:
     "Write the files of a shard, and then its record."
-    name, files = f"shard-{batch.begin.shard:05}", {}
-    for split in SPLITS:
-        parts = [one.sequences[split] for one in made if split in one.sequences]
-        if any(len(lengths) for _, _, lengths in parts):
-            documents, ids, lengths = zip(*parts)
-            ids, lengths = np.concatenate(ids), np.concatenate(lengths)
-            file, counted = f"{name}.{split}.arrow", {"sequences": len(lengths), "tokens": len(ids)}
-            write_sequences(folder / file, ids, lengths)
-            files[file] = {"split": split, "documents": sum(documents)} | counted
-    later = []
-    if keeps_copies:
-        later = write_hashes(folder / f"{name}.hashes", np.concatenate([one.hashes for one in made]))
-        files[f"{name}.hashes"] = {}
-    statistics = _sum_up(batch, made, spelt) | {"copies": len(later)}
-    for file in files:
-        files[file] |= _identity(folder / file)
+    name, files, statistics = f"shard-{batch.begin.shard:05}", {}, _sum_up(batch, made, tokenize)
+    with ThreadPoolExecutor() as pool:
+        if not tokenize.config.drop_duplicates:  # Copies are there, and their hashes are kept to count them
+            hashes = np.concatenate([one.hashes for one in made])
+            copies = pool.submit(write_hashes, folder / f"{name}.hashes", hashes)
+        for split in SPLITS:
+            parts = [one.sequences[split] for one in made if split in one.sequences]
+            if any(len(lengths) for _, _, lengths in parts):
+                documents, ids, lengths = zip(*parts)
+                ids, lengths = np.concatenate(ids), np.concatenate(lengths)
+                file, counted = f"{name}.{split}.arrow", {"sequences": len(lengths), "tokens": len(ids)}
+                write_sequences(folder / file, ids, lengths)
+                files[file] = {"split": split, "documents": sum(documents)} | counted
+        if not tokenize.config.drop_duplicates:
+            statistics["copies"], files[f"{name}.hashes"] = len(copies.result()), {}
+        for facts, identity in zip(files.values(), pool.map(_identity, [folder / file for file in files])):
+            facts |= identity
     record = {"begin": asdict(batch.begin), "end": asdict(batch.end), "is_last": batch.is_last}
     write_json(folder / f"{name}.json", record | {"files": files, "statistics": statistics})
 
@@ -190,17 +184,27 @@ def _write_shard(
 def _sum_up(
     batch: Batch,  # The last one of the shard
     made: list[TokenizedBatch],  # All of the shard
-    spelt: list[bytes],  # From `token_bytes`
+    tokenize: BatchTokenizer,  # What made them
 ) -> dict[str, Any]:  # As JSON holds it
     "What a shard has to say of the corpus."
-    statistics, counts = add_statistics(one.statistics for one in made), sum(one.counts for one in made)
-    longest = max((spelt[id] for id in np.flatnonzero(counts)), key=len, default=b"")
-    return statistics | {
-        "lengths": statistics["lengths"].tolist(),
-        "unusual": dict(sorted(statistics["unusual"].items())),
-        "dropped": batch.end.total - batch.begin.total - statistics["documents"],
+    lengths = np.concatenate([one.lengths for one in made])
+    used = np.logical_or.reduce([one.used for one in made])
+    sequences = sum(len(of) for one in made for _, _, of in one.sequences.values())
+    is_long = lengths > tokenize.room
+    longest = max((tokenize.spelt[id] for id in np.flatnonzero(used)), key=len, default=b"")
+    return {
+        "documents": len(lengths),
+        "bytes": sum(one.bytes for one in made),
+        "words": sum(one.words for one in made),
+        "tokens": int(lengths.sum()),
+        "lengths": count_lengths(lengths).tolist(),
+        "long_documents": int(is_long.sum()),
+        "pieces": sequences - int(((lengths > 0) & ~is_long).sum()),
+        "copies": 0,
+        "dropped": batch.end.total - batch.begin.total - len(lengths),
+        "unusual": dict(sorted(sum((one.unusual for one in made), Counter()).items())),
         "skipped": dict(sorted(batch.skipped.items())),
-        "used": pack_used(counts),
+        "used": pack_used(used),
         "longest_token": longest.decode(errors="replace"),
     }
 
@@ -259,11 +263,11 @@ def write_shards(
     with progress_bar(corpus.size, "Tokenizing", "B", done, None if turn[0] == 0 else False) as bar:
         bar.unit_scale = True  # Megabytes
         for batch, tokenized in map_in_order(make, weighted, window(config.num_workers), config.num_workers):
-            bar.update(tokenized.statistics["bytes"] if tokenized else batch.characters)
+            bar.update(tokenized.bytes if tokenized else batch.characters)
             made += [tokenized] if tokenized else []
             if batch.end:
                 if made:
-                    _write_shard(folder, batch, made, tokenize.spelt, not config.drop_duplicates)
+                    _write_shard(folder, batch, made, tokenize)
                 made, total = [], batch.end.shard
     return total
 
