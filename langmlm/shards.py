@@ -141,8 +141,7 @@ class BatchTokenizer:
             for name, chosen in zip(SPLITS, (~held, held))
             if chosen.any()
         }
-        used = np.zeros(len(self.tokenizer), bool)
-        used[ids] = True
+        used = np.bincount(ids, minlength=len(self.tokenizer)) > 0
         return TokenizedBatch(sequences, hashes, lengths, used, *count_text(batch.documents))
 
     def _cut(self, ids: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
@@ -163,8 +162,7 @@ def _write_shard(
     name, files, statistics = f"shard-{batch.begin.shard:05}", {}, _sum_up(batch, made, tokenize)
     with ThreadPoolExecutor() as pool:
         if not tokenize.config.drop_duplicates:  # Copies are there, and their hashes are kept to count them
-            hashes = np.concatenate([one.hashes for one in made])
-            copies = pool.submit(write_hashes, folder / f"{name}.hashes", hashes)
+            copies = pool.submit(write_hashes, folder / f"{name}.hashes", np.concatenate([one.hashes for one in made]))
         for split in SPLITS:
             parts = [one.sequences[split] for one in made if split in one.sequences]
             if any(len(lengths) for _, _, lengths in parts):
@@ -190,7 +188,6 @@ def _sum_up(
     lengths = np.concatenate([one.lengths for one in made])
     used = np.logical_or.reduce([one.used for one in made])
     sequences = sum(len(of) for one in made for _, _, of in one.sequences.values())
-    is_long = lengths > tokenize.room
     longest = max((tokenize.spelt[id] for id in np.flatnonzero(used)), key=len, default=b"")
     return {
         "documents": len(lengths),
@@ -198,8 +195,8 @@ def _sum_up(
         "words": sum(one.words for one in made),
         "tokens": int(lengths.sum()),
         "lengths": count_lengths(lengths).tolist(),
-        "long_documents": int(is_long.sum()),
-        "pieces": sequences - int(((lengths > 0) & ~is_long).sum()),
+        "long_documents": int((lengths > tokenize.room).sum()),
+        "pieces": sequences - int(((lengths > 0) & (lengths <= tokenize.room)).sum()),
         "copies": 0,
         "dropped": batch.end.total - batch.begin.total - len(lengths),
         "unusual": dict(sorted(sum((one.unusual for one in made), Counter()).items())),
@@ -257,8 +254,7 @@ def write_shards(
         number = batch.begin.shard
         return batch, tokenize(batch) if number % turn[1] == turn[0] and number not in records else None
 
-    batches = read_batches(corpus, place, shard_characters, marks)
-    weighted = ((batch, batch.characters) for batch in batches)
+    weighted = ((batch, batch.characters) for batch in read_batches(corpus, place, shard_characters, marks))
     done = sum(record["statistics"]["bytes"] for record in before)
     with progress_bar(corpus.size, "Tokenizing", "B", done, None if turn[0] == 0 else False) as bar:
         bar.unit_scale = True  # Megabytes
