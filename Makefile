@@ -10,7 +10,7 @@ SETTINGS := settings.ini constraints.txt setup.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs readme notebooks clean
+.PHONY: help demo test gpu docs readme notebooks clean
 
 help:  ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1: \2/p' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ demo: $(INSTALLED)  ## Train, stop and resume a small model on Python's own docs
 
 test: $(INSTALLED_DEV)  ## Run every check
 	@$(BIN)/python tests/checks.py
+
+gpu: $(INSTALLED_DEV)  ## Run what needs a GPU
+	$(BIN)/python -m pytest tests/test_gpu.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --path nbs/55_attention.ipynb --flags gpu
 
 docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see quarto.org"; exit 1; }

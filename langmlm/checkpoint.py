@@ -202,7 +202,7 @@ def set_aside_newer(
             names = (f"superseded-{folder.name}{again}" for again in chain([""], (f"-{number}" for number in count(2))))
             aside = next(path for path in map(folder.with_name, names) if not path.exists())
             folder.rename(aside)
-            logger.warning("the run goes on from step %d: %s is now called %s", step, folder.name, aside.name)
+            logger.warning("going on with the weights of step %d: %s is now called %s", step, folder.name, aside.name)
 
 # %% ../nbs/70_checkpoint.ipynb #7292593e
 def load_optimizer(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import parse_flag_from_env
 
 from .batching import BatchGeometry, BatchPlan
 from .dataset import TokenizedCorpus
@@ -162,11 +163,9 @@ def device_type_of(
     config: TrainingConfig,
 ) -> str:  # "cpu", "cuda", or another that PyTorch knows
     "Where a run will be."
-    return (
-        "cpu"
-        if config.use_cpu or not torch.accelerator.is_available()
-        else torch.accelerator.current_accelerator().type
-    )
+    if config.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return "cpu"
+    return torch.accelerator.current_accelerator().type
 
 
 def _precision_faults(

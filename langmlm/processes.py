@@ -21,7 +21,7 @@ def _join_processes(
 ) -> PartialState:  # What Accelerate knows of this process and the others
     "Find the device, and the other processes if this one was launched with any."
     on_cpu = device_type_of(config) == "cpu"
-    if on_cpu and PartialState._shared_state and PartialState().device.type != "cpu":
+    if PartialState._shared_state and (PartialState().device.type == "cpu") != on_cpu:
         AcceleratorState._reset_state(reset_partial_state=True)
     return PartialState(cpu=on_cpu)  # Said at once: without it, processes on CPUs do not find each other
 

@@ -89,7 +89,7 @@ def run_command(command: list, folder: Path, timeout: int, with_project: bool = 
 
 
 def environment(folder: Path, with_project: bool) -> dict[str, str]:
-    "Variables for a command: one thread, no network for models, and all scratch files beside the copy."
+    "Variables for a command: one thread, no GPU, no network for models, and all scratch files beside the copy."
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "IN_TEST")}
@@ -100,6 +100,7 @@ def environment(folder: Path, with_project: bool) -> dict[str, str]:
         "HF_HOME": str(scratch / "hub"),
         "TMPDIR": str(scratch),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # What is checked holds on CPUs; `make gpu` has the rest
     }
     return variables | {"PYTHONPATH": str(folder)} if with_project else variables
 
