@@ -118,7 +118,7 @@ def _write_model(
 ) -> None:
     "Write the files of a model and its tokenizer."
     with quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=False)  # Else old names come back: `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
 
 
