@@ -1,5 +1,6 @@
 "A small tokenizer and dataset, made once, and runs on them."
 
+import signal
 from itertools import islice
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from langmlm import tasks
 from langmlm.corpus import docstrings
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell ignores it for what it starts with "&"
 
 ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SETTINGS = {
