@@ -23,6 +23,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
 
+from .tokenizer import plain_backend
+
 # %% ../nbs/25_encoding.ipynb #c83f7111
 DOCUMENTS_PER_BATCH = 500  # Enough to keep a thread busy, few enough to stay in a cache
 CHARACTERS_PER_BATCH = 2**16  # Of long documents fewer make a batch, so that all threads end at about the same time
@@ -53,9 +55,7 @@ class Encoder:
         self,
         tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
     ):
-        copy = tokenizer.backend_tokenizer.to_str()  # The user's own keeps its settings
-        self._backend = Tokenizer.from_str(copy)
-        self._backend.no_truncation(), self._backend.no_padding()
+        self._backend = plain_backend(tokenizer)
         self._backend.encode_special_tokens = True
         if isinstance(self._backend.model, BPE):
             self._backend.model._resize_cache(WORDS_IN_CACHE)

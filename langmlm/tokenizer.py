@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_DIFFERENT_BYTES', 'new_learner', 'words_of', 'sample_for', 'train_tokenizer', 'write_tokenizer_files',
-           'save_tokenizer', 'load_tokenizer', 'fingerprint_tokenizer']
+           'save_tokenizer', 'load_tokenizer', 'plain_backend', 'fingerprint_tokenizer']
 
 # %% ../nbs/20_tokenizer.ipynb #17152283
 import hashlib
@@ -166,10 +166,17 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../nbs/20_tokenizer.ipynb #39f3fdbd
+def plain_backend(
+    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend; keeps its settings
+) -> Tokenizer:  # A copy of the backend that neither truncates nor pads
+    "What a tokenizer has learnt, without what was set by calls."
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation(), backend.no_padding()
+    return backend
+
+
 def fingerprint_tokenizer(
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of everything that decides how text becomes ids."
-    rules = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    rules.no_truncation(), rules.no_padding()  # Set by calls, not part of what was learnt
-    return hashlib.sha256(rules.to_str().encode()).hexdigest()
+    return hashlib.sha256(plain_backend(tokenizer).to_str().encode()).hexdigest()

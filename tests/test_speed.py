@@ -51,6 +51,12 @@ def test_narrow_equals_wide(data, tmp_path: Path):
     assert narrow != plain and narrow == pytest.approx(plain, abs=0.02)
 
 
+def use_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    "Have attention take the way of a GPU."
+    monkeypatch.setattr(model, "equal_blocks", lambda *_: None)
+    monkeypatch.setattr(model, "has_kernel", lambda _: True)
+
+
 @pytest.fixture
 def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A step as a GPU takes it, on tensors that have shapes and no values: where the host asks for one, it fails.
@@ -58,8 +64,7 @@ def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     The tensors say that they are on a CPU, for without a GPU PyTorch differentiates nothing that says otherwise; so
     what is only done on CPUs is taken out.
     """
-    monkeypatch.setattr(model, "equal_blocks", lambda *_: None)
-    monkeypatch.setattr(model, "has_kernel", lambda _: True)
+    use_kernel(monkeypatch)
     monkeypatch.setattr(FastDropout, "forward", nn.Dropout.forward)
     monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)
 
@@ -82,7 +87,7 @@ def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_step_on_a_gpu_waits_for_nothing(step_without_values):
     "Forward, backward and update are handed to the device without asking it for a single number."
     run = step_without_values("adamw_torch_fused")
-    assert [losses.shape for losses in run.unlogged] == [(3,)]
+    assert [numbers.shape for numbers in run.unlogged] == [(3,)]
     with pytest.raises(DataDependentOutputException):  # The other optimizers ask whether the gradient is a number
         step_without_values("muon")
 
@@ -122,8 +127,7 @@ def test_the_kernel_is_compiled_with_the_model(data, tmp_path: Path, monkeypatch
         return loss.detach(), [weight.grad for weight in module.parameters() if weight.grad is not None]
 
     expected, gradients = loss_and_gradients(run.module)
-    monkeypatch.setattr(model, "equal_blocks", lambda *_: None)
-    monkeypatch.setattr(model, "has_kernel", lambda _: True)
+    use_kernel(monkeypatch)
     compiled = torch.compile(run.module, backend="aot_eager", fullgraph=True)
     loss, others = loss_and_gradients(compiled)
     torch.testing.assert_close(loss, expected)

@@ -31,7 +31,7 @@ def run_growth(
             figures = measure_once(data, jobs[size] | {"run_folder": str(data.work / f"growth/{size}-{number}")})
             raw[size].append(figures)
             print(f"  {number + 1}: {size}: {figures['microseconds_per_token']:.3f} us per token", flush=True)
-    return {"bytes": {size: text.stat().st_size for size, text in texts.items()}, "training": relative(raw)}
+    return {"bytes": {size: text.stat().st_size for size, text in texts.items()}, "training": medians(raw)}
 
 
 def make_texts(data: Data, files: list[Path]) -> dict[str, Path]:
@@ -84,16 +84,13 @@ def per_token(figures: dict, peak: dict) -> dict:
     return {"microseconds_per_token": microseconds, "tokens": figures["tokens"], **peak}
 
 
-def relative(measured: dict[str, list[dict]]) -> dict:
-    "Medians by size, relative to the smallest."
+def medians(measured: dict[str, list[dict]]) -> dict:
+    "Medians by size."
     results: dict[str, dict] = {}
     for size, figures in measured.items():
         time = spread([one["microseconds_per_token"] for one in figures])
         memory = median(one["peak_resident"] for one in figures)
         results[size] = {"microseconds_per_token": time, "peak_resident": memory, "rounds": figures}
-        first = results["x1"]
-        results[size]["time_relative"] = time["median"] / first["microseconds_per_token"]["median"]
-        results[size]["memory_relative"] = memory / first["peak_resident"]
         if is_noisy(time):
             results[size]["noisy"] = True
     return results
