@@ -6,12 +6,14 @@
 __all__ = ['StopRequest', 'exit_of', 'agree_to_stop', 'stop_on_signals']
 
 # %% ../nbs/73_interruption.ipynb #46e38ad5
+import atexit
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from time import sleep
 from types import FrameType
 
 import torch
@@ -50,9 +52,13 @@ def exit_of(
     return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
 
 # %% ../nbs/73_interruption.ipynb #092f95e8
+_TO_LET_GO = 0.5  # Seconds that PyTorch's threads have for it, at the end of the process
+
+
 @cache
 def _side_channel() -> distributed.ProcessGroup:
     "A way between the processes that does not go through their GPUs."
+    atexit.register(sleep, _TO_LET_GO)
     return distributed.new_group(backend="gloo")
 
 
