@@ -23,7 +23,7 @@ test: $(INSTALLED_DEV)  ## Run every check
 
 gpu: $(INSTALLED_DEV)  ## Run what needs a GPU
 	$(BIN)/python -m pytest tests/test_gpu.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --path nbs/55_attention.ipynb --flags gpu
+	export PATH="$(CURDIR)/$(BIN):$$PATH"; for chapter in 53_layers 55_attention; do nbdev_test --path nbs/$$chapter.ipynb --flags gpu || exit 1; done
 
 docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see quarto.org"; exit 1; }

@@ -7,8 +7,6 @@ __all__ = ['SCORES_AT_ONCE', 'attend_each', 'EqualLengths', 'equal_blocks', 'att
            'attend_jagged']
 
 # %% ../nbs/55_attention.ipynb #2545a78d
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import draw_dropped, kept_share, random_source
+from .layers import in_fixed_order
 
 # %% ../nbs/55_attention.ipynb #e6c8dcb4
 def attend_each(
@@ -126,17 +125,6 @@ def attend_blocks(
     return _BlockAttention.apply(query, key, value, blocks, dropout, scale)
 
 # %% ../nbs/55_attention.ipynb #501301c9
-@contextmanager
-def _in_fixed_order() -> Iterator[None]:
-    "Within it, PyTorch's operators give the same bits every time, or refuse."
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
 @torch.library.custom_op("langmlm::attend_varlen", mutates_args=())
 def _kernel(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, dropout: float, scale: float
@@ -164,7 +152,7 @@ def _kernel_backward(
     "The gradients of query, key and value."
     backward, known = torch.ops.aten._flash_attention_backward, (query, key, value, attended, log_sums)
     settings = longest, longest, dropout, False, random_state, unused
-    with _in_fixed_order():
+    with in_fixed_order():
         return backward(gradient, *known, cu_seqlens, cu_seqlens, *settings, scale=scale)
 
 # %% ../nbs/55_attention.ipynb #f819c5b9

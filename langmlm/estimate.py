@@ -17,9 +17,12 @@ from .run import Run
 from .training import steps_ahead, take_step
 
 # %% ../nbs/86_estimate.ipynb #38af3c16
+_WARM_UP_COMPILED = 3  # Steps of a compiled run that are not like the others: one compiles, one records
+
+
 def estimate_time(
     run: Run,  # Left as it was
-    steps: int = 3,  # To measure, after one to warm up; at least 1
+    steps: int = 3,  # To measure, after those that warm up; at least 1
 ) -> Estimate:
     "Measure some steps, and say how long all that are left will take."
     if steps < 1:
@@ -28,9 +31,10 @@ def estimate_time(
     remembered = {name: memory.clone() for name, memory in optimizer_tensors(run.optimizer, run.stock).items()}
     scaler = run.accelerator.scaler.state_dict() if run.accelerator.scaler else None
     known, seconds = len(run.unlogged), []
+    warm_up = _WARM_UP_COMPILED if run.compiled else 1
     run.module.train()
     with torch.random.fork_rng([run.accelerator.device] if run.accelerator.device.type == "cuda" else []):
-        for data, _ in steps_ahead(run, min(run.step + steps + 1, run.plan.total_steps)):
+        for data, _ in steps_ahead(run, min(run.step + warm_up + steps, run.plan.total_steps)):
             began = perf_counter()
             take_step(run, data, learning_rate=0.0)
             run.unlogged[-1].tolist()  # Waits for the device
@@ -41,4 +45,4 @@ def estimate_time(
     if scaler:
         run.accelerator.scaler.load_state_dict(scaler)
     del run.unlogged[known:]
-    return Estimate(median(seconds[1:] or seconds or [0.0]), run.plan.total_steps - run.step)
+    return Estimate(median(seconds[warm_up:] or seconds[-1:] or [0.0]), run.plan.total_steps - run.step)

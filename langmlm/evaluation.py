@@ -31,7 +31,7 @@ def validation_batches(
         rows = np.arange(bounds[number], bounds[number + 1])
         batch = mask_batch(make_flat_batch(corpus, rows, run.tokenizer.pad_token_id), 0, run.rules)
         if run.few_shapes:
-            batch = fill_up(batch, budget, max_length_of(run.corpus), run.tokenizer.pad_token_id)
+            batch = fill_up(batch, budget, max_length_of(run.corpus), run.tokenizer.pad_token_id, run.usual_sizes)
         batches.append(batch)
     return batches
 

@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN, gelu
 from .attention import EqualLengths, attend_blocks, attend_jagged, attend_varlen, equal_blocks, has_kernel
 from .dropout import use_fast_dropout
 from .head import linear_cross_entropy
+from .layers import use_fixed_order, use_narrow_norms
 from .tokenizer_config import ConfigError, type_faults
 
 # %% ../nbs/60_model.ipynb #eaaba2f1
@@ -195,6 +196,8 @@ class FlatMaskedLM(nn.Module):
         self.stock = stock
         stock.set_attn_implementation(FLAT_ATTENTION)
         use_fast_dropout(stock)
+        use_narrow_norms(stock)
+        use_fixed_order(stock)
 
     def encode(
         self,

@@ -56,7 +56,7 @@ class TrainingConfig:
     # Hardware
     bf16: bool | None = None  # Matrix products in bf16; None: where it is native
     fp16: bool = False  # In fp16 with a loss scale, for older GPUs
-    torch_compile: bool = False  # Compile the model: minutes at the start, faster steps after
+    torch_compile: bool | None = None  # A minute at the start, faster steps after; None: on a GPU, if the run is long
     gradient_checkpointing: bool = False  # Less memory for activations, a third more work
     use_cpu: bool = False  # Even where there is a GPU
     n_gpus: int | None = None  # Processes that share the run; None: as many as it was launched with

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from .alarm import MEMORY
 from .checkpoint import TRAINER_STATE, list_checkpoints, load_optimizer
+from .compiling import choose_compiling, compile_model
 from .dataset import TokenizedCorpus
 from .history import History
-from .masking import masking_rules
+from .masking import Sizes, masking_rules, usual_sizes
 from .model import FlatMaskedLM
 from .optimization import make_optimizer
 from .origin import Origin, check_same_run, list_changes
@@ -81,8 +82,12 @@ class Run:
         self.stock, self.tokenizer, self.corpus, self.config, self.origin = model, tokenizer, corpus, config, origin
         self.accelerator = make_accelerator(config)
         self.precision = self.accelerator.mixed_precision  # Accelerate's own answer changes with the next Accelerator
-        self.few_shapes = self.precision != "no" or self.accelerator.device.type == "cuda"  # Round batches up
+        device = self.accelerator.device
+        self.few_shapes = self.precision != "no" or device.type == "cuda"  # Round batches up
         self.plan = plan_run(corpus, config, self.accelerator.num_processes)
+        self.usual_sizes = Sizes()
+        if device.type == "cuda" and config.packing:
+            self.usual_sizes = usual_sizes(corpus.lengths, self.plan.geometry.token_budget, config.mlm_probability)
         self.rules = masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking)
         self.warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * self.plan.total_steps)
         if config.gradient_checkpointing:
@@ -94,8 +99,10 @@ class Run:
             model, config.optim, config.weight_decay, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
         )
         module = FlatMaskedLM(model)
-        if config.torch_compile:
-            module.compile()
+        batches = self.plan.total_steps * config.gradient_accumulation_steps
+        self.compiled, self.recorded = choose_compiling(config.torch_compile, device, batches), False
+        if self.compiled:
+            self.recorded = compile_model(module, device, self.accelerator.num_processes)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.depends_on = _dependencies(self)  # Hashing a tokenizer takes a while: once, not at every entry of the log
         self.history = History()

@@ -62,9 +62,8 @@ def take_batches(
         predictions, real = predictions + len(batch.labels), real + len(batch.input_ids)
         flops += training_flops(run.stock.config, run.corpus.lengths[rows[number]], len(batch.labels))
         if run.few_shapes:
-            batch = fill_up(
-                batch, run.plan.geometry.token_budget, max_length_of(run.corpus), run.tokenizer.pad_token_id
-            )
+            budget, longest = run.plan.geometry.token_budget, max_length_of(run.corpus)
+            batch = fill_up(batch, budget, longest, run.tokenizer.pad_token_id, run.usual_sizes)
         batches.append((number, batch.pin() if run.accelerator.device.type == "cuda" else batch))
     places = sum(len(batch.input_ids) for _, batch in batches)
     tokens = int(run.corpus.lengths[np.concatenate(rows)].sum())
@@ -120,7 +119,7 @@ def take_step(
         run.optimizer.step()  # With a loss scale, it passes over infinite gradients by itself
     else:
         step_if_finite(run.optimizer.optimizer, grad_norm)
-    run.optimizer.zero_grad()
+    run.optimizer.zero_grad(set_to_none=not run.recorded)
     run.unlogged.append(torch.stack([losses, predictions.float(), grad_norm]))
 
 # %% ../nbs/85_training.ipynb #87fdc42e

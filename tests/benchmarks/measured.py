@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from processes import ROOT, Failure, Place, once
 
 def probe(place: Place) -> dict[str, dict]:
     "What every environment has and sees."
-    probes = {}
-    for name in place.pythons:
+
+    def probe_one(name: str) -> dict:
         try:
-            probes[name] = once(place, name, "probe.py", {"do": "probe"})
+            return once(place, name, "probe.py", {"do": "probe"})
         except Failure as failure:
             raise SystemExit(f"the environment {name!r} does not work: {failure}") from None
-    return probes
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(place.pythons, pool.map(probe_one, place.pythons)))
 
 
 def hardware(probes: dict[str, dict]) -> dict:

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data import Data, load_data
@@ -22,7 +23,7 @@ from memory import run_memory
 from processes import HERE, Failure, Place
 from speed import Pace, run_speed
 from tokenizing import run_tokenizing
-from workloads import MODELS, PEERS, TINY, TINY_VOCABULARIES, TRAINING, VOCABULARIES, speed_workloads
+from workloads import MODELS, PEERS, TINY, TINY_VOCABULARIES, TRAINING, VOCABULARIES, Workload, speed_workloads
 
 SPEED = ("short-512", "short-128", "full-rows", "full-rows-base")
 OTHERS = ("learning", "tokenizing", "memory", "growth")
@@ -78,6 +79,9 @@ def main() -> int:
         device = arguments.device or ("cuda" if probes["langmlm"]["gpu"] else "cpu")
         out = arguments.out or default_out(device, arguments.quick)
         data = prepare(arguments, place, device)
+        if device == "cuda":
+            wanted = arguments.workloads or SPEED
+            make_datasets(data, [one for name, one in speed_workloads(device, arguments.quick).items() if name in wanted])
         failed, known = False, (*speed_workloads(device, arguments.quick), *OTHERS)
         for name in arguments.workloads or known:
             if name not in known:
@@ -111,6 +115,23 @@ def prepare(arguments: argparse.Namespace, place: Place, device: str) -> Data:
     lengths = tuple(sorted({workload.max_length for workload in speed_workloads(device, arguments.quick).values()}))
     vocabularies = TINY_VOCABULARIES if arguments.quick else VOCABULARIES
     return load_data(place, files, lengths, vocabularies, arguments.quick)
+
+
+def make_datasets(data: Data, workloads: list[Workload]) -> None:
+    "All datasets side by side, before anything is timed."
+    keys = {
+        (name.rsplit("-", 1)[0], workload.text, workload.model, workload.max_length)
+        for workload in workloads
+        for name in workload.contenders
+    }
+    for model in {workload.model for workload in workloads}:
+        data.tokenizer(model, data.lengths[0])
+    with ThreadPoolExecutor(max(1, len(keys))) as pool:
+        for made in [pool.submit(data.dataset, *key) for key in keys]:
+            if isinstance(made.exception(), Failure):
+                print(f"  {made.exception()}", flush=True)  # Said again where it is needed
+            else:
+                made.result()
 
 
 def architecture(name: str, quick: bool) -> dict:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -16,7 +17,7 @@ CALIBRATION_SECONDS = 5.0
 CALIBRATION_STEPS = 10
 MAX_STEPS = 10_000  # More than all rounds have
 WARM_UP_STEPS = {"cpu": 3, "cuda": 20}
-INTERVALS = {"cpu": 1, "cuda": 4}  # Parts of a timed round; one more goes before it, untimed, on a GPU
+INTERVALS = 4  # Parts of a round, after which langmlm logs; one more goes before it, untimed, on a GPU
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,12 @@ class Entry:
 
 def run_speed(workload: Workload, data: Data, model: dict, pace: Pace) -> dict:
     "Set all contenders up, have them take turns, and compare them."
-    results: dict[str, dict] = {}
     with ExitStack() as stack:
-        ready: dict[str, Entry] = {}
-        for name in workload.contenders:
-            print(f"  setting up {name}", flush=True)
-            try:
-                entry = make_entry(name, workload, data, model, pace)
-                set_up(entry, data, pace, stack)
-                ready[name] = entry
-            except Failure as failure:
-                print(f"  {name} {failure}", flush=True)
-                results[name] = {"failed": str(failure)}
-        lead_in = {name: lead_in_of(entry.steps, pace) for name, entry in ready.items()}
-        commands = {name: {"steps": entry.steps, "lead_in": lead_in[name]} for name, entry in ready.items()}
+        ready, results = set_up_all(workload, data, model, pace, stack)
+        commands = {
+            name: {"steps": entry.steps, "interval": entry.steps // INTERVALS, "lead_in": lead_in_of(entry.steps, pace)}
+            for name, entry in ready.items()
+        }
         rounds, failed = interleave({name: entry.running for name, entry in ready.items()}, pace.rounds, commands)
         results |= {name: {"failed": reason} for name, reason in failed.items()}
         for name, figures in rounds.items():
@@ -78,6 +71,34 @@ def run_speed(workload: Workload, data: Data, model: dict, pace: Pace) -> dict:
     for name in noisy_names(comparison):
         print(f"  too noisy to tell: {name}", flush=True)
     return {"contenders": results, **comparison}
+
+
+def set_up_all(
+    workload: Workload, data: Data, model: dict, pace: Pace, stack: ExitStack
+) -> tuple[dict[str, Entry], dict[str, dict]]:
+    "Those that are ready, and what became of the others; on a GPU, where nobody needs all of the machine, side by side."
+
+    def try_one(name: str) -> Entry | Failure:
+        print(f"  setting up {name}", flush=True)
+        try:
+            entry = make_entry(name, workload, data, model, pace)
+            entry.running = stack.enter_context(entry.start(data))
+        except Failure as failure:
+            print(f"  {name} {failure}", flush=True)
+            return failure
+        return entry
+
+    data.tokenizer(workload.model, workload.max_length)  # All need it
+    with ThreadPoolExecutor(len(workload.contenders) if pace.device == "cuda" else 1) as pool:
+        tried = dict(zip(workload.contenders, pool.map(try_one, workload.contenders)))
+    for name, one in tried.items():
+        if isinstance(one, Entry):
+            try:
+                calibrate(one, pace)  # One after the other
+            except Failure as failure:
+                tried[name] = failure
+    failed = {name: {"failed": str(one)} for name, one in tried.items() if isinstance(one, Failure)}
+    return {name: one for name, one in tried.items() if name not in failed}, failed
 
 
 def make_entry(name: str, workload: Workload, data: Data, model: dict, pace: Pace) -> Entry:
@@ -104,23 +125,19 @@ def make_entry(name: str, workload: Workload, data: Data, model: dict, pace: Pac
 
 def lead_in_of(steps: int, pace: Pace) -> int:
     "Steps that go untimed before a round: on a GPU, memory that was given back for the others is fetched again."
-    return math.ceil(steps / INTERVALS[pace.device]) if pace.device == "cuda" else 0
+    return math.ceil(steps / INTERVALS) if pace.device == "cuda" else 0
 
 
-def set_up(entry: Entry, data: Data, pace: Pace, stack: ExitStack) -> None:
-    "Start it, and find how many steps fill a round."
-    entry.running = stack.enter_context(entry.start(data))
-    seconds: list[float] = []
-    while sum(seconds) < min(CALIBRATION_SECONDS, pace.round_seconds) and len(seconds) < CALIBRATION_STEPS:
-        seconds.append(entry.running.ask(do="round", steps=1)["round"]["seconds"])
-    parts = INTERVALS[pace.device]
-    interval = max(1, round(pace.round_seconds / median(seconds) / parts))
-    entry.steps = interval * parts
-    if PEERS[entry.peer].paced_by_log:  # Which writes: once a round, as seldom as it can be
-        entry.running.__exit__()
-        entry.job["logging_steps"] = interval
-        entry.job["max_steps"] = (pace.rounds + 2) * (entry.steps + interval) + WARM_UP_STEPS[pace.device]
-        entry.running = stack.enter_context(entry.start(data))
+def calibrate(entry: Entry, pace: Pace) -> None:
+    "Find how many steps fill a round."
+    steps: list[float] = []  # Seconds of each
+    if pace.device == "cuda":
+        figures = entry.running.ask(do="round", steps=CALIBRATION_STEPS, lead_in=CALIBRATION_STEPS)["round"]
+        steps.append(figures["seconds"] / figures["steps"])
+    else:
+        while sum(steps) < min(CALIBRATION_SECONDS, pace.round_seconds) and len(steps) < CALIBRATION_STEPS:
+            steps.append(entry.running.ask(do="round", steps=1)["round"]["seconds"])
+    entry.steps = INTERVALS * max(1, round(pace.round_seconds / median(steps) / INTERVALS))
 
 
 def figures_of(rounds: list[dict], peak: dict) -> dict:
@@ -130,6 +147,7 @@ def figures_of(rounds: list[dict], peak: dict) -> dict:
         "tokens_per_second": spread(rates(rounds)),
         "padding_share": 1 - sum(figures["tokens"] for figures in rounds) / computed,
         "steps_per_round": rounds[0]["steps"],
+        **({"mfu": median(figures["mfu"] for figures in rounds)} if "mfu" in rounds[0] else {}),
         **peak,
         "rounds": [{name: figures[name] for name in ("seconds", "tokens", "computed", "steps")} for figures in rounds],
     }

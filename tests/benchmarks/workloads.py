@@ -14,16 +14,16 @@ class Peer:
     script: str
     options: tuple[tuple[str, Any], ...] = ()  # Keys of its jobs that are its own
     note: str = ""  # What is not as its users have it, for the results
-    paced_by_log: bool = False  # It can be stopped only where it logs, so `logging_steps` must be known beforehand
 
 
 PEERS = {
     "langmlm": Peer(
         "langmlm",
         "with_langmlm.py",
-        note="adam_beta2=0.999 and adam_epsilon=1e-8, as torch has them, for its defaults 0.98 and 1e-6",
-        paced_by_log=True,
+        note="adam_beta2=0.999 and adam_epsilon=1e-8, as torch has them, for its defaults 0.98 and 1e-6; on a GPU "
+        "torch_compile=True, which is its default for runs longer than these",
     ),
+    "langmlm-uncompiled": Peer("langmlm", "with_langmlm.py", (("torch_compile", False),), "as langmlm, not compiled"),
     "trainer-dynamic": Peer("trainer", "with_trainer.py", (("rows", "lines"),), "weight_decay=0.01, as torch has it"),
     "trainer-concatenated": Peer(
         "trainer", "with_trainer.py", (("rows", "concatenated"),), "weight_decay=0.01, as torch has it"
@@ -94,15 +94,15 @@ def speed_workloads(device: str, quick: bool) -> dict[str, Workload]:
             "full-rows": Workload("long", "small", 64, 8, ("langmlm-fp32",)),
             "full-rows-base": Workload("long", "base", 64, 4, ("trainer-concatenated-bf16",)),
         }
-    everyone = tuple(PEERS)
     if device == "cuda":
-        contenders = in_precisions(everyone, ("bf16",))
+        lines = in_precisions(("langmlm", "trainer-dynamic", "langformers"), ("bf16",))
+        full = in_precisions(("langmlm", "langmlm-uncompiled", "trainer-concatenated"), ("bf16",))
         return {
-            "short-512": Workload("short", "base", 512, 32, contenders),
-            "short-128": Workload("short", "base", 128, 32, contenders),
-            "full-rows": Workload("long", "base", 512, 32, contenders),
+            "full-rows": Workload("long", "base", 512, 32, full),
+            "short-128": Workload("short", "base", 128, 32, lines),
+            "short-512": Workload("short", "base", 512, 32, lines),
         }
-    contenders = in_precisions(everyone, BOTH)
+    contenders = in_precisions(("langmlm", "trainer-dynamic", "trainer-concatenated", "langformers"), BOTH)
     full = in_precisions(("langmlm", "trainer-concatenated"), BOTH)  # At base size each needs several GB
     return {
         "short-512": Workload("short", "small", 512, 32, contenders),

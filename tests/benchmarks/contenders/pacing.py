@@ -43,8 +43,9 @@ class Pacer:
         job: dict,  # `device`, and `warm_up_steps` before the first round; 0: the first round begins with training
         totals: Callable[[], tuple[int, int]],  # Real tokens, and tokens computed, since training began
         save: Callable[[Path], None],  # Writes the model as it is now
+        more: Callable[[], dict] = dict,  # Further figures of a round, asked for at its end
     ):
-        self.channel, self.totals, self.save = channel, totals, save
+        self.channel, self.totals, self.save, self.more = channel, totals, save, more
         self.warm_up_steps, self.on_gpu = job["warm_up_steps"], job["device"] == "cuda"
         self.steps, self.seconds = 0, 0.0  # In all rounds and the warm-up
         self.command: dict = {}
@@ -97,7 +98,7 @@ class Pacer:
         real, computed = map(int, self.totals())
         figures = {"seconds": seconds, "tokens": real - self.real, "computed": computed - self.computed}
         figures["steps"] = self.steps - self.counted_steps
-        figures |= {"all_tokens": real, "all_seconds": self.seconds}
+        figures |= {"all_tokens": real, "all_seconds": self.seconds, **self.more()}
         self.channel.send(**{"ready" if self.command.get("warm_up") else "round": figures})
 
     def _wait(self) -> None:
