@@ -39,10 +39,13 @@ def compile_model(
     module: nn.Module,  # Changed in place; weights and their names stay
     device: torch.device,  # Where it will run
     processes: int = 1,  # That share the run
+    forgiving: bool = False,  # Run uncompiled what cannot be compiled; from then on, in all of this process
 ) -> bool:  # Whether it is recorded: then gradients have to be set to zero, not to None
     "Compile at the first call; on a GPU, record forward and backward at the next ones, and play them back from then on."
     recorded = device.type == "cuda" and processes == 1
     module.compile(options={"triton.cudagraphs": recorded, "deterministic": True})
+    if forgiving:
+        torch._dynamo.config.suppress_errors = True
     if recorded:
         for weight in module.parameters():
             weight.grad = torch.zeros_like(weight)

@@ -102,7 +102,7 @@ class Run:
         batches = self.plan.total_steps * config.gradient_accumulation_steps
         self.compiled, self.recorded = choose_compiling(config.torch_compile, device, batches), False
         if self.compiled:
-            self.recorded = compile_model(module, device, self.accelerator.num_processes)
+            self.recorded = compile_model(module, device, self.accelerator.num_processes, config.torch_compile is None)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.depends_on = _dependencies(self)  # Hashing a tokenizer takes a while: once, not at every entry of the log
         self.history = History()

@@ -177,6 +177,8 @@ def _watched(
     gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
     update_table = live_table(run.history, shown)
     with torch.random.fork_rng(gpus), progress_bar(run.plan.total_steps, "Training", " steps", run.step, shown) as bar:
+        if run.compiled:
+            bar.set_postfix_str("compiling first")
         yield bar, update_table
 
 

@@ -1,17 +1,22 @@
 """What makes a run faster must not make it another run."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import RobertaForMaskedLM
 
 from langmlm import attention, model, tasks
+from langmlm.compiling import compile_model
 from langmlm.dropout import FastDropout
 from langmlm.run import Run
 from langmlm.training import take_batches, take_step
@@ -42,6 +47,28 @@ def test_compiled_equals_not_compiled(data, tmp_path: Path):
     compiled = losses(data, tmp_path / "compiled", bf16=False, torch_compile=True)
     assert counters["stats"]["unique_graphs"]
     assert compiled == pytest.approx(plain, abs=1e-4)
+
+
+class Doubled(nn.Module):
+    "Something to compile."
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * 2
+
+
+@pytest.mark.parametrize("forgiving", [False, True])
+def test_what_cannot_be_compiled(forgiving: bool, monkeypatch: pytest.MonkeyPatch):
+    "Where nobody asked for compiling, a failure of it is not one of the run."
+
+    def fail(*_):
+        raise RuntimeError("there is no compiler")
+
+    monkeypatch.setattr(GraphLowering, "run", fail)
+    module, hidden = Doubled(), torch.randn(3)
+    with torch._dynamo.config.patch(suppress_errors=False), torch._inductor.config.patch(force_disable_caches=True):
+        compile_model(module, torch.device("cpu"), forgiving=forgiving)
+        with nullcontext() if forgiving else pytest.raises(Exception, match="there is no compiler"):
+            assert torch.equal(module(hidden), hidden * 2)
 
 
 def test_narrow_equals_wide(data, tmp_path: Path):
