@@ -17,7 +17,7 @@ CALIBRATION_SECONDS = 5.0
 CALIBRATION_STEPS = 10
 MAX_STEPS = 10_000  # More than all rounds have
 WARM_UP_STEPS = {"cpu": 3, "cuda": 20}
-INTERVALS = 4  # Parts of a round, after which langmlm logs; one more goes before it, untimed, on a GPU
+INTERVALS = 4  # Parts of a round, after which langmlm logs; on a GPU one more goes before it, untimed
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ def run_speed(workload: Workload, data: Data, model: dict, pace: Pace) -> dict:
     "Set all contenders up, have them take turns, and compare them."
     with ExitStack() as stack:
         ready, results = set_up_all(workload, data, model, pace, stack)
-        commands = {
-            name: {"steps": entry.steps, "interval": entry.steps // INTERVALS, "lead_in": lead_in_of(entry.steps, pace)}
-            for name, entry in ready.items()
-        }
+        commands = {name: command(entry.steps, pace) for name, entry in ready.items()}
         rounds, failed = interleave({name: entry.running for name, entry in ready.items()}, pace.rounds, commands)
         results |= {name: {"failed": reason} for name, reason in failed.items()}
         for name, figures in rounds.items():
@@ -123,9 +120,10 @@ def make_entry(name: str, workload: Workload, data: Data, model: dict, pace: Pac
     return Entry(name, job, peer)
 
 
-def lead_in_of(steps: int, pace: Pace) -> int:
-    "Steps that go untimed before a round: on a GPU, memory that was given back for the others is fetched again."
-    return math.ceil(steps / INTERVALS) if pace.device == "cuda" else 0
+def command(steps: int, pace: Pace) -> dict[str, int]:
+    "A round; on a GPU steps go before it untimed, in which memory that was given back for the others is fetched again."
+    lead_in = math.ceil(steps / INTERVALS) if pace.device == "cuda" else 0
+    return {"steps": steps, "lead_in": lead_in, "interval": max(1, steps // INTERVALS)}
 
 
 def calibrate(entry: Entry, pace: Pace) -> None:
@@ -137,7 +135,7 @@ def calibrate(entry: Entry, pace: Pace) -> None:
     else:
         while sum(steps) < min(CALIBRATION_SECONDS, pace.round_seconds) and len(steps) < CALIBRATION_STEPS:
             steps.append(entry.running.ask(do="round", steps=1)["round"]["seconds"])
-    entry.steps = INTERVALS * max(1, round(pace.round_seconds / median(steps) / INTERVALS))
+    entry.steps = max(1, round(pace.round_seconds / median(steps)))
 
 
 def figures_of(rounds: list[dict], peak: dict) -> dict:
