@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import replace_layers
+
 # %% ../nbs/53_layers.ipynb #103820be
 @contextmanager
 def in_fixed_order() -> Iterator[None]:
@@ -70,12 +72,13 @@ def use_fixed_order(
     model: nn.Module,  # Changed in place; weights and their names stay
 ) -> None:
     "Replace every embedding of a model."
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Embedding:
-                fixed = FixedOrderEmbedding(*child.weight.shape, child.padding_idx, device="meta")
-                fixed.weight = child.weight
-                setattr(parent, name, fixed)
+
+    def make(layer: nn.Embedding) -> FixedOrderEmbedding:
+        fixed = FixedOrderEmbedding(*layer.weight.shape, layer.padding_idx, device="meta")
+        fixed.weight = layer.weight
+        return fixed
+
+    replace_layers(model, nn.Embedding, make)
 
 # %% ../nbs/53_layers.ipynb #050ac29c
 class NarrowLayerNorm(nn.LayerNorm):
@@ -93,9 +96,10 @@ def use_narrow_norms(
     model: nn.Module,  # Changed in place; weights and their names stay
 ) -> None:
     "Replace every layer norm of a model."
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.LayerNorm:
-                narrow = NarrowLayerNorm(child.normalized_shape, child.eps, device="meta")
-                narrow.weight, narrow.bias = child.weight, child.bias
-                setattr(parent, name, narrow)
+
+    def make(layer: nn.LayerNorm) -> NarrowLayerNorm:
+        narrow = NarrowLayerNorm(layer.normalized_shape, layer.eps, device="meta")
+        narrow.weight, narrow.bias = layer.weight, layer.bias
+        return narrow
+
+    replace_layers(model, nn.LayerNorm, make)

@@ -5,7 +5,6 @@ import lzma
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from processes import Place, once
 from workloads import PEERS
@@ -60,7 +59,6 @@ class Data:
     lengths: tuple[int, ...]  # All values of max_length
     vocabularies: dict[str, int] = field(default_factory=dict)  # Of the models by name, as they were asked for
     _made: dict[tuple, dict] = field(default_factory=dict)
-    _locks: dict[tuple, Lock] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:
@@ -85,12 +83,6 @@ class Data:
     def dataset(self, peer: str, text: str, model: str, max_length: int) -> dict:
         "The dataset that a peer trains from: `path`, `tokens`, `sequences`, `bytes`."
         key = (peer, text, model, max_length)
-        with self._locks.setdefault(key, Lock()):
-            return self._dataset(key)
-
-    def _dataset(self, key: tuple) -> dict:
-        "The dataset of a key, made at first need."
-        peer, text, model, max_length = key
         if key not in self._made:
             path = self.work / "datasets" / "-".join(map(str, key)) / "dataset"
             path.parent.mkdir(parents=True, exist_ok=True)

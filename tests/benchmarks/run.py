@@ -79,10 +79,10 @@ def main() -> int:
         device = arguments.device or ("cuda" if probes["langmlm"]["gpu"] else "cpu")
         out = arguments.out or default_out(device, arguments.quick)
         data = prepare(arguments, place, device)
+        speed = speed_workloads(device, arguments.quick)
         if device == "cuda":
-            wanted = arguments.workloads or SPEED
-            make_datasets(data, [one for name, one in speed_workloads(device, arguments.quick).items() if name in wanted])
-        failed, known = False, (*speed_workloads(device, arguments.quick), *OTHERS)
+            make_datasets(data, [speed[name] for name in arguments.workloads or speed if name in speed])
+        failed, known = False, (*speed, *OTHERS)
         for name in arguments.workloads or known:
             if name not in known:
                 print(f"{name}: not a workload on {device}", flush=True)

@@ -85,7 +85,6 @@ def set_up_all(
             return failure
         return entry
 
-    data.tokenizer(workload.model, workload.max_length)  # All need it
     with ThreadPoolExecutor(len(workload.contenders) if pace.device == "cuda" else 1) as pool:
         tried = dict(zip(workload.contenders, pool.map(try_one, workload.contenders)))
     for name, one in tried.items():
@@ -128,14 +127,14 @@ def command(steps: int, pace: Pace) -> dict[str, int]:
 
 def calibrate(entry: Entry, pace: Pace) -> None:
     "Find how many steps fill a round."
-    steps: list[float] = []  # Seconds of each
+    seconds: list[float] = []  # Of each step
     if pace.device == "cuda":
         figures = entry.running.ask(do="round", steps=CALIBRATION_STEPS, lead_in=CALIBRATION_STEPS)["round"]
-        steps.append(figures["seconds"] / figures["steps"])
+        seconds.append(figures["seconds"] / figures["steps"])
     else:
-        while sum(steps) < min(CALIBRATION_SECONDS, pace.round_seconds) and len(steps) < CALIBRATION_STEPS:
-            steps.append(entry.running.ask(do="round", steps=1)["round"]["seconds"])
-    entry.steps = max(1, round(pace.round_seconds / median(steps)))
+        while sum(seconds) < min(CALIBRATION_SECONDS, pace.round_seconds) and len(seconds) < CALIBRATION_STEPS:
+            seconds.append(entry.running.ask(do="round", steps=1)["round"]["seconds"])
+    entry.steps = max(1, round(pace.round_seconds / median(seconds)))
 
 
 def figures_of(rounds: list[dict], peak: dict) -> dict:
