@@ -19,10 +19,10 @@ demo: $(INSTALLED)  ## Train, stop and resume a small model on Python's own docs
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED_DEV)  ## Run every check
-	@$(BIN)/python tests/checks.py
+	@$(BIN)/python tools/checks.py
 
 gpu: $(INSTALLED_DEV)  ## Run what needs a GPU
-	$(BIN)/python -m pytest tests/test_gpu.py
+	$(BIN)/python -m pytest tests/integration/test_gpu.py
 	export PATH="$(CURDIR)/$(BIN):$$PATH"; for chapter in 53_layers 55_attention; do nbdev_test --path nbs/$$chapter.ipynb --flags gpu || exit 1; done
 
 docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
@@ -30,14 +30,14 @@ docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	rm -rf _proc
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
-	$(BIN)/python tests/readme.py --write
+	$(BIN)/python tools/readme.py --write
 
 readme: $(INSTALLED_DEV)  ## Make README.md from nbs/index.ipynb
-	$(BIN)/python tests/readme.py --write
+	$(BIN)/python tools/readme.py --write
 
 notebooks: $(INSTALLED_DEV)  ## Export, run all notebooks, store their outputs, and clean them
 	$(BIN)/nbdev_export
-	$(BIN)/python tests/execute_notebooks.py
+	$(BIN)/python tools/execute_notebooks.py
 
 clean:  ## Remove builds and environments
 	rm -rf $(VENV) build dist *.egg-info _docs _proc _site demo_run .pytest_cache .hypothesis

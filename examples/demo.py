@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import pipeline
 
 from langmlm import tasks
-from langmlm.corpus import docstrings
-from langmlm.dataset import open_dataset, unigram_entropy
-from langmlm.tokenizer import load_tokenizer
+from langmlm.text.corpus import docstrings
+from langmlm.data.dataset import open_dataset, unigram_entropy
+from langmlm.tokens.tokenizer import load_tokenizer
 
 FOLDER = Path("demo_run")
 SENTENCES = [

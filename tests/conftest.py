@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from langmlm import tasks
-from langmlm.corpus import docstrings
+from langmlm.text.corpus import docstrings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell ignores it for what it starts with "&"
 

@@ -1,0 +1,88 @@
+"langmlm, as its README sets it up."
+
+import logging
+
+import numpy as np
+from pacing import Channel, Pacer, bytes_on_disk, serve
+
+from langmlm import tasks
+from langmlm.train.checkpoint import save_model
+
+
+class StepHook(logging.Handler):
+    "The loop logs one record every `logging_steps`; what handles the record can make the loop wait, and log less often."
+
+    def __init__(self, task: tasks.MLMTask):
+        super().__init__()
+        self.task, self.pacer, self.counted, self.tokens, self.computed = task, None, 0, 0, 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("step "):
+            self.pacer.step_done(self.task.run.step - self.pacer.steps)
+            if interval := self.pacer.command.get("interval"):
+                object.__setattr__(self.task.run.config, "logging_steps", interval)  # The loop reads it at every step
+
+    def totals(self) -> tuple[int, int]:
+        "Tokens of all steps so far, as the plan of the run has them, and with the padding that its log tells of."
+        run, before = self.task.run, self.tokens
+        for step in range(self.counted, run.step):
+            self.tokens += int(run.corpus.lengths[np.concatenate(run.plan.batches(step)[1])].sum())
+        self.counted = run.step
+        padding = run.history.log_history[-1]["padding_share"] if run.history.log_history else 0.0
+        self.computed += (self.tokens - before) / (1 - padding)
+        return self.tokens, round(self.computed)
+
+    def mfu(self) -> dict[str, float]:
+        "Use of the device's peak since the entry of the log before the latest."
+        return {"mfu": self.task.run.history.log_history[-1]["mfu"]}
+
+
+def prepare(channel: Channel, job: dict) -> None:
+    "Tokenize the text."
+    made = tasks.create_tokenizer(
+        data_path=job["text"],
+        tokenizer=job["tokenizer"],
+        tokenizer_config={"max_length": job["max_length"], "path_to_save_dataset": job["dataset"]},
+    ).train()
+    channel.send(tokens=made["tokens"], sequences=made["sequences"], bytes=bytes_on_disk(job["dataset"]))
+
+
+def train(channel: Channel, job: dict) -> None:
+    "Train until the runner has seen enough."
+    task = tasks.create_mlm(
+        tokenizer=job["tokenizer"],
+        tokenized_dataset=job["dataset"],
+        model_config=job["model"],
+        training_config={
+            "output_dir": job["run_folder"],
+            "per_device_train_batch_size": job["batch_size"],
+            "gradient_accumulation_steps": 1,
+            "packing": job["packing"],
+            "learning_rate": job["learning_rate"],
+            "lr_scheduler_type": job["lr_scheduler_type"],
+            "warmup_steps": job["warmup_steps"],
+            **job["adamw"],
+            "mlm_probability": job["mlm_probability"],
+            "max_steps": job["max_steps"],
+            "logging_steps": job["logging_steps"],
+            "save_strategy": "no",
+            "seed": job["seed"],
+            "bf16": job["precision"] == "bf16",
+            "torch_compile": job.get("torch_compile", job["device"] == "cuda"),
+            "use_cpu": job["device"] == "cpu",
+            "disable_tqdm": True,
+        },
+    )
+    hook = StepHook(task)
+    hook.pacer = Pacer(
+        channel, job, hook.totals, lambda folder: save_model(folder, task.run.stock, task.run.tokenizer), hook.mfu
+    )
+    logger = logging.getLogger("langmlm.train.loop")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(hook)
+    hook.pacer.begin()
+    task.train()
+
+
+if __name__ == "__main__":
+    serve({"prepare": prepare, "train": train})

@@ -1,0 +1,59 @@
+"Kill a process that tokenizes at random moments, until it comes to its end."
+
+import multiprocessing
+import random
+import shutil
+import time
+from pathlib import Path
+
+from langmlm.text.corpus import open_corpus
+from langmlm.tokens.tokenizer import load_tokenizer
+from langmlm.tokens.tokenizer import TokenizerConfig
+from langmlm.tokens.shards import write_dataset
+
+_SERVER = multiprocessing.get_context("forkserver")  # Imports once, and forks a process for each attempt
+_SERVER.set_forkserver_preload(["kills"])
+
+
+def make_dataset(text: str, tokenizer: str, shard_characters: int, config: dict, ready=None) -> None:
+    "Tokenize a text; say when the work begins."
+    corpus, loaded = open_corpus(text), load_tokenizer(tokenizer)
+    if ready is not None:
+        ready.set()
+    write_dataset(corpus, loaded, TokenizerConfig(**config), shard_characters)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    "The bytes of every file in a folder and below, by name."
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def attempt(job: tuple, kill_after: float | None = None) -> float | None:
+    "Run a job in a process; with `kill_after`, kill it so many seconds after it began. Seconds it took, None if killed."
+    ready = _SERVER.Event()
+    process = _SERVER.Process(target=make_dataset, args=(*job, ready))
+    process.start()
+    ready.wait()
+    began = time.monotonic()
+    process.join(kill_after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return None
+    assert process.exitcode == 0, f"the process ended with {process.exitcode}"
+    return time.monotonic() - began
+
+
+def kill_often(job: tuple, target: Path, kills: int, seed: int) -> dict:
+    "Kill a job at random moments, resuming each time, and let it end: what stood at each kill, and what came of it."
+    seconds, draw, shards = attempt(job), random.Random(seed), []
+    whole = contents(target)
+    shutil.rmtree(target)
+    while len(shards) < kills:
+        if attempt(job, draw.uniform(0, seconds)) is None:
+            shards.append(len(list(target.parent.glob(f".{target.name}.*.unfinished/shard-*.json"))))
+        else:  # It came to its end before: begin anew
+            assert contents(target) == whole
+            shutil.rmtree(target)
+    attempt(job)
+    return {"seconds": seconds, "finished_shards": shards, "equal": contents(target) == whole}

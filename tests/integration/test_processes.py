@@ -1,0 +1,78 @@
+"Two processes share the steps that one would do alone."
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from conftest import ARCHITECTURE, SETTINGS
+
+SCRIPT = """
+import json, sys
+from langmlm import tasks
+given = json.loads(sys.argv[1])
+tasks.create_mlm(**given).train()
+"""
+
+ASK_AND_END = """
+from accelerate import Accelerator
+from langmlm.train.launch import StopRequest, agree_to_stop
+kept = Accelerator(cpu=True)
+assert not agree_to_stop(StopRequest(), kept)
+"""
+
+
+def run_in_processes(number: int, script: Path, *arguments: str) -> None:
+    "Have torchrun start a script on the CPU; all its processes must end well."
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def train_in_processes(number: int, given: dict) -> list[dict]:
+    "Train, and read the log."
+    script = Path(given["training_config"]["output_dir"]).with_suffix(".py")
+    script.write_text(SCRIPT)
+    run_in_processes(number, script, json.dumps(given))
+    return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
+
+
+def test_two_processes_are_one(data, tmp_path: Path):
+    "One process with 2 micro-batches in a step, two with 1 each: the same data, masks and dropout, so the same losses to rounding."
+    histories = {}
+    for number in (1, 2):
+        settings = {
+            **SETTINGS,
+            "gradient_accumulation_steps": 2 // number,
+            "use_cpu": True,
+            "output_dir": str(tmp_path / f"run-{number}"),
+        }
+        given = {name: str(path) for name, path in data.items()} | {
+            "model_config": ARCHITECTURE,
+            "training_config": settings,
+        }
+        histories[number] = train_in_processes(number, given)
+    assert [entry["step"] for entry in histories[1]] == [entry["step"] for entry in histories[2]]
+    saved = [
+        json.loads((tmp_path / f"run-{number}" / "trainer_state.json").read_text())["langmlm"] for number in (1, 2)
+    ]
+    assert [state["environment"]["processes"] for state in saved] == [1, 2]
+    assert saved[0]["depends_on"] == saved[1]["depends_on"]
+    for alone, shared in zip(histories[1], histories[2]):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+        assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_a_script_may_end_at_once(tmp_path: Path):
+    "After processes asked each other, PyTorch's threads need Python for a moment; without it, about every third aborted."
+    script = tmp_path / "ask.py"
+    script.write_text(ASK_AND_END)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: run_in_processes(2, script), range(4)))

@@ -1,0 +1,408 @@
+"Runs that are killed, told to stop, short of disk, or given the wrong data: nothing is lost, and nothing goes on wrongly."
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.tracking import TensorBoardTracker
+from safetensors.torch import load_file
+
+from conftest import ARCHITECTURE, SETTINGS
+from langmlm import tasks
+from langmlm.train.checkpoint import list_checkpoints
+from langmlm.disk import LOCK, read_json
+from langmlm.disk import find_damage
+
+TESTS = Path(__file__).parent
+PATIENCE = 120  # Seconds, for what takes a few
+
+SERVER = multiprocessing.get_context("forkserver")  # Imports once; its children start in no time
+SERVER.set_forkserver_preload(["langmlm.tasks"])
+
+
+def given(data: dict[str, Path], folder: Path, **changes) -> dict:
+    "The arguments of `create_mlm` for a long run, which a process can be sent."
+    settings = {**SETTINGS, "num_train_epochs": 50, "output_dir": str(folder), "disable_tqdm": True, **changes}
+    paths = {name: str(path) for name, path in data.items()}
+    return {**paths, "model_config": ARCHITECTURE, "training_config": settings}
+
+
+def train_in_process(arguments: dict) -> None:
+    "What a child does."
+    torch.set_num_threads(1)
+    tasks.create_mlm(**arguments).train()
+
+
+def train_slowly(arguments: dict) -> None:
+    "What a child does whose steps take a minute."
+    import langmlm.train.loop
+
+    langmlm.train.loop.take_step = lambda *ignored: time.sleep(60)
+    train_in_process(arguments)
+
+
+@contextmanager
+def child(action: Callable, *arguments) -> Iterator[multiprocessing.Process]:
+    "A process that does something; killed if it is still at it in the end."
+    process = SERVER.Process(target=action, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    "Wait until something has happened."
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.01)
+
+
+def step_of(folder: Path) -> int:
+    "The step of the newest checkpoint, which has to be whole."
+    newest = list_checkpoints(folder)[-1]
+    assert find_damage(newest) == []
+    return read_json(newest / "trainer_state.json")["global_step"]
+
+
+def same_weights(task, other) -> bool:
+    "Whether two runs have the same weights, to the bit."
+    weights = other.run.stock.state_dict()
+    return all(torch.equal(weight, weights[name]) for name, weight in task.run.stock.state_dict().items())
+
+
+@contextmanager
+def when_logged(text: str, action: Callable[[], None]) -> Iterator[list[str]]:
+    "Do something once, when a message with some text is logged; gives all messages."
+    messages, pending = [], [action]
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+            if text in messages[-1] and pending:
+                pending.pop()()
+
+    logger, listener = logging.getLogger("langmlm"), Listener()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(before)
+
+
+# Kills and signals
+
+
+def test_killed_runs_end_as_if_they_had_not_been():
+    "A few of the kills that `benchmarks/kill_runs.py` makes a hundred of."
+    command = [sys.executable, TESTS / "kill_runs.py", "--kills", "3", "--seed", "1"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr[-3000:]
+
+
+def test_a_signal_ends_the_step_not_the_run(data, resume, tmp_path: Path):
+    "SIGTERM: a checkpoint of the step that was in progress, and the status that schedulers know."
+    with child(train_in_process, given(data, tmp_path / "run", save_steps=1_000)) as process:
+        wait_for((tmp_path / "run" / "trainer_state.json").exists)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(PATIENCE)
+        assert process.exitcode == 128 + signal.SIGTERM
+    assert 0 < step_of(tmp_path / "run") < 1_000
+    assert resume(tmp_path / "run").run.step == step_of(tmp_path / "run")
+
+
+def test_ctrl_c_in_a_script(data, tmp_path: Path):
+    "SIGINT: the same, the way Python ends at it, with the way to go on in its last line."
+    script = tmp_path / "script.py"
+    script.write_text(f"from langmlm import tasks\ntasks.create_mlm(**{given(data, tmp_path / 'run')!r}).train()")
+    with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: list_checkpoints(tmp_path / "run"))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == -signal.SIGINT  # Which a shell shows as 130
+    last_line = said.strip().splitlines()[-1]
+    assert last_line.startswith(f"KeyboardInterrupt: SIGINT: stopped after step {step_of(tmp_path / 'run')} of")
+    assert f"go on with checkpoint_path={str(tmp_path / 'run')!r}" in last_line
+
+
+def test_a_second_signal_stops_at_once(data, tmp_path: Path):
+    "Nobody waits for a step of a minute."
+    with child(train_slowly, given(data, tmp_path / "run")) as process:
+        wait_for((tmp_path / "run" / LOCK).exists)
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(1)
+        assert process.exitcode is None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(30)
+        assert process.exitcode == 128 + signal.SIGTERM
+    assert list_checkpoints(tmp_path / "run") == []
+
+
+def test_stopped_in_a_notebook(create, tmp_path: Path):
+    "The stop button raises KeyboardInterrupt; `train` again goes on, and the end is the same."
+    straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped", save_steps=1_000)
+    straight.train()
+    with when_logged("step 3 of", lambda: signal.raise_signal(signal.SIGINT)):
+        with pytest.raises(KeyboardInterrupt, match="SIGINT: stopped after step 4 of"):
+            stopped.train()
+    assert step_of(tmp_path / "stopped") == 4  # The next one, since step 3 was over when it was logged
+    stopped.train()
+    assert same_weights(stopped, straight)
+
+
+def test_training_in_a_thread(create, tmp_path: Path):
+    "Only the main thread may handle signals; others train all the same."
+    task = create(tmp_path / "run", max_steps=2)
+    thread = threading.Thread(target=task.train)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "final_model").is_dir()
+
+
+IN_PROCESSES = """
+import os, sys
+from pathlib import Path
+from langmlm import tasks
+task = tasks.create_mlm(**{arguments!r})
+Path(f"pid-{{task.run.accelerator.process_index}}").write_text(str(os.getpid()))
+try:
+    task.train()
+except SystemExit as stopped:
+    Path(f"step-{{task.run.accelerator.process_index}}").write_text(f"{{task.run.step}} {{stopped.code}}")
+"""
+
+
+def test_all_processes_stop_at_the_same_step(data, resume, tmp_path: Path):
+    "Only one of two gets the signal."
+    script = tmp_path / "script.py"
+    script.write_text(IN_PROCESSES.format(arguments=given(data, tmp_path / "run", use_cpu=True)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        wait_for(lambda: list_checkpoints(tmp_path / "run"))
+        os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    stops = [(tmp_path / f"step-{number}").read_text() for number in (0, 1)]
+    assert stops == [f"{step_of(tmp_path / 'run')} 143"] * 2
+    with pytest.raises(ValueError, match="gradient_accumulation_steps x processes: then 4, now 2"):
+        resume(tmp_path / "run")
+    with when_logged("nothing", lambda: None) as messages:  # One process can do the work of two, if it is told to
+        alone = resume(tmp_path / "run", gradient_accumulation_steps=4)
+    assert any("not bit for bit" in message and "processes: then 2, now 1" in message for message in messages)
+    alone.train(stop_at_step=alone.run.step + 1)
+
+
+def test_one_run_in_a_folder(data, resume, tmp_path: Path):
+    "A second run is refused, until the first is dead."
+    with child(train_in_process, given(data, tmp_path / "run")) as process:
+        wait_for(lambda: list_checkpoints(tmp_path / "run"))
+        second = resume(tmp_path / "run", num_train_epochs=1)
+        with pytest.raises(RuntimeError, match="is being written to by another run"):
+            second.train()
+        process.kill()
+        process.join()
+    third = resume(tmp_path / "run")
+    third.train(stop_at_step=third.run.step + 1)
+    assert step_of(tmp_path / "run") == third.run.step
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    "A file system of two megabytes, which holds a few checkpoints."
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    "Take all room that is left."
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as stream, pytest.raises(OSError):
+        while stream.write(bytes(4096)):
+            pass
+    return ballast
+
+
+def test_full_disk(create, small_disk: Path, tmp_path: Path):
+    "Saves fail aloud, training goes on, the next save is tried, and in the end nothing is missing."
+    straight, task = create(tmp_path / "straight", save_total_limit=1), create(small_disk / "run", save_total_limit=1)
+    straight.train()
+    task.train(stop_at_step=4)
+    ballast = fill(small_disk)
+    with when_logged("checkpoint-8 is not saved", ballast.unlink) as messages:
+        task.train()
+    (said,) = [message for message in messages if "is not saved" in message]
+    assert "No space left on device" in said and "0.0 MB are free" in said
+    assert same_weights(task, straight) and step_of(small_disk / "run") == task.run.step
+    assert (small_disk / "run" / "final_model").is_dir()
+
+
+def test_disk_that_stays_full(create, small_disk: Path):
+    "The end is an error that says what is in memory only; what was there is intact, and nothing half-done."
+    task = create(small_disk / "run", save_total_limit=1)
+    task.train(stop_at_step=4)
+    before = sorted(path.name for path in (small_disk / "run").iterdir())
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match=f"checkpoint-{task.run.plan.total_steps} and final_model could not be saved"):
+        task.train()
+    assert sorted(path.name for path in (small_disk / "run").iterdir()) == before
+    assert step_of(small_disk / "run") == 4
+    ballast.unlink()
+    task.train()
+    assert step_of(small_disk / "run") == task.run.plan.total_steps
+    saved = load_file(small_disk / "run" / "final_model" / "model.safetensors")
+    assert torch.equal(saved["lm_head.bias"], task.run.stock.lm_head.bias)
+
+
+def train_with_small_files(arguments: dict) -> None:
+    "What a child does that may not write files above 50 kB, until it has failed."
+    task = tasks.create_mlm(**arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    with pytest.raises(OSError, match="checkpoint-4 could not be saved .*there is no checkpoint"):
+        task.train(stop_at_step=4)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    task.train(stop_at_step=4)
+
+
+def test_limit_of_the_process(data, tmp_path: Path):
+    "A quota, such as the limit that a process has, is a full disk."
+    with child(train_with_small_files, given(data, tmp_path / "run")) as process:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    assert step_of(tmp_path / "run") == 4
+
+
+def test_read_only_folder(create, tmp_path: Path):
+    "A share that is read-only for a while costs the saves of that while."
+    task, folder = create(tmp_path / "run", save_steps=7), tmp_path / "run"
+
+    def forbid() -> None:
+        (folder.chmod(0o555), subprocess.run(["chattr", "+i", folder], capture_output=True))  # The second, for root
+
+    def permit() -> None:
+        (subprocess.run(["chattr", "-i", folder], capture_output=True), folder.chmod(0o755))
+
+    folder.mkdir()
+    forbid()
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        permit()
+    else:
+        permit()
+        pytest.skip("no folder can be made read-only here")
+    with when_logged("step 3 of", forbid), when_logged("checkpoint-7 is not saved", permit) as messages:
+        task.train()
+    assert any("trainer_state.json does not have the entry of step 6" in message for message in messages)
+    last = task.run.plan.total_steps
+    assert step_of(folder) == last >= 14 and (folder / "final_model").is_dir()
+    assert [path.name for path in list_checkpoints(folder)] == [f"checkpoint-{step}" for step in sorted({14, last})]
+
+
+def test_trackers_that_fail(create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Their server is not worth a run."
+    task = create(tmp_path / "run", report_to=["tensorboard"], logging_dir=tmp_path / "logs", max_steps=4)
+
+    def fail(*ignored, **settings) -> None:
+        raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(task.run.accelerator, "log", fail)
+    monkeypatch.setattr(TensorBoardTracker, "finish", fail)
+    with when_logged("nothing", lambda: None) as messages:
+        task.train()
+    assert sum("the server is away" in message for message in messages) == 3  # Steps 3 and 4, and the end
+    assert (tmp_path / "run" / "final_model").is_dir()
+
+
+# What a run may go on with, and what not
+
+
+def test_other_logging_steps(create, resume, tmp_path: Path):
+    "How often it is logged changes nothing but the log."
+    straight = create(tmp_path / "straight")
+    straight.train()
+    create(tmp_path / "run").train(stop_at_step=5)
+    (tmp_path / "run" / "trainer_state.json").write_text('{"global_st')  # Torn; a checkpoint has its own
+    resumed = resume(tmp_path / "run", logging_steps=1)
+    resumed.train()
+    assert same_weights(resumed, straight)
+    assert [entry["step"] for entry in resumed.run.history.log_history][:3] == [3, 6, 7]
+
+
+def test_more_epochs(create, resume, tmp_path: Path):
+    "A longer run, where the schedule does not depend on the length, is the one that was long from the start."
+    settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}
+    straight = create(tmp_path / "straight", num_train_epochs=3, **settings)
+    straight.train()
+    create(tmp_path / "run", **settings).train()
+    with when_logged("nothing", lambda: None) as messages:
+        resumed = resume(tmp_path / "run", num_train_epochs=3)
+    assert any(
+        "schedule and settings that are asked for now: num_train_epochs: then 2, now 3" in said for said in messages
+    )
+    resumed.train()
+    assert same_weights(resumed, straight)
+
+
+def test_another_run_is_refused(data, create, tmp_path: Path):
+    "Other data, tokenizer, architecture, lengths, batches or masks: named, with both values and the way out."
+    create(tmp_path / "run").train(stop_at_step=1)
+    text = (data["tokenizer"].parent / "data.txt").read_text(encoding="utf-8")
+    for name, content in (("same", text), ("other", text.upper())):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+
+    def make(name: str, text: str, tokenizer: Path | None, max_length: int = 32) -> dict[str, Path]:
+        config = {"max_length": max_length, "path_to_save_dataset": tmp_path / name}
+        own = {"vocab_size": 500, "path_to_save_tokenizer": tmp_path / f"{name}-tokenizer"}
+        tasks.create_tokenizer(tmp_path / text, config if tokenizer else config | own, tokenizer=tokenizer).train()
+        return {"tokenizer": tokenizer or own["path_to_save_tokenizer"], "tokenized_dataset": tmp_path / name}
+
+    def refusal(changed: dict | None = None, model_config: dict | None = None, **settings) -> str:
+        with pytest.raises(ValueError) as refused:
+            arguments = {**(changed or data), "model_config": model_config, "training_config": settings}
+            tasks.create_mlm(**arguments, checkpoint_path=tmp_path / "run")
+        return str(refused.value)
+
+    said = refusal(make("text", "other.txt", data["tokenizer"]))
+    assert "dataset: then " in said and ", now " in said and "resume='weights'" in said and len(said) < 300
+    assert "tokenizer: then " in refusal(make("words", "other.txt", None))
+    assert "max_length: then 32, now 24" in refusal(make("shorter", "same.txt", data["tokenizer"], 24))
+    assert "max_position_embeddings=34" in refusal(make("longer", "same.txt", data["tokenizer"], 48))
+    assert "hidden_size=48, and it has 32: leave model_config out" in refusal(model_config={"hidden_size": 48})
+    for name, value in (
+        ("per_device_train_batch_size", 8),
+        ("packing", False),
+        ("seed", 7),
+        ("mlm_probability", 0.3),
+        ("whole_word_masking", True),
+    ):
+        assert f"{name}: then {SETTINGS.get(name, getattr(tasks.TrainingConfig, name, None))}, now {value}" in refusal(
+            **{name: value}
+        )
+    assert "gradient_accumulation_steps x processes: then 2, now 4" in refusal(gradient_accumulation_steps=4)
