@@ -15,7 +15,9 @@ from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import RobertaForMaskedLM
 
-from langmlm import attention, model, tasks
+from langmlm import tasks
+from langmlm.model import attention
+from langmlm.model import roberta as model
 from langmlm.model.compile import compile_model
 from langmlm.model.layers import FastDropout
 from langmlm.train.state import Run
