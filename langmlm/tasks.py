@@ -181,7 +181,9 @@ class MLMTask:
 def create_mlm(
     tokenizer: str | PathLike,  # Folder or Hub name; the one that the dataset was made with
     tokenized_dataset: str | PathLike,  # From `create_tokenizer`, or saved by `datasets` with a column `input_ids`
-    model_config: dict | ModelConfig | None = None,  # Options of `ModelConfig`; needed unless `checkpoint_path` is given
+    model_config: dict
+    | ModelConfig
+    | None = None,  # Options of `ModelConfig`; needed unless `checkpoint_path` is given
     training_config: dict | TrainingConfig | None = None,  # Options of `TrainingConfig`
     checkpoint_path: str | PathLike | None = None,  # Checkpoint or run folder to resume, or a model to start from
     resume: str = "auto",  # "auto": as the path suggests; "full": resume or raise an error; "weights": a new run
@@ -243,7 +245,9 @@ def _load_matching(
     given = asdict(model_config) if isinstance(model_config, ModelConfig) else model_config or {}
     for key, value in given.items():
         if value is not None and key != "use_cache" and getattr(model.config, key) != value:  # An encoder has no cache
-            errors.append(f"model_config has {key}={value}, but the model has {getattr(model.config, key)}: leave model_config out")
+            errors.append(
+                f"model_config has {key}={value}, but the model has {getattr(model.config, key)}: leave model_config out"
+            )
     if errors:
         raise ConfigError(f"checkpoint_path={name!r}", errors)
     return model

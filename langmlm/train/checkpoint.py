@@ -27,7 +27,16 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
-from ..disk import MANIFEST, atomic_folder, find_damage, is_intact, read_json, remove_folder, write_json, write_manifest
+from langmlm.disk import (
+    MANIFEST,
+    atomic_folder,
+    find_damage,
+    is_intact,
+    read_json,
+    remove_folder,
+    write_json,
+    write_manifest,
+)
 from ..tokens.tokenizer import write_tokenizer_files
 
 # %% ../../nbs/train/05_checkpoint.ipynb #99a4d788
@@ -55,7 +64,9 @@ def restore_optimizer(
     "Set the state of an optimizer; names and shapes that do not match the model raise a `ValueError`."
     weights = dict(model.named_parameters())
     named = [(key.rpartition(":")[0], value) for key, value in tensors.items()]
-    mismatched = {name for name, value in named if name not in weights or value.ndim and value.shape != weights[name].shape}
+    mismatched = {
+        name for name, value in named if name not in weights or value.ndim and value.shape != weights[name].shape
+    }
     if mismatched:
         raise ValueError(f"the optimizer state does not fit the model's parameters {', '.join(sorted(mismatched)[:5])}")
     optimizer.state.clear()
@@ -169,7 +180,9 @@ def load_model(
     try:
         model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint_path={str(name)!r} is neither a model folder nor a model on the Hub: {error}") from error
+        raise ValueError(
+            f"checkpoint_path={str(name)!r} is neither a model folder nor a model on the Hub: {error}"
+        ) from error
     if model_type != "roberta":
         raise ValueError(f"checkpoint_path={str(name)!r} has model_type={model_type!r}; only 'roberta' can be trained")
     try:

@@ -92,7 +92,9 @@ def fit(
     with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, last_step):
             learning_rate = _next_learning_rate(state, plan, config)
-            state.add(train_step(module, optimizer, accelerator, batches, state.step, learning_rate, config, set_to_none))
+            state.add(
+                train_step(module, optimizer, accelerator, batches, state.step, learning_rate, config, set_to_none)
+            )
             monitor.add(batches, waited)
 
             should_log = state.step % config.logging_steps == 0 or state.step == plan.total_steps
@@ -156,7 +158,9 @@ def _finish(
 class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
-    def __init__(self, model: RobertaForMaskedLM, run_folder: RunFolder, state: TrainState, bar: tqdm, shown: bool | None):
+    def __init__(
+        self, model: RobertaForMaskedLM, run_folder: RunFolder, state: TrainState, bar: tqdm, shown: bool | None
+    ):
         self._new_meter = partial(SpeedMeter, run_folder.accelerator.device, run_folder.precision, model.config)
         self._session, self._recent = self._new_meter(), self._new_meter()  # `_recent`: since the last log entry
         self._state, self._plan, self._bar = state, run_folder.plan, bar

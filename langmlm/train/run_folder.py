@@ -143,7 +143,9 @@ class RunFolder:
         entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
         try:
             if self.config.trackers:
-                numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
+                numbers = {
+                    name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)
+                }
                 self.accelerator.log(numbers, step=state.step)
         except Exception as error:  # Trackers raise whatever their servers make them raise
             logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)

@@ -69,7 +69,9 @@ def find_spike(
         if medians[-1] > limit:
             last_normal = np.append(-1, np.flatnonzero(medians <= limit))[-1]
             onset = losses[-len(recent) :][last_normal + 1][0] - 1
-            return LossSpike(onset, f"the median loss of {window} steps is {medians[-1]:.3g}, above the limit of {limit:.3g}")
+            return LossSpike(
+                onset, f"the median loss of {window} steps is {medians[-1]:.3g}, above the limit of {limit:.3g}"
+            )
     return None
 
 
@@ -162,8 +164,13 @@ def _roll_back(
     state.rollbacks += 1
     state.learning_rate_factor /= 2
     if accelerator.is_main_process:
-        name, learning_rate = stable.name if stable else "the initial weights", config.learning_rate * state.learning_rate_factor
-        logger.warning("step %d: %s; rolled back to %s, learning_rate is now %.3g", state.step, spike.reason, name, learning_rate)
+        name, learning_rate = (
+            stable.name if stable else "the initial weights",
+            config.learning_rate * state.learning_rate_factor,
+        )
+        logger.warning(
+            "step %d: %s; rolled back to %s, learning_rate is now %.3g", state.step, spike.reason, name, learning_rate
+        )
     return {
         "to_step": to_step,
         "skipped_steps": state.step - to_step,

@@ -38,8 +38,12 @@ class TrainState:
     "The progress of a run."
 
     step: int = 0  # Optimizer steps done
-    unlogged: list[list[float]] = field(default_factory=list)  # Loss sum, predictions, gradient norm of steps not logged yet
-    losses: list[tuple[int, float]] = field(default_factory=list)  # Step and mean loss in nats of the latest logged steps
+    unlogged: list[list[float]] = field(
+        default_factory=list
+    )  # Loss sum, predictions, gradient norm of steps not logged yet
+    losses: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # Step and mean loss in nats of the latest logged steps
     log_history: list[dict] = field(default_factory=list)  # Entries of the log, oldest first
     rollbacks: int = 0  # Rollbacks after loss spikes
     learning_rate_factor: float = 1.0  # Halved by each rollback
