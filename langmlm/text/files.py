@@ -140,7 +140,8 @@ def _local_files(part: str) -> list[SourceFile]:
     if path.is_file():
         paths = [path]
     elif path.is_dir():
-        paths = _known_formats(part, sorted(file for file in path.rglob("*") if file.is_file()), path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        paths = _known_formats(part, {file: file.relative_to(path).as_posix() for file in files})
     else:
         paths = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not paths:
@@ -160,13 +161,12 @@ def _format_or_text(name: str) -> tuple[str, str | None]:
     return form or "txt", compression
 
 
-def _known_formats(part: str, paths: list, folder: str | PathLike) -> list:
-    "Keep the files of a folder that have a known extension and are not hidden."
-    names = [str(path)[len(str(folder)) :] for path in paths]
-    known = [path for path, name in zip(paths, names) if not re.search(r"(^|/)\.", name) and detect_format(name)[0]]
+def _known_formats(part: str, names: dict[Any, str]) -> list:
+    "Keep the files of a folder that have a known extension and are not hidden; `names`: path -> name in the folder."
+    known = [path for path, name in names.items() if not re.search(r"(^|/)\.", name) and detect_format(name)[0]]
     if not known:
         raise FileNotFoundError(f"data_path {part!r}: the folder has no file with extension .{', .'.join(FORMATS)}")
-    if ignored := len(paths) - len(known):
+    if ignored := len(names) - len(known):
         logger.warning("data_path %r: ignoring %d file%s with other extensions", part, ignored, "s" * (ignored > 1))
     return known
 
@@ -196,8 +196,9 @@ def _remote_files(part: str) -> list[SourceFile]:
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
     "List the files that a path on a server stands for."
     if _is_page(part) or not glob.has_magic(path):  # `?` begins a query on the web, and there are no folders
-        is_folder = not _is_page(part) and filesystem.isdir(path)
-        return _known_formats(part, sorted(filesystem.find(path)), path) if is_folder else [path]
+        if _is_page(part) or not filesystem.isdir(path):
+            return [path]
+        return _known_formats(part, {file: file[len(path) :] for file in sorted(filesystem.find(path))})
     paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
     if not paths:
         raise FileNotFoundError(f"data_path {part!r}: no file matches this glob")
