@@ -30,12 +30,14 @@ def hash_documents(
     hashes["index"] = np.arange(first, first + len(documents))
     return hashes
 
-# %% ../../nbs/tokens/03_duplicates.ipynb #2b0f5c0a
+# %% ../../nbs/tokens/03_duplicates.ipynb #06fbd60d
 def select_validation(
     hashes: np.ndarray,  # [documents] `HASH`
     fraction: float,  # Share of documents in the validation split, 0 <= fraction < 1
 ) -> np.ndarray:  # [documents] bool
     "Return which documents belong to the validation split."
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
     return hashes["low"] < np.uint64(int(fraction * 2**64))
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #cd9aa8b0
@@ -87,7 +89,7 @@ def _read_range(file: Path, begin: int, bound: int) -> np.ndarray:
         stream.seek(begin * HASH.itemsize)
         return np.fromfile(stream, HASH, count)
 
-# %% ../../nbs/tokens/03_duplicates.ipynb #82c27fc1
+# %% ../../nbs/tokens/03_duplicates.ipynb #a8316079
 _HASHES_PER_FILE = 2**20
 
 
@@ -95,7 +97,7 @@ def mark_duplicates(
     documents: Iterable[str],
     folder: Path,  # For files of hashes; must exist
     hashes_per_file: int = _HASHES_PER_FILE,
-) -> np.ndarray:  # uint8 bits, one per document, 1 for a duplicate; see `is_duplicate`
+) -> bytes:  # One bit per document, 1 for a duplicate; see `is_duplicate`
     "Find all documents of a corpus that are duplicates of earlier ones."
     files, found, count, documents = [], [], 0, iter(documents)
     while part := list(islice(documents, hashes_per_file)):
@@ -105,9 +107,9 @@ def mark_duplicates(
     marks = np.zeros(count, bool)
     for indices in (*found, *find_duplicates(files)):
         marks[indices] = True
-    return np.packbits(marks, bitorder="little")
+    return np.packbits(marks, bitorder="little").tobytes()
 
 
-def is_duplicate(marks: np.ndarray, index: int) -> bool:
+def is_duplicate(marks: bytes, index: int) -> bool:
     "Return whether the document at an index of the corpus is a duplicate of an earlier one."
     return bool(marks[index >> 3] >> (index & 7) & 1)

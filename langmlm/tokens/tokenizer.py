@@ -7,7 +7,7 @@ __all__ = ['logger', 'SPECIAL_TOKENS', 'VOCABULARY_OPTIONS', 'TokenizerConfig', 
            'train_tokenizer', 'write_tokenizer_files', 'save_tokenizer', 'load_tokenizer', 'copy_backend',
            'fingerprint_tokenizer', 'process_rank', 'wait_until', 'read_finished', 'reuse_or_train_tokenizer']
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000003
+# %% ../../nbs/tokens/01_tokenizer.ipynb #c39adcc8
 import json
 import logging
 import os
@@ -44,10 +44,10 @@ from ..text.corpus import Corpus
 from ..text.readers import DOCUMENTS, ENCODING_ERRORS
 from ..text.sampling import TextSample, affordable_bytes
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000005
+# %% ../../nbs/tokens/01_tokenizer.ipynb #f7047b09
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #0000000d
+# %% ../../nbs/tokens/01_tokenizer.ipynb #0e254499
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # Ids 0 to 4, as in RoBERTa
 
 
@@ -83,7 +83,7 @@ class TokenizerConfig:
         if errors:
             raise ConfigError("tokenizer_config", errors)
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #0000000e
+# %% ../../nbs/tokens/01_tokenizer.ipynb #d2a655a3
 _CHOICES = {
     "document": DOCUMENTS,
     "encoding_errors": ENCODING_ERRORS,
@@ -119,7 +119,7 @@ def _find_invalid_values(config: TokenizerConfig) -> list[str]:
         rules.append((getattr(config, name) in choices, f"{name} must be one of {', '.join(map(repr, choices))}"))
     return [f"{rule}, got {getattr(config, rule.split()[0])!r}" for holds, rule in rules if not holds]
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000014
+# %% ../../nbs/tokens/01_tokenizer.ipynb #6d7521c6
 def make_untrained_tokenizer(config: TokenizerConfig) -> Tokenizer:
     "Create a tokenizer that normalizes text and splits it into words, with an empty vocabulary."
     untrained = Tokenizer(BPE())
@@ -137,7 +137,7 @@ def _split_words(text: str, untrained: Tokenizer) -> list[str]:
     text = untrained.normalizer.normalize_str(text) if untrained.normalizer else text
     return [word for word, _ in untrained.pre_tokenizer.pre_tokenize_str(text)]
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000017
+# %% ../../nbs/tokens/01_tokenizer.ipynb #e0606f53
 _MAX_DISTINCT_BYTES = 50_000_000  # In distinct words: about 5.5 GB of memory
 
 
@@ -159,7 +159,7 @@ def draw_training_text(
         logger.info("the tokenizer is trained on a random %.1f %% of %.1f MB of text", share, total)
     return sample
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #0000001a
+# %% ../../nbs/tokens/01_tokenizer.ipynb #ab663e47
 def train_tokenizer(
     documents: Iterable[str],  # Read once
     config: TokenizerConfig,
@@ -202,7 +202,7 @@ def _with_normalizer(tokenizer: RobertaTokenizer, normalizer: normalizers.Normal
         **special,
     )
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000023
+# %% ../../nbs/tokens/01_tokenizer.ipynb #0ff0f8e9
 def write_tokenizer_files(
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
     folder: Path,  # Must exist; may hold other files
@@ -226,7 +226,7 @@ def save_tokenizer(
         write_tokenizer_files(tokenizer, partial)
         write_manifest(partial, "tokenizer", facts)
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000026
+# %% ../../nbs/tokens/01_tokenizer.ipynb #0e479de7
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
@@ -242,7 +242,7 @@ def load_tokenizer(
         raise ValueError(f"tokenizer={str(name)!r} cannot be used for masked language modeling: {reason}")
     return tokenizer
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000029
+# %% ../../nbs/tokens/01_tokenizer.ipynb #9f7899c8
 def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     "Copy the Rust backend of a tokenizer, without the truncation and padding that calls have set."
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -254,7 +254,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     "Hash everything that decides how a tokenizer turns text into ids."
     return xxh3_128_hexdigest(copy_backend(tokenizer).to_str().encode())
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000030
+# %% ../../nbs/tokens/01_tokenizer.ipynb #3776d60a
 def process_rank() -> tuple[int, int]:  # Rank of this process; number of processes
     "Return the rank of this process under a launcher; a single process does not initialize `torch.distributed`."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -278,7 +278,7 @@ def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
     finished = manifest is not None and manifest.get("key") == key and not find_damage(folder, digests=False)
     return manifest if finished else None
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #00000032
+# %% ../../nbs/tokens/01_tokenizer.ipynb #59609138
 VOCABULARY_OPTIONS = (
     *("vocab_size", "min_frequency", "special_tokens", "max_train_bytes", "seed"),
     *("lowercase", "unicode_normalization", "add_prefix_space", "split_digits"),
