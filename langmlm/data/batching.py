@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['pack_sequences', 'random_bits', 'random_uniform', 'shuffled_order', 'BatchPlan', 'FlatBatch', 'make_flat_batch']
 
-# %% ../../nbs/data/02_batching.ipynb #41f7fc2e
+# %% ../../nbs/data/02_batching.ipynb #b17c9982
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../nbs/data/02_batching.ipynb #e6a7626a
+# %% ../../nbs/data/02_batching.ipynb #a75532ac
 def pack_sequences(
     lengths: np.ndarray,  # [sequences] number of tokens in each, in the order of the epoch
     token_budget: int,  # Maximum number of tokens in a micro-batch
@@ -29,16 +29,14 @@ def pack_sequences(
         packed = ends[bounds[-1] - 1]
     return np.array(bounds)
 
-# %% ../../nbs/data/02_batching.ipynb #21e32b2d
+# %% ../../nbs/data/02_batching.ipynb #4dec3c53
 _GAMMA, _MIX_1, _MIX_2 = (
     np.array([constant], np.uint64) for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 
 
-def random_bits(
-    *keys: int | np.ndarray,  # Non-negative integers; arrays broadcast against each other
-) -> np.ndarray:  # uint64 of the broadcast shape, at least one-dimensional
-    "Return 64 random bits for every combination of keys: equal keys give equal bits on every machine."
+def random_bits(*keys: int | np.ndarray) -> np.ndarray:  # uint64 of the broadcast shape, at least one-dimensional
+    "Return 64 random bits for non-negative integer keys; equal keys give equal bits on every machine."
     bits = np.zeros(1, np.uint64)
     for key in keys:
         bits = (bits ^ np.asarray(key).astype(np.uint64)) + _GAMMA  # Wraps around, as intended
@@ -48,13 +46,11 @@ def random_bits(
     return bits
 
 
-def random_uniform(
-    *keys: int | np.ndarray,  # As in `random_bits`
-) -> np.ndarray:  # float64 in [0, 1)
-    "Return a uniform random number for every combination of keys."
+def random_uniform(*keys: int | np.ndarray) -> np.ndarray:  # float64 in [0, 1)
+    "Return uniform random numbers for the keys of `random_bits`."
     return (random_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
-# %% ../../nbs/data/02_batching.ipynb #016aff3d
+# %% ../../nbs/data/02_batching.ipynb #e6f11046
 def shuffled_order(
     sequences: int,  # Number of sequences in the dataset
     seed: int,  # 0 or more
@@ -63,30 +59,28 @@ def shuffled_order(
     "Return the order in which an epoch visits the sequences."
     return np.argsort(random_bits(seed, epoch, np.arange(sequences)), kind="stable")
 
-# %% ../../nbs/data/02_batching.ipynb #232f53b2
+# %% ../../nbs/data/02_batching.ipynb #19707eec
+@dataclass(eq=False)  # Compared and hashed by identity
 class BatchPlan:
     "The sequences of every optimizer step of a run, computed on demand for any step."
 
-    def __init__(
-        self,
-        lengths: np.ndarray,  # [sequences] number of tokens in each
-        *,
-        seed: int,  # Of the shuffle, 0 or more
-        token_budget: int,  # Maximum number of tokens in a micro-batch
-        sequences_per_batch: int | None,  # None: as many as fit the budget; else this many, without packing
-        batches_per_step: int,  # Micro-batches in an optimizer step, over all processes
-        num_train_epochs: int,  # Passes over the data
-        max_steps: int = -1,  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
-    ):
-        self.lengths, self.seed, self.token_budget = lengths, seed, token_budget
-        self.sequences_per_batch, self.batches_per_step = sequences_per_batch, batches_per_step
+    lengths: np.ndarray  # [sequences] number of tokens in each
+    _: KW_ONLY
+    seed: int  # Of the shuffle, 0 or more
+    token_budget: int  # Maximum number of tokens in a micro-batch
+    sequences_per_batch: int | None  # None: as many as fit the budget; else this many, without packing
+    batches_per_step: int  # Micro-batches in an optimizer step, over all processes
+    num_train_epochs: int  # Passes over the data
+    max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
+
+    def __post_init__(self):
         ends, epoch = [0], 0
-        while ends[-1] < max_steps if max_steps > 0 else epoch < num_train_epochs:
+        while ends[-1] < self.max_steps if self.max_steps > 0 else epoch < self.num_train_epochs:
             batches = len(self._plan_epoch(epoch)[1]) - 1
-            ends.append(ends[-1] + -(-batches // batches_per_step))
+            ends.append(ends[-1] + -(-batches // self.batches_per_step))
             epoch += 1
         self.epoch_ends = np.array(ends[1:])  # [epochs] steps done when each epoch ends
-        self.total_steps = max_steps if max_steps > 0 else ends[-1]
+        self.total_steps = self.max_steps if self.max_steps > 0 else ends[-1]
 
     @lru_cache(maxsize=2)  # An epoch and the next
     def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,18 +99,15 @@ class BatchPlan:
         "Return the passes over the data, with their fraction, that a number of steps amounts to."
         return float(np.interp(step, [0, *self.epoch_ends], range(len(self.epoch_ends) + 1)))
 
-    def batches(
-        self,
-        step: int,  # From 0 to `total_steps - 1`
-    ) -> tuple[int, list[np.ndarray]]:  # The epoch, and the indices of the sequences of every micro-batch
-        "Return the micro-batches of a step, for all processes together."
+    def batches(self, step: int) -> tuple[int, list[np.ndarray]]:
+        "Return the epoch of a step, and the sequence indices of each of its micro-batches, over all processes."
         epoch, step_in_epoch = self.locate(step)
         order, bounds = self._plan_epoch(epoch)
         first = step_in_epoch * self.batches_per_step
         edges = bounds[first : first + self.batches_per_step + 1]
         return epoch, [order[start:end] for start, end in zip(edges[:-1], edges[1:])]
 
-# %% ../../nbs/data/02_batching.ipynb #2f3e8302
+# %% ../../nbs/data/02_batching.ipynb #543a0e83
 @dataclass(frozen=True)
 class FlatBatch:
     "Whole sequences, concatenated without padding."

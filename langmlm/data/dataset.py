@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TokenizedDataset', 'open_dataset', 'check_tokenizer', 'unigram_entropy']
 
-# %% ../../nbs/data/01_dataset.ipynb #a12b6044
+# %% ../../nbs/data/01_dataset.ipynb #ccc223e6
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
@@ -21,7 +21,7 @@ from ..disk import MANIFEST, read_json
 from ..tokens.shards import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
-# %% ../../nbs/data/01_dataset.ipynb #799e1cb7
+# %% ../../nbs/data/01_dataset.ipynb #75aa998d
 class TokenizedDataset:
     "Sequences of token ids by index; only their lengths and offsets are held in memory."
 
@@ -42,8 +42,7 @@ class TokenizedDataset:
 
     def __getitem__(self, row: int) -> np.ndarray:
         "Return the ids of one sequence as they are stored."
-        row = range(len(self))[row]
-        chunk = np.searchsorted(self._first_rows, row, side="right") - 1
+        chunk = np.searchsorted(self._first_rows, row % len(self), side="right") - 1
         return self._ids[chunk][self._starts[row] : self._starts[row] + self.lengths[row]]
 
     @property
@@ -66,11 +65,8 @@ class TokenizedDataset:
             content.update(ids, lengths)
         return content.hexdigest()
 
-    def flat(
-        self,
-        rows: np.ndarray | Sequence[int],  # [sequences] indices in any order
-    ) -> np.ndarray:  # [tokens] int64
-        "Concatenate the ids of several sequences."
+    def flat(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:  # [tokens] int64
+        "Concatenate the ids of several sequences, given by their indices in any order."
         rows = np.asarray(rows, np.int64)
         starts, lengths = self._starts[rows], self.lengths[rows].astype(np.int64)
         chunks = (np.searchsorted(self._first_rows, rows % len(self), side="right") - 1).tolist()
@@ -87,7 +83,7 @@ class TokenizedDataset:
             lengths = self.lengths[first : first + 1_000]
             yield self.flat(np.arange(first, first + len(lengths))), lengths
 
-# %% ../../nbs/data/01_dataset.ipynb #1164a1d5
+# %% ../../nbs/data/01_dataset.ipynb #8b6ee53a
 def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Return all ids of an Arrow chunk, and where its non-empty sequences start and how long they are without padding."
     ids, *masks = (
@@ -106,7 +102,7 @@ def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it does not mark padding")
     return ids.values.to_numpy(), starts[lengths > 0], lengths[lengths > 0]
 
-# %% ../../nbs/data/01_dataset.ipynb #287126cd
+# %% ../../nbs/data/01_dataset.ipynb #03749a65
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
     split: str = "train",  # "train" or "validation"
@@ -131,11 +127,8 @@ def open_dataset(
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     return dataset
 
-# %% ../../nbs/data/01_dataset.ipynb #0b92cca3
-def check_tokenizer(
-    dataset: TokenizedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+# %% ../../nbs/data/01_dataset.ipynb #758e393b
+def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase) -> None:
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen."
     if dataset.manifest:
         if dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
@@ -148,7 +141,7 @@ def check_tokenizer(
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
 
-# %% ../../nbs/data/01_dataset.ipynb #1a23dbc3
+# %% ../../nbs/data/01_dataset.ipynb #7bebf1db
 def unigram_entropy(
     dataset: TokenizedDataset,
     special_ids: Iterable[int],  # Never predicted, so not counted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'MaskedBatch', 'MaskingRules', 'masking_rules', 'mask_batch', 'BatchSizes', 'fixed_sizes', 'pad_batch']
 
-# %% ../../nbs/data/03_masking.ipynb #f3bab7bb
+# %% ../../nbs/data/03_masking.ipynb #46300b18
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .batching import FlatBatch, random_bits, random_uniform
 
-# %% ../../nbs/data/03_masking.ipynb #5e33cfa4
+# %% ../../nbs/data/03_masking.ipynb #1305245a
 IGNORE_INDEX = -100  # The label that PyTorch's cross_entropy skips
 
 
@@ -40,7 +40,7 @@ class MaskedBatch:
         "Copy the batch to pinned memory, from which a GPU copies asynchronously."
         return MaskedBatch(*map(Tensor.pin_memory, vars(self).values()))
 
-# %% ../../nbs/data/03_masking.ipynb #55f374b1
+# %% ../../nbs/data/03_masking.ipynb #6b14e747
 @dataclass(frozen=True)
 class MaskingRules:
     "Everything that decides how tokens are masked, except the epoch."
@@ -67,16 +67,12 @@ def masking_rules(
     starts = special | np.array([token.startswith(("Ġ", "Ċ", "ĉ", "č")) for token in tokens])
     return MaskingRules(mlm_probability, seed, tokenizer.mask_token_id, special, starts if whole_word_masking else None)
 
-# %% ../../nbs/data/03_masking.ipynb #02a354fe
+# %% ../../nbs/data/03_masking.ipynb #8b161504
 _CHOICE, _TREATMENT, _REPLACEMENT = 0, 1, 2  # The three random decisions about a token
 
 
-def mask_batch(
-    batch: FlatBatch,
-    epoch: int,  # From 0; every epoch has its own masks
-    rules: MaskingRules,
-) -> MaskedBatch:
-    "Mask a batch as BERT does: of the tokens to predict, 80% `<mask>`, 10% random, 10% unchanged."
+def mask_batch(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+    "Mask a batch for an epoch as BERT does: of the tokens to predict, 80% `<mask>`, 10% random, 10% unchanged."
     ids, starts = batch.input_ids.numpy(), batch.cu_seqlens.numpy().astype(np.int64)
     lengths = np.diff(starts)
     sequence = np.repeat(random_bits(rules.seed, epoch, batch.rows), lengths)  # Seed, epoch and sequence in one key
@@ -94,7 +90,7 @@ def mask_batch(
     inputs, masked, labels = (torch.from_numpy(array) for array in (inputs, masked, labels))
     return MaskedBatch(inputs, batch.position_ids, batch.cu_seqlens, masked, labels)
 
-# %% ../../nbs/data/03_masking.ipynb #339fa6d3
+# %% ../../nbs/data/03_masking.ipynb #99ee2bb0
 class BatchSizes(NamedTuple):
     "Minimum sizes of the tensors of a padded batch."
 
@@ -120,7 +116,7 @@ def fixed_sizes(
     predictions += 5 * math.sqrt(predictions)
     return BatchSizes(token_budget, _round_up(math.ceil(bounds)), _round_up(math.ceil(predictions)))
 
-# %% ../../nbs/data/03_masking.ipynb #66d47eac
+# %% ../../nbs/data/03_masking.ipynb #60e4c9a6
 def pad_batch(
     batch: MaskedBatch,
     token_budget: int,  # Maximum number of tokens in a micro-batch; not exceeded
