@@ -71,9 +71,10 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, gradient):
         blocks, dropout, scale = ctx.options
         gradient = gradient * (1 / keep_probability(dropout))
-        gradients = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        inputs = ctx.saved_tensors  # Unpacked once, as gradient checkpointing requires
+        gradients = [torch.empty_like(tensor) for tensor in inputs]
         for block, (weights, dropped) in zip(blocks, ctx.weights):
-            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*ctx.saved_tensors, gradient))
+            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*inputs, gradient))
             grad_q, grad_k, grad_v = (_as_rows(tensor, block) for tensor in gradients)
             kept = weights.masked_fill(dropped, 0) if dropout else weights
             grad_v.copy_(kept.mT @ grad_output)
