@@ -230,7 +230,7 @@ class Corpus:
         "Read the documents of one part, by its index, from the beginning."
         counts = self._counts[part] = Counter()
         yield from self.parts[part].documents(counts)
-        losses = [f"{count:,} {what}" for what, count in counts.items() if what != EMPTY]
+        losses = [f"{what}: {count:,}" for what, count in counts.items() if what != EMPTY]
         if losses and part not in self._reported:
             self._reported.add(part)
             logger.warning("%s: %s", self.parts[part].name, ", ".join(losses))

@@ -175,7 +175,7 @@ def test_errors_when_opening(folder: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING), chdir(folder):
         assert list(lenient) == list(lenient) == ["fine"]
     assert lenient.skipped == {"documents with invalid UTF-8 skipped": 1}
-    assert caplog.text.count("latin.txt: 1 documents with invalid UTF-8 skipped") == 1
+    assert caplog.text.count("latin.txt: documents with invalid UTF-8 skipped: 1") == 1
 
 
 def test_opening_reads_little(tmp_path: Path):
