@@ -1,4 +1,4 @@
-"Two processes share the steps that one would do alone."
+"Two processes share the steps of one."
 
 import json
 import os
@@ -18,7 +18,7 @@ given = json.loads(sys.argv[1])
 tasks.create_mlm(**given).train()
 """
 
-ASK_AND_END = """
+COMMUNICATE_AND_EXIT = """
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest, agree_to_stop
 kept = Accelerator(cpu=True)
@@ -27,7 +27,7 @@ assert not agree_to_stop(StopRequest(), kept)
 
 
 def run_in_processes(number: int, script: Path, *arguments: str) -> None:
-    "Have torchrun start a script on the CPU; all its processes must end well."
+    "Start a script with torchrun on the CPU; all its processes must succeed."
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
@@ -37,15 +37,15 @@ def run_in_processes(number: int, script: Path, *arguments: str) -> None:
 
 
 def train_in_processes(number: int, given: dict) -> list[dict]:
-    "Train, and read the log."
+    "Train, and return the log."
     script = Path(given["training_config"]["output_dir"]).with_suffix(".py")
     script.write_text(SCRIPT)
     run_in_processes(number, script, json.dumps(given))
     return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
 
-def test_two_processes_are_one(data, tmp_path: Path):
-    "One process with 2 micro-batches in a step, two with 1 each: the same data, masks and dropout, so the same losses to rounding."
+def test_two_processes_equal_one(data, tmp_path: Path):
+    "One process with 2 micro-batches in a step equals two with 1 each: same data, masks and dropout, same losses to rounding."
     histories = {}
     for number in (1, 2):
         settings = {
@@ -64,15 +64,15 @@ def test_two_processes_are_one(data, tmp_path: Path):
         json.loads((tmp_path / f"run-{number}" / "trainer_state.json").read_text())["langmlm"] for number in (1, 2)
     ]
     assert [state["environment"]["processes"] for state in saved] == [1, 2]
-    assert saved[0]["depends_on"] == saved[1]["depends_on"]
+    assert saved[0]["identity"] == saved[1]["identity"]
     for alone, shared in zip(histories[1], histories[2]):
         assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
-def test_a_script_may_end_at_once(tmp_path: Path):
-    "After processes asked each other, PyTorch's threads need Python for a moment; without it, about every third aborted."
+def test_a_script_may_exit_at_once(tmp_path: Path):
+    "PyTorch's Gloo threads need Python for a moment after a collective; without the wait at exit, about every third script aborted."
     script = tmp_path / "ask.py"
-    script.write_text(ASK_AND_END)
+    script.write_text(COMMUNICATE_AND_EXIT)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: run_in_processes(2, script), range(4)))

@@ -1,4 +1,4 @@
-"A run stopped anywhere and resumed ends with the weights, and the log, of one that was never stopped."
+"A run that is interrupted anywhere and resumed ends with the weights and the log of an uninterrupted one."
 
 from pathlib import Path
 
@@ -18,48 +18,48 @@ VARIANTS = {
 
 def weights(task) -> dict[str, torch.Tensor]:
     "A copy of the weights of a run."
-    return {name: weight.clone() for name, weight in task.run.stock.state_dict().items()}
+    return {name: weight.clone() for name, weight in task.model.state_dict().items()}
 
 
 def losses(task) -> list[tuple]:
-    "What a run logged, without what depends on the time."
+    "The log of a run, without timings."
     return [
         tuple(entry[name] for name in ("step", "epoch", "loss", "learning_rate", "grad_norm"))
-        for entry in task.run.history.log_history
+        for entry in task.state.log_history
     ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stopped_at_every_step(create, resume, tmp_path: Path, variant: str):
-    "Each step in turn is the last of the first session."
+def test_interrupted_at_every_step(create, resume, tmp_path: Path, variant: str):
+    "The run is interrupted after each of its steps in turn."
     straight = create(tmp_path / "straight", **VARIANTS[variant])
     straight.train()
     assert len(losses(straight)) > 3
-    for step in range(1, straight.run.plan.total_steps):
+    for step in range(1, straight.loader.plan.total_steps):
         folder = tmp_path / f"stopped-{step}"
         create(folder, **VARIANTS[variant]).train(stop_at_step=step)
         resumed = resume(folder)
-        assert resumed.run.step == step
+        assert resumed.state.step == step
         resumed.train()
         assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(resumed).items()), (
-            f"stopped at step {step}"
+            f"interrupted at step {step}"
         )
         assert losses(resumed) == losses(straight)
 
 
 def test_many_sessions(create, resume, tmp_path: Path):
-    "A run in sessions of three steps, each from the folder that the one before left."
+    "A run in sessions of three steps, each resumed from the folder of the run."
     straight = create(tmp_path / "straight")
     straight.train()
-    create(tmp_path / "portions").train(stop_at_step=3)
-    while (task := resume(tmp_path / "portions")).run.step < straight.run.plan.total_steps:
-        task.train(stop_at_step=task.run.step + 3)
+    create(tmp_path / "sessions").train(stop_at_step=3)
+    while (task := resume(tmp_path / "sessions")).state.step < straight.loader.plan.total_steps:
+        task.train(stop_at_step=task.state.step + 3)
     assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(task).items())
     assert losses(task) == losses(straight)
 
 
-def test_going_on_from_an_older_checkpoint(create, resume, tmp_path: Path):
-    "What comes after it is set aside, the rest is as before, and the end is the same."
+def test_resuming_an_older_checkpoint(create, resume, tmp_path: Path):
+    "Newer checkpoints are renamed, and the end is the same."
     straight = create(tmp_path / "run")
     straight.train()
     older = resume(tmp_path / "run" / "checkpoint-4")
@@ -69,11 +69,11 @@ def test_going_on_from_an_older_checkpoint(create, resume, tmp_path: Path):
 
 
 def test_moved_and_longer(create, resume, tmp_path: Path):
-    "A finished run's folder is moved, and goes on for another epoch."
+    "The folder of a finished run is moved, and the run is extended by an epoch."
     create(tmp_path / "run").train()
     (tmp_path / "run").rename(tmp_path / "moved")
     finished = resume(tmp_path / "moved")
-    assert finished.run.step == finished.run.plan.total_steps
+    assert finished.state.step == finished.loader.plan.total_steps
     longer = resume(tmp_path / "moved", num_train_epochs=3, output_dir=tmp_path / "longer")
     before = len(losses(longer))
     longer.train()

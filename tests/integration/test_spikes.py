@@ -1,4 +1,4 @@
-"Runs that derail in every way come back, and end about as well as one that did not."
+"Runs with loss spikes of every kind are rolled back, and end about as well as an undisturbed run."
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +11,9 @@ import torch
 from test_processes import train_in_processes
 
 from langmlm import tasks
-from langmlm.train import loop as training
-from langmlm.train.checkpoint import list_checkpoints, step_of
+from langmlm.data.loader import StepBatches
+from langmlm.train import loop
+from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
 from langmlm.text.corpus import docstrings
 
 SETTINGS = {
@@ -25,13 +26,13 @@ SETTINGS = {
     "bf16": False,
 }
 ARCHITECTURE = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
-CORRUPT = range(140, 154)  # Steps whose data is garbage, where some are
-POISONED = 150  # The step before which a weight becomes no number, where one does
+CORRUPT = range(140, 154)  # Steps with corrupted labels, in some tests
+POISONED = 150  # The step before which a weight becomes NaN, in some tests
 
 
 @pytest.fixture(scope="module")
 def learnable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    "Arguments of `create_mlm`: so little text that a model learns much of it by heart, and a model that has begun to."
+    "Arguments of `create_mlm`: so little text that a model memorizes much of it, and a model that has begun to."
     folder = tmp_path_factory.mktemp("learnable")
     (folder / "data.txt").write_text("\n".join(islice(docstrings(), 12)), encoding="utf-8")
     paths = {"path_to_save_tokenizer": folder / "tokenizer", "path_to_save_dataset": folder / "dataset"}
@@ -55,59 +56,65 @@ def train(learnable: dict, tmp_path: Path) -> Callable[..., tasks.MLMTask]:
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    "Have something done to run and data before every step."
-    take_step = training.take_step
+def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    "Call a function with model, state and micro-batches before every step; it may return other micro-batches."
+    fit, train_step, current = tasks.fit, loop.train_step, {}
 
-    def spoil_steps(before: Callable) -> None:
-        def spoilt(run, data, rate) -> None:
-            take_step(run, before(run, data) or data, rate)
+    def disturb_steps(before: Callable) -> None:
+        def fit_and_remember(**arguments):
+            current.update(arguments)
+            return fit(**arguments)
 
-        monkeypatch.setattr(training, "take_step", spoilt)
+        def disturbed_step(module, optimizer, accelerator, batches, *rest):
+            batches = before(current["model"], current["state"], batches) or batches
+            return train_step(module, optimizer, accelerator, batches, *rest)
 
-    return spoil_steps
+        monkeypatch.setattr(tasks, "fit", fit_and_remember)
+        monkeypatch.setattr(loop, "train_step", disturbed_step)
+
+    return disturb_steps
 
 
-def corrupt(run, data, steps: range = CORRUPT) -> training.StepData | None:
-    "Answers that have nothing to do with the text, in some steps."
-    if run.step not in steps:
+def corrupt(model, state, step_batches: StepBatches, steps: range = CORRUPT) -> StepBatches | None:
+    "Labels that have nothing to do with the text, in some steps."
+    if state.step not in steps:
         return None
-    draw = torch.Generator().manual_seed(run.step)
+    generator = torch.Generator().manual_seed(state.step)
     batches = [
-        (number, replace(batch, labels=torch.randint(5, 300, batch.labels.shape, generator=draw)))
-        for number, batch in data.batches
+        (index, replace(batch, labels=torch.randint(5, 300, batch.labels.shape, generator=generator)))
+        for index, batch in step_batches.batches
     ]
-    return replace(data, batches=batches)
+    return replace(step_batches, batches=batches)
 
 
-def overflow(run, data) -> None:
+def overflow(model, state, step_batches) -> None:
     "One batch in which activations overflow."
-    if run.step == CORRUPT[0]:
-        embeddings = run.stock.roberta.embeddings
+    if state.step == CORRUPT[0]:
+        embeddings = model.roberta.embeddings
         hook = embeddings.register_forward_hook(lambda module, inputs, output: (hook.remove(), output * torch.inf)[1])
 
 
-def poison(run, data) -> None:
-    "A weight that becomes no number, once."
-    if run.step == POISONED and not run.rollbacks:
+def poison(model, state, step_batches) -> None:
+    "A weight that becomes NaN, once."
+    if state.step == POISONED and not state.rollbacks:
         with torch.no_grad():
-            run.stock.roberta.encoder.layer[0].output.dense.weight[3, 5] = torch.nan
+            model.roberta.encoder.layer[0].output.dense.weight[3, 5] = torch.nan
 
 
 def last_loss(task: tasks.MLMTask) -> float:
     "The mean of the last five entries."
-    losses = [entry["loss"] for entry in task.run.history.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in task.state.log_history if "loss" in entry]
     return sum(losses[-5:]) / 5
 
 
 def rollbacks(task: tasks.MLMTask) -> list[dict]:
-    "The entries of the log that say that the run went back."
-    return [entry for entry in task.run.history.log_history if "rollback" in entry]
+    "The entries of the log about rollbacks."
+    return [entry for entry in task.state.log_history if "rollback" in entry]
 
 
 @pytest.fixture(scope="module")
 def clean_loss(learnable: dict, tmp_path_factory: pytest.TempPathFactory) -> float:
-    "Where a run ends that nothing happens to."
+    "The last loss of an undisturbed run."
     folder = tmp_path_factory.mktemp("clean") / "run"
     task = tasks.create_mlm(**learnable, training_config={**SETTINGS, "output_dir": folder})
     task.train()
@@ -116,73 +123,73 @@ def clean_loss(learnable: dict, tmp_path_factory: pytest.TempPathFactory) -> flo
 
 
 def test_learning_rate_far_too_high(train, clean_loss: float):
-    "32 times what is good: spoilt at once without help, and well with it."
+    "32 times a good value: it ruins the model without rollbacks, and does not with them."
     task = train(learning_rate=32 * SETTINGS["learning_rate"])
     assert 1 <= len(rollbacks(task)) <= 5
     assert last_loss(task) < 1.05 * clean_loss
-    spoilt = train("ignored", learning_rate=32 * SETTINGS["learning_rate"], on_loss_spike="ignore")
-    assert last_loss(spoilt) > 1.5 * clean_loss
+    ruined = train("ignored", learning_rate=32 * SETTINGS["learning_rate"], on_loss_spike="ignore")
+    assert last_loss(ruined) > 1.5 * clean_loss
 
 
 @pytest.mark.parametrize("accident", [corrupt, overflow, poison])
-def test_accidents(train, spoil, clean_loss: float, accident: Callable):
-    "One way back, to a checkpoint from before, and an end as good as without."
-    spoil(accident)
+def test_accidents(train, disturb, clean_loss: float, accident: Callable):
+    "One rollback to a checkpoint from before, and an end as good as without the accident."
+    disturb(accident)
     task = train()
     (entry,) = rollbacks(task)
     assert 120 <= entry["rollback"]["to_step"] <= 140 and entry["step"] <= CORRUPT[-1] + 5
-    assert task.run.learning_rate_factor == 0.5
+    assert task.state.learning_rate_factor == 0.5
     assert last_loss(task) < 1.05 * clean_loss
-    assert all(weight.isfinite().all() for weight in task.run.stock.state_dict().values())
+    assert all(weight.isfinite().all() for weight in task.model.state_dict().values())
 
 
-def test_one_bad_batch_is_no_spike(train, spoil):
-    "Three steps of garbage pass by."
-    spoil(lambda run, data: corrupt(run, data, CORRUPT[:3]))
+def test_one_bad_batch_is_no_spike(train, disturb):
+    "Three corrupted steps raise no alarm."
+    disturb(lambda model, state, batches: corrupt(model, state, batches, CORRUPT[:3]))
     assert not rollbacks(train(max_steps=160))
 
 
-def test_stopped_at_every_step(learnable: dict, train, spoil, tmp_path: Path):
-    "A run that goes back twice, for garbage and for a poisoned weight, in sessions of one step: the same weights and log."
+def test_interrupted_at_every_step(learnable: dict, train, disturb, tmp_path: Path):
+    "A run with two rollbacks, in sessions of one step each, has the weights and the log of one session."
 
-    def both(run, data):
-        if run.step == 20 and not run.rollbacks:
-            run.stock.lm_head.bias.data[7] = torch.nan
-        return corrupt(run, data, range(40, 54))
+    def both(model, state, batches):
+        if state.step == 20 and not state.rollbacks:
+            model.lm_head.bias.data[7] = torch.nan
+        return corrupt(model, state, batches, range(40, 54))
 
     settings = {"max_steps": 64, "logging_steps": 3, "save_steps": 8, "save_total_limit": 1}
-    spoil(both)
+    disturb(both)
     straight = train("straight", **settings)
     assert [entry["rollback"]["to_step"] for entry in rollbacks(straight)] == [0, 21]
-    settings = {**SETTINGS, **settings, "output_dir": tmp_path / "stopped"}
+    settings = {**SETTINGS, **settings, "output_dir": tmp_path / "interrupted"}
     task = tasks.create_mlm(**learnable, training_config=settings)
     task.train(stop_at_step=1)
     data = {name: path for name, path in learnable.items() if name != "checkpoint_path"}
-    while task.run.step < 64:
-        task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "stopped")
-        task.train(stop_at_step=task.run.step + 1)
-    expected = straight.run.stock.state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in task.run.stock.state_dict().items())
+    while task.state.step < 64:
+        task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "interrupted")
+        task.train(stop_at_step=task.state.step + 1)
+    expected = straight.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in task.model.state_dict().items())
     kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rollback")
-    logs = [each.run.history.log_history for each in (task, straight)]
+    logs = [each.state.log_history for each in (task, straight)]
     stopped, expected = ([{name: entry.get(name) for name in kept} for entry in log] for log in logs)
     assert stopped == expected
 
 
 def test_gives_up(learnable: dict, train, tmp_path: Path):
-    "After `max_rollbacks` the run stops; what it leaves can go on with a lower learning rate, which counts anew."
-    with pytest.raises(FloatingPointError, match="went back max_rollbacks=0 times"):
+    "After `max_rollbacks` the run stops; it can be resumed with a lower learning rate, which resets the count."
+    with pytest.raises(FloatingPointError, match="diverged again after max_rollbacks=0 rollbacks"):
         train(learning_rate=0.016, max_rollbacks=0)
     left = list_checkpoints(tmp_path / "run")[-1]
     data = {name: path for name, path in learnable.items() if name != "checkpoint_path"}
     task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "run", training_config={"learning_rate": 1e-3})
-    assert task.run.step == step_of(left) and (task.run.rollbacks, task.run.learning_rate_factor) == (0, 1.0)
+    assert task.state.step == checkpoint_step(left) and (task.state.rollbacks, task.state.learning_rate_factor) == (0, 1.0)
     task.train()
     assert not rollbacks(task)
 
 
-def test_two_processes_go_back_together(data, tmp_path: Path):
-    "Each of two processes finds what one finds alone: the same ways back, at the same steps."
+def test_two_processes_roll_back_together(data, tmp_path: Path):
+    "Two processes do the same rollbacks at the same steps as one."
     found = []
     for number in (1, 2):
         settings = {"max_steps": 40, "learning_rate": 5.0, "gradient_accumulation_steps": 2 // number, "use_cpu": True}
@@ -194,12 +201,12 @@ def test_two_processes_go_back_together(data, tmp_path: Path):
 
 
 def test_warning_changes_nothing(train, caplog: pytest.LogCaptureFixture):
-    "The weights are those of a run that ignores it; log and warning say what to do."
+    "The weights are those of a run that ignores spikes; log and warning say what to do."
     settings = {"learning_rate": 0.064, "max_steps": 40, "warmup_steps": 15}
     runs = [train(answer, on_loss_spike=answer, **settings) for answer in ("warn", "ignore")]
-    warned, ignored = (task.run.stock.state_dict() for task in runs)
+    warned, ignored = (task.model.state_dict() for task in runs)
     assert all(torch.equal(weight, ignored[name]) for name, weight in warned.items())
-    events = [entry for task in runs for entry in task.run.history.log_history if "loss_spike" in entry]
+    events = [entry for task in runs for entry in task.state.log_history if "loss_spike" in entry]
     assert len(events) == 1 and "learning_rate=0.032 (it was 0.064)" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"An evaluation says how good the model is, and the run does not notice it."
+"An evaluation measures the model and does not change the run."
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ EVALUATION = ("eval_loss", "eval_accuracy", "eval_perplexity")
 
 @pytest.fixture(scope="module")
 def split_data(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    "The data of the other tests, as other tools save it, with a fifth of it held out."
+    "The data of the other tests, saved by `datasets`, with a validation split of a fifth."
     folder = tmp_path_factory.mktemp("split")
     rows = load_from_disk(data["tokenized_dataset"])["train"]
     split = rows.train_test_split(test_size=0.2, seed=1)
@@ -32,31 +32,31 @@ def train(data: dict[str, Path], folder: Path, stop_at_step: int | None = None, 
 
 
 def evaluations(task: tasks.MLMTask) -> list[tuple]:
-    "What was logged about the split `validation`."
-    found = [entry for entry in task.run.history.log_history if "eval_loss" in entry]
+    "The logged results on the validation split."
+    found = [entry for entry in task.state.log_history if "eval_loss" in entry]
     return [(entry["step"], *(entry[name] for name in EVALUATION)) for entry in found]
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": False, "bf16": True, "whole_word_masking": True}])
-def test_the_run_does_not_notice(split_data, tmp_path: Path, settings: dict):
-    "Weights are bit-identical with and without, stopped in between or not; the loss on validation falls."
+def test_evaluation_does_not_change_the_run(split_data, tmp_path: Path, settings: dict):
+    "Weights are bit-identical with and without, interrupted or not; the validation loss falls."
     without = train(split_data, tmp_path / "without", **settings)
     with_it = train(split_data, tmp_path / "with", eval_steps=2, **settings)
     train(split_data, tmp_path / "stopped", stop_at_step=3, eval_steps=2, **settings)
     resumed = tasks.create_mlm(**split_data, checkpoint_path=tmp_path / "stopped")
     resumed.train()
     for task in (with_it, resumed):
-        expected = without.run.stock.state_dict()
-        assert all(torch.equal(weight, expected[name]) for name, weight in task.run.stock.state_dict().items())
-    last = with_it.run.plan.total_steps
+        expected = without.model.state_dict()
+        assert all(torch.equal(weight, expected[name]) for name, weight in task.model.state_dict().items())
+    last = with_it.loader.plan.total_steps
     assert [step for step, *_ in evaluations(with_it)] == sorted({*range(2, last, 2), last})
     assert evaluations(resumed) == evaluations(with_it)
     assert evaluations(with_it)[-1][1] < evaluations(with_it)[0][1]
     assert not evaluations(without)
 
 
-def test_two_processes_are_one(split_data, tmp_path: Path):
-    "They share the split, and find what one finds, to rounding."
+def test_two_processes_equal_one(split_data, tmp_path: Path):
+    "Two processes share the split and measure what one measures, to rounding."
     found = []
     for number in (1, 2):
         settings = {**SETTINGS, "gradient_accumulation_steps": 2 // number, "use_cpu": True, "eval_steps": 3}
@@ -70,7 +70,7 @@ def test_two_processes_are_one(split_data, tmp_path: Path):
         assert shared[2:] == pytest.approx(alone[2:], rel=0.02)
 
 
-def test_nothing_was_held_out(data, tmp_path: Path):
+def test_missing_validation_split(data, tmp_path: Path):
     "The error names the remedy, before anything is written."
     with pytest.raises(ValueError, match="no split 'validation'.* tokenize with validation_fraction"):
         train(data, tmp_path / "run", eval_steps=2)
