@@ -83,7 +83,9 @@ def notebook_paths(folder: Path) -> list[Path]:
 
     hidden = (".", "_")
     paths = (path.relative_to(folder) for path in folder.rglob("*.ipynb"))
-    return [folder / path for path in sorted(paths, key=order) if not any(part.startswith(hidden) for part in path.parts)]
+    return [
+        folder / path for path in sorted(paths, key=order) if not any(part.startswith(hidden) for part in path.parts)
+    ]
 
 
 def read_book(folder: Path) -> list[Notebook]:

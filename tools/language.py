@@ -1,6 +1,6 @@
 """Phrases that a reader who knows machine learning would have to decode, and the field's words for them.
 
-The list is a net for the most frequent ones. `tests/book/test_text.py` searches notebooks, messages and pages for them.
+The list is a net for the most frequent ones. `tests/book/test_notebooks.py` searches notebooks, messages and pages for them.
 """
 
 import re

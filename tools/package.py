@@ -22,7 +22,7 @@ OPTIONAL = {"IPython"}  # Imported only where a notebook runs, which has it
 
 
 class Imported(NamedTuple):
-    "One import from a module of the package."
+    "What a module takes from another one of the package."
 
     module: str
     name: str | None  # None if the module itself is imported
@@ -44,30 +44,39 @@ def within(module: str, parents: tuple[str, ...]) -> bool:
 def find_imports(module: str, source: str, modules: set[str], package: str) -> tuple[set[Imported], list[str]]:
     "What a module imports from the package, anywhere in its code, and the imports that cannot be resolved."
     found, problems = set(), []
+    bound: dict[str, str] = {}  # Modules of the package by the names they are used with
+    nodes = list(ast.walk(ast.parse(source)))
 
-    def resolve(dotted: str, name: str | None) -> None:
+    for dotted, name, used_as in (
+        entry for node in nodes for entry in import_entries(node, [package, *module.split(".")])
+    ):
+        if dotted != package and not dotted.startswith(f"{package}."):
+            continue
         inside = dotted.removeprefix(package).removeprefix(".")
         as_module = ".".join(filter(None, [inside, name]))
         if as_module in modules:
             found.add(Imported(as_module, None))
+            bound[used_as] = as_module
         elif inside in modules:
             found.add(Imported(inside, name))
         elif not (inside == "" and (name or "").startswith("__")):  # `from langmlm import __version__` is allowed
-            problems.append(f"{module} imports {as_module or package}, which is no module")
-
-    parents = [package, *module.split(".")]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = parents[: len(parents) - node.level] if node.level else []
-            names = [(".".join([*base, *filter(None, [node.module])]), alias.name) for alias in node.names]
-        else:
-            continue
-        for dotted, name in names:
-            if dotted == package or dotted.startswith(f"{package}."):
-                resolve(dotted, name)
+            is_folder = any(other.startswith(f"{inside}.") for other in modules) or not inside
+            problems.append(f"{module} imports {as_module if is_folder else inside}, which is no module")
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and (target := bound.get(ast.unparse(node.value))):
+            found.add(Imported(target, node.attr))
     return found, problems
+
+
+def import_entries(node: ast.AST, parents: list[str]) -> list[tuple[str, str | None, str]]:
+    "Of an import statement: absolute module, name taken from it, name it is used with. `parents`: the importing module."
+    if isinstance(node, ast.Import):
+        return [(alias.name, None, alias.asname or alias.name) for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = parents[: len(parents) - node.level] if node.level else []
+    dotted = ".".join([*base, *filter(None, [node.module])])
+    return [(dotted, alias.name, alias.asname or alias.name) for alias in node.names]
 
 
 def import_graph(sources: dict[str, str], package: str) -> tuple[dict[str, set[Imported]], list[str]]:
@@ -85,7 +94,7 @@ def layer(module: str) -> int | None:
 
 
 def layer_problems(graph: dict[str, set[Imported]]) -> list[str]:
-    "Imports that point upwards, or take a private name or a star from another module."
+    "Imports that point upwards, star imports, and private names of other modules."
     problems = [f"{module} is in no layer" for module in graph if layer(module) is None]
     for module, imports in graph.items():
         for target, name in sorted(imports, key=str):
@@ -93,8 +102,8 @@ def layer_problems(graph: dict[str, set[Imported]]) -> list[str]:
                 problems.append(f"{module} imports {target}, which is in a higher layer")
             if name == "*":
                 problems.append(f"{module} imports * from {target}")
-            elif (name or "").startswith("_"):
-                problems.append(f"{module} imports the private name {name} from {target}")
+            elif (name or "").startswith("_") and not name.endswith("__"):
+                problems.append(f"{module} uses the private name {name} of {target}")
     return problems
 
 
@@ -126,7 +135,10 @@ def longest_chain(graph: dict[str, set[Imported]]) -> list[str]:
     def chain(module: str) -> list[str]:
         if module not in chains:
             chains[module] = None  # In progress
-            chains[module] = [module, *max((chain(target) for target, _ in sorted(graph[module], key=str)), key=len, default=[])]
+            chains[module] = [
+                module,
+                *max((chain(target) for target, _ in sorted(graph[module], key=str)), key=len, default=[]),
+            ]
         if chains[module] is None:
             raise ValueError(f"{module} imports itself through others")
         return chains[module]
@@ -152,7 +164,9 @@ class Size(NamedTuple):
 def measure_package(sources: dict[str, str], graph: dict[str, set[Imported]]) -> Size:
     "Count what the budgets limit."
     lines = sum(len(source.splitlines()) for source in sources.values())
-    return Size(len(sources), lines, sum(len(public_names(source)) for source in sources.values()), longest_chain(graph))
+    return Size(
+        len(sources), lines, sum(len(public_names(source)) for source in sources.values()), longest_chain(graph)
+    )
 
 
 def budget_problems(size: Size) -> list[str]:
@@ -181,7 +195,9 @@ def imported_libraries(sources: dict[str, str], package: str) -> set[str]:
     return {name.split(".")[0] for name in names} - stdlib_module_names - OPTIONAL - {package}
 
 
-def requirement_problems(libraries: set[str], requirements: str, owners: dict[str, list[str]] | None = None) -> list[str]:
+def requirement_problems(
+    libraries: set[str], requirements: str, owners: dict[str, list[str]] | None = None
+) -> list[str]:
     "Libraries that are imported but not declared, and the reverse. `owners`: distributions by the modules they install."
     owners = packages_distributions() if owners is None else owners
     declared = {canonicalize_name(Requirement(word).name) for word in requirements.split()}

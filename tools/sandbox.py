@@ -1,24 +1,23 @@
 "Copies of the project to run commands and notebooks in, so that nothing they do changes the project itself."
 
-import multiprocessing
+import atexit
+import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-
-import notebook_process
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_LIMIT = 1_500  # Seconds; catches hangs only, and is below pytest's own limit so that children are killed, too
 SHOWN_LINES = 60  # Of the output of a command that failed
 CACHES = {"__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints"}
-
-_SERVER = multiprocessing.get_context("forkserver")  # Imports the libraries once and forks a process per notebook
-_SERVER.set_forkserver_preload(["notebook_process"])
 
 
 def files_below(folder: Path) -> list[str]:
@@ -61,6 +60,7 @@ def environment(project: Path | None, scratch: Path) -> dict[str, str]:
 
 def run_command(command: list, folder: Path, project: Path | None = None) -> str:
     "Run a command to its end and return all it printed; raise AssertionError if it fails or hangs."
+    __tracebackhide__ = True  # pytest then shows the message only
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,
@@ -80,19 +80,31 @@ def run_command(command: list, folder: Path, project: Path | None = None) -> str
     return output
 
 
+@cache
+def notebook_server() -> subprocess.Popen:
+    "The process that runs notebooks; it ends together with this one."
+    command = [sys.executable, Path(__file__).with_name("notebook_process.py")]
+    scratch = tempfile.mkdtemp(prefix="langmlm-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    variables = environment(ROOT, Path(scratch))
+    return subprocess.Popen(command, env=variables, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def run_notebook(path: Path, flags: set[str]) -> None:
-    "Run a notebook in a process of its own, as `nbdev_test` does; raise AssertionError if it fails or hangs."
-    log = path.with_suffix(".log")
-    process = _SERVER.Process(target=notebook_process.run, args=(path, log, flags))
-    process.start()
-    process.join(TIME_LIMIT)
+    "Run a notebook in a process of its own; raise AssertionError if it fails or hangs."
+    __tracebackhide__ = True
+    server, log = notebook_server(), path.with_suffix(".log")
+    request = {"path": str(path), "log": str(log), "flags": sorted(flags)}
+    server.stdin.write(f"{json.dumps(request)}\n".encode())
+    notebook = int(server.stdout.readline())
+    select.select([server.stdout], [], [], TIME_LIMIT)
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # The notebook if it hangs, and what it left running
-    process.join()
+        os.killpg(notebook, signal.SIGKILL)  # The notebook if it hangs, and what it left running
+    status = int(server.stdout.readline())
     output = last_lines(log.read_text(encoding="utf-8", errors="replace"))
     log.unlink()
-    assert process.exitcode != -signal.SIGKILL, f"killed, or no end after {TIME_LIMIT} s\n{output}"
-    assert process.exitcode == 0, output
+    assert status != -signal.SIGKILL, f"killed, or no end after {TIME_LIMIT} s\n{output}"
+    assert status == 0, output
 
 
 def last_lines(output: str) -> str:
@@ -104,6 +116,13 @@ def last_lines(output: str) -> str:
 def tool(name: str) -> Path:
     "A command of the environment that runs the checks."
     return Path(sys.executable).parent / name
+
+
+def demand_none(problems: list[str]) -> None:
+    "Raise AssertionError with all problems, one per line, if there are any."
+    __tracebackhide__ = True
+    if problems:
+        raise AssertionError("\n".join(problems))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
