@@ -15,7 +15,7 @@ from fastcore.docments import docments
 from nbdev.doclinks import NbdevLookup
 from nbdev.showdoc import BasicMarkdownRenderer
 
-WIDTH = 88  # Characters in a line of a call
+WIDTH = 76  # Characters in a line of a call
 LONGEST_DEFAULT = 40  # Characters; longer ones are left to the source
 DASHES = (24, 20, 14, 60)  # Pandoc reads the relative widths of columns from them
 SELF = ("self", "cls", "_cls")
@@ -88,12 +88,21 @@ def call(symbol: Any, name: str) -> str:
         stars = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         default = "" if parameter.default is Parameter.empty else f"={show_default(parameter.default)}"
         words.append(f"{stars}{parameter.name}{default}")
-    line = f"{name}({', '.join(words)})"
-    if len(line) > WIDTH:
+    arrow = f" -> {returned}" if (returned := returned_type(symbol)) else ""
+    line = f"{name}({', '.join(words)}){arrow}"
+    if len(line) > WIDTH and words:
         kept = ", ".join(word.replace(" ", "\0") for word in words)  # A default is never split
         body = fill(kept, WIDTH - 4, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
-        line = f"{name}(\n    " + body.replace("\n", "\n    ") + ",\n)"
+        line = f"{name}(\n    " + body.replace("\n", "\n    ") + f",\n){arrow}"
     return f"```python\n{line}\n```"
+
+
+def returned_type(symbol: Any) -> str:
+    "What a function returns; nothing for a class or where it is not said."
+    try:
+        return "" if inspect.isclass(symbol) else show_type(inspect.signature(symbol).return_annotation)
+    except (ValueError, TypeError):
+        return ""
 
 
 def show_default(value: Any) -> str:
@@ -134,7 +143,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     used = [column for column in range(len(head)) if any(row[column] for row in rows)]
     dashes = ["-" * DASHES[column if len(head) == 4 else min(3, column + (column > 1))] for column in range(len(head))]
     lines = [[line[column] for column in used] for line in (head, dashes, *rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    pipes = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f'<div class="parameters">\n\n{pipes}\n\n</div>'
 
 
 def parameters(symbol: Any) -> str:
@@ -144,10 +154,8 @@ def parameters(symbol: Any) -> str:
         default = "" if parameter.default is Parameter.empty else show_default(parameter.default)
         meaning = escape(one_line(comments.get(parameter.name)))
         rows.append([code(parameter.name), escape(show_type(parameter.annotation)), code(default), meaning])
-    if not inspect.isclass(symbol) and callable(symbol):
-        returned = escape(show_type(inspect.signature(symbol).return_annotation))
-        if meaning := one_line(comments.get("return")) or (returned if returned != "None" else ""):
-            rows.append(["**returns**", returned, "", escape(meaning) if comments.get("return") else ""])
+    if meaning := one_line(comments.get("return")):
+        rows.append(["**returns**", escape(returned_type(symbol)), "", escape(meaning)])
     return table(["parameter", "type", "default", "meaning"], rows)
 
 
