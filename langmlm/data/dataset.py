@@ -75,7 +75,7 @@ class TokenizedDataset:
             return self._ids[chunks[0]][np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
         slices = zip(chunks, starts.tolist(), (starts + lengths).tolist())
         pieces = [self._ids[chunk][start:end] for chunk, start, end in slices]
-        return np.concatenate(pieces, dtype=np.int64) if pieces else np.zeros(0, np.int64)
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
         "Iterate over all sequences in order, a thousand at a time."
