@@ -87,7 +87,12 @@ def project(tmp_path: Path) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     "Begin with the long tests, so that no worker is left alone with one at the end."
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def order(item: pytest.Item) -> tuple:
+        folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
+        return item.get_closest_marker("slow") is None, {"integration": 0, "book": 1}.get(folder, 2)
+
+    items.sort(key=order)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

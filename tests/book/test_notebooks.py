@@ -16,7 +16,6 @@ NAMES = [path.relative_to(BOOK).as_posix() for path in notebook_paths(BOOK)]
 FLAGS = set(read_settings(ROOT)["tst_flags"].split())  # Cells with these directives are not run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs(project: Path, name: str):
     "Every cell runs, and leaves nothing behind."
