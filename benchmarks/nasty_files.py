@@ -1,9 +1,10 @@
-"""Files as bad as they come: their documents come back from a dataset, or they are refused by name and leave nothing.
+"""Nasty files: read and tokenize files with odd text, compression and damage, and check every result.
 
     python benchmarks/nasty_files.py 1000    # writes benchmarks/results/nasty_files.json
 
-Each case is drawn from a seed: some documents, a format, and how the file is written, packed and perhaps damaged. What
-should be read is known from the documents, not from reading the file.
+Each case is drawn from a seed: documents, a format, how the file is written and compressed, and perhaps damage. The
+expected documents are known from the way the file was made, not from reading it. A damaged file has to raise an error
+that names the file, and must leave nothing behind.
 """
 
 import bz2
@@ -42,29 +43,30 @@ PIECES = [
     "\u200b", "\U0010ffff", "\r", "@USER", "#", "null", "NaN", "-1", "://",
 ]  # fmt: skip
 BAD_BYTES = [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf0\x9f\x8c", b"\x80", b"\xc0\xaf"]
-PACK = {
+COMPRESS = {
     "gz": gzip.compress,
     "xz": lzma.compress,
     "bz2": bz2.compress,
     "zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
 }
+NO_TEXT = "no text"  # In the error for a corpus of empty documents
 FORMATS = ("txt", "txt", "txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow")
 
 
 @dataclass
 class Case:
-    "A file or folder, how to read it, and what must come of it."
+    "A file, how to read it, and the expected result."
 
     path: Path
     options: dict = field(default_factory=dict)
     documents: list[str] = field(default_factory=list)
-    refused: str | None = None  # What a refusal must say; None: the documents are read
-    block: int = 2**16  # Bytes that are read at a time: a few, so that their edges are everywhere, or as always
-    kind: str = ""  # For the count
+    error: str | None = None  # Expected in the error message; None: no error
+    block: int = 2**16  # Bytes read at a time; a few bytes put block boundaries everywhere
+    kind: str = ""  # Counted in the result
 
 
 def draw_text(rng: Random, line_ends: bool) -> str:
-    "A text of odd pieces, sometimes empty, white, or long."
+    "Draw a text of odd pieces, sometimes empty, only whitespace, or long."
     pieces = PIECES + ["\n", "\r\n", "\n\n"] if line_ends else PIECES
     text = "".join(rng.choices(pieces, k=rng.choice([0, 1, 1, 3, 10, 40])))
     if rng.random() < 0.02:
@@ -72,20 +74,20 @@ def draw_text(rng: Random, line_ends: bool) -> str:
     return text
 
 
-def is_blank(text: str) -> bool:
-    "Whether a text has nothing but white space in it."
+def is_empty(text: str) -> bool:
+    "Return whether a text contains only whitespace."
     return not text.strip()
 
 
 def damage(rng: Random, data: bytes) -> bytes:
-    "Put a byte that cannot be UTF-8 somewhere between two characters."
+    "Insert invalid UTF-8 between two characters."
     text = data.decode()
-    place = rng.randrange(len(text) + 1)
-    return text[:place].encode() + rng.choice(BAD_BYTES) + text[place:].encode()
+    position = rng.randrange(len(text) + 1)
+    return text[:position].encode() + rng.choice(BAD_BYTES) + text[position:].encode()
 
 
-def settled(data: bytes, encoding_errors: str) -> list[str]:
-    "What is left of one document's bytes."
+def resolve(data: bytes, encoding_errors: str) -> list[str]:
+    "Decode one document; none if it is skipped or an error."
     try:
         return [data.decode()]
     except UnicodeDecodeError:
@@ -93,7 +95,7 @@ def settled(data: bytes, encoding_errors: str) -> list[str]:
 
 
 def text_file(rng: Random, case: Case) -> bytes:
-    "A text file of lines, paragraphs or one document."
+    "Write a text file of lines, paragraphs or one document."
     document = rng.choice(["line", "line", "blank-line", "file"])
     errors = rng.choice(["strict", "strict", "replace", "skip"])
     case.options |= {"document": document, "encoding_errors": errors}
@@ -102,7 +104,7 @@ def text_file(rng: Random, case: Case) -> bytes:
     for _ in range(rng.choice([1, 3, 30])):
         lines = [draw_text(rng, False) for _ in range(1 if document == "line" else rng.randrange(1, 4))]
         if document == "blank-line":
-            lines = [line if not is_blank(line) else "." for line in lines]
+            lines = [line if not is_empty(line) else "." for line in lines]
         data = [damage(rng, line.encode()) if bad and rng.random() < 0.3 else line.encode() for line in lines]
         if document == "blank-line":
             data = [line if line.strip() else b"." for line in data] + [rng.choice([b"", b" ", b"\t\x0b"])]
@@ -116,15 +118,15 @@ def text_file(rng: Random, case: Case) -> bytes:
         content = b"\xef\xbb\xbf" + content
     if document == "file":
         expected = [b"\n".join(raw)]
-    if errors == "strict" and any(not settled(data, "strict") for data in raw):
-        case.refused = "is not UTF-8"
-    case.documents = [text for data in expected for text in settled(data, errors)]
+    if errors == "strict" and any(not resolve(data, "strict") for data in raw):
+        case.error = "is not UTF-8"
+    case.documents = [text for data in expected for text in resolve(data, errors)]
     return content
 
 
 def table_file(rng: Random, case: Case, form: str) -> bytes:
-    "A table with a text column and others."
-    column = rng.choice(["text", "text", "body", "text,\"1\"", "naïve"])
+    "Write a table with a text column and others."
+    column = rng.choice(["text", "text", "body", 'text,"1"', "naïve"])
     case.options |= {"text_column": column, "encoding_errors": rng.choice(["strict", "replace"])}
     texts = [draw_text(rng, True) for _ in range(rng.choice([1, 3, 30]))]
     if form in ("csv", "tsv"):
@@ -149,7 +151,7 @@ def table_file(rng: Random, case: Case, form: str) -> bytes:
 
 
 def csv_file(rng: Random, column: str, texts: list[str], delimiter: str) -> bytes:
-    "Quoted as little as may be, or everywhere."
+    "Write CSV, quoted as little as possible, or everywhere."
     sink = io.StringIO(newline="")
     returns = any("\r" in text for text in texts)
     quoting = csv.QUOTE_ALL if returns or rng.random() < 0.5 else csv.QUOTE_MINIMAL
@@ -161,7 +163,7 @@ def csv_file(rng: Random, column: str, texts: list[str], delimiter: str) -> byte
 
 
 def json_file(rng: Random, column: str, texts: list[str | None], form: str) -> bytes:
-    "Objects in lines, in a list, or behind one another."
+    "Write JSON lines, an array, or consecutive objects."
     rows = [{"id": number, column: text, "more": {"text": "no"}} for number, text in enumerate(texts)]
     ascii_only, end = rng.random() < 0.5, rng.choice(["\n", "\r\n", "\n\n"])
     if form == "json" and rng.random() < 0.7:
@@ -171,28 +173,28 @@ def json_file(rng: Random, column: str, texts: list[str | None], form: str) -> b
     return (b"\xef\xbb\xbf" if rng.random() < 0.3 else b"") + content.encode()
 
 
-def spoil(rng: Random, case: Case, form: str, content: bytes) -> bytes:
-    "Make a good file a bad one, in a way that must be told."
+def make_invalid(rng: Random, case: Case, form: str, content: bytes) -> bytes:
+    "Make the content of a file invalid."
     wide = rng.choice(["utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
     if form == "txt":
-        case.refused, case.kind = "is in UTF-", case.kind + " wide"
+        case.error, case.kind = "is in UTF-", case.kind + " wide"
         return "A plain text of some length.\nIn two lines.\n".encode(wide)
-    case.kind += " spoilt"
+    case.kind += " invalid"
     if form in ("parquet", "arrow"):
-        case.refused = "torn"
+        case.error = "truncated"
         return content[: rng.randrange(1, len(content) - 9)]
     column = case.options["text_column"]
     if rng.random() < 0.3:
-        case.options["text_column"], case.refused = "nowhere", "'nowhere'"
+        case.options["text_column"], case.error = "nowhere", "'nowhere'"
     elif form in ("csv", "tsv"):
-        case.refused = "line"
+        case.error = "line"
         bad = [b'"never closed', b"one,two,three,four\tfive\tsix\t"]
         bad += [b'1,"closed" early\t"closed" early', b"\xff,\xff\t\xff"]
         if case.options["encoding_errors"] != "strict":
             bad.pop()
         content += b"\r\n" + rng.choice(bad)
     else:
-        case.refused = ""
+        case.error = ""
         bad = [b"{", b'{"text": 1,,}', b"[1]", b"nonsense", b'{"other": "text"}', b'{"te\xff']
         bad.append(json.dumps({column: 5}).encode())
         content += b"\n" + rng.choice(bad)
@@ -200,65 +202,66 @@ def spoil(rng: Random, case: Case, form: str, content: bytes) -> bytes:
 
 
 def make_file(rng: Random, folder: Path, name: str) -> Case:
-    "One file: its documents, and how they are written, spoilt and packed."
+    "Write one file: draw its documents, format, errors and compression."
     form = rng.choice(FORMATS)
     case = Case(folder / f"{name}.{form}", block=rng.choice([5, 64, 2**16]), kind=form)
     content = text_file(rng, case) if form == "txt" else table_file(rng, case, form)
     if rng.random() < 0.2:
-        content = spoil(rng, case, form, content)
+        content = make_invalid(rng, case, form, content)
     if rng.random() < 0.4:
-        packing = rng.choice(list(PACK))
+        compression = rng.choice(list(COMPRESS))
+        compress = COMPRESS[compression]
         middle = rng.randrange(len(content) + 1) if rng.random() < 0.3 else 0
-        packed = PACK[packing](content[:middle]) + PACK[packing](content[middle:]) if middle else PACK[packing](content)
+        first = compress(content[:middle]) if middle else b""
+        compressed = first + compress(content[middle:])
         if rng.random() < 0.15:
-            packed, case.refused = packed[: rng.randrange(1, len(packed))], ""  # Whatever is met first
-            if middle and len(packed) == len(PACK[packing](content[:middle])):
-                packed = packed[:-1]
-            case.kind += " torn"
+            compressed, case.error = compressed[: rng.randrange(1, len(compressed))], ""  # Any error: what is met first
+            if middle and len(compressed) == len(first):
+                compressed = compressed[:-1]
+            case.kind += " truncated"
         elif middle and rng.random() < 0.3:
-            first = len(PACK[packing](content[:middle]))
-            packed, case.refused = packed[:first] + b"X" + packed[first + 1 :], ""
+            compressed, case.error = first + b"X" + compressed[len(first) + 1 :], ""
             case.kind += " damaged"
-        content, case.path = packed, case.path.with_name(f"{case.path.name}.{packing}")
-        case.kind += f".{packing}"
+        content, case.path = compressed, case.path.with_name(f"{case.path.name}.{compression}")
+        case.kind += f".{compression}"
     if rng.random() < 0.03:
-        content, case.refused, case.kind = b"", "nothing in them", "hollow"
-    case.documents = [text for text in case.documents if not is_blank(text)]
-    if case.refused is None and not case.documents:
-        case.refused, case.kind = "no text", "blank"
+        content, case.error, case.kind = b"", "names empty files", "empty file"
+    case.documents = [text for text in case.documents if not is_empty(text)]
+    if case.error is None and not case.documents:
+        case.error, case.kind = NO_TEXT, "no text"
     case.path.write_bytes(content)
     return case
 
 
 def read_case(case: Case, tokenizer: Path, target: Path, with_dataset: bool) -> list[list[str]]:
-    "The documents of a case as they are read twice, and their dataset if that is wanted or reading does not fail."
+    "Read the documents of a case twice; make their dataset if wanted, or if an error is expected."
     with ExitStack() as stack:
         if len(case.documents) < 100 and max(map(len, case.documents), default=0) < 10_000:
-            for place in ("lines.FIRST_BLOCK", "lines.LATER_BLOCKS", "records.FIRST_BLOCK", "records.LATER_BLOCKS"):
-                stack.enter_context(patch(f"langmlm.{place}", case.block))
+            for name in ("_FIRST_BLOCK", "_LATER_BLOCKS"):
+                stack.enter_context(patch(f"langmlm.text.readers.{name}", case.block))
         corpus = open_corpus(case.path, **case.options)
         read = [list(corpus), list(corpus)]
-        if with_dataset or case.refused is not None:
+        if with_dataset or case.error is not None:
             config = {"path_to_save_dataset": target, "max_length": 32, **case.options}
             tasks.create_tokenizer(case.path, config, tokenizer=tokenizer).train()
     return read
 
 
-def check(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) -> str | None:
-    "What is wrong with the handling of a case, None if nothing is."
+def find_problem(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) -> str | None:
+    "Read a case and return what is wrong with the result; None: nothing."
     target = folder / "made" / "dataset"
     try:
         read = read_case(case, tokenizer, target, with_dataset)
     except (ValueError, FileNotFoundError) as error:
-        if case.refused is None:
-            return f"refused: {error}"
-        named = case.refused == "no text" or case.path.name in str(error)
-        if not named or case.refused not in str(error):
-            return f"refused without its name or reason {case.refused!r}: {error}"
+        if case.error is None:
+            return f"unexpected error: {error}"
+        names_file = case.error == NO_TEXT or case.path.name in str(error)
+        if not names_file or case.error not in str(error):
+            return f"error without the file name or {case.error!r}: {error}"
         left = [path.name for path in target.parent.rglob("*")] if target.parent.exists() else []
-        return f"left behind: {left} {temporary_files()}" if left or temporary_files() else None
-    if case.refused is not None:
-        return f"not refused, though it should say {case.refused!r}"
+        return f"files left behind: {left} {temporary_files()}" if left or temporary_files() else None
+    if case.error is not None:
+        return f"no error, expected {case.error!r}"
     if read != [case.documents, case.documents]:
         return f"read {read[0]!r:.300} instead of {case.documents!r:.300}"
     if not with_dataset:
@@ -270,44 +273,44 @@ def check(case: Case, tokenizer: Path, folder: Path, with_dataset: bool = True) 
 
 @contextmanager
 def own_temporary_files(folder: Path) -> Iterator[None]:
-    "Within it, temporary files go to a folder where nobody else's are."
+    "Within the context, temporary files go to a folder of their own."
     folder.mkdir()
     with patch.object(tempfile, "tempdir", str(folder)):
         yield
 
 
 def temporary_files() -> set[str]:
-    "Spools and the like that exist now."
+    "Return the names of the temporary files that exist now."
     return {path.name for path in Path(tempfile.gettempdir()).iterdir()}
 
 
 def run(cases: int, seed: int, tokenizer: Path, datasets: int = 1) -> tuple[Counter, list[str]]:
-    "Make and check so many files, every n-th with its dataset; counts by kind and outcome, and what went wrong."
-    counts, faults = Counter(), []
+    "Make and check files, every `datasets`-th with its dataset; return counts by kind and result, and problems."
+    counts, problems = Counter(), []
     for number in range(cases):
         with tempfile.TemporaryDirectory() as folder, own_temporary_files(Path(folder) / "temporary"):
             case = make_file(Random(f"{seed}/{number}"), Path(folder), f"nasty-{number}")
-            fault = check(case, tokenizer, Path(folder), with_dataset=number % datasets == 0)
-        counts["refused" if case.refused is not None else "read"] += 1
+            problem = find_problem(case, tokenizer, Path(folder), with_dataset=number % datasets == 0)
+        counts["errors" if case.error is not None else "read"] += 1
         counts[case.kind] += 1
-        if fault:
-            faults.append(f"case {number} ({case.kind}): {fault}")
-    return counts, faults
+        if problem:
+            problems.append(f"case {number} ({case.kind}): {problem}")
+    return counts, problems
 
 
 def main() -> int:
-    "Run as many cases as the command says, and write the result."
-    logging.disable(logging.WARNING)  # One for each file with nulls or damage
+    "Run the number of cases given on the command line, and write the result."
+    logging.disable(logging.WARNING)  # One per file with nulls or invalid UTF-8
     cases, began = int(sys.argv[1]), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(train_tokenizer(docstrings(), TokenizerConfig(vocab_size=1_000)), Path(folder) / "tokenizer")
-        counts, faults = run(cases, seed=0, tokenizer=Path(folder) / "tokenizer")
-    print("\n".join(faults))
-    outcome = {"files": cases, "read": counts.pop("read"), "refused": counts.pop("refused"), "wrong": len(faults)}
+        counts, problems = run(cases, seed=0, tokenizer=Path(folder) / "tokenizer")
+    print("\n".join(problems))
+    outcome = {"files": cases, "read": counts.pop("read"), "errors": counts.pop("errors"), "wrong": len(problems)}
     print(outcome, f"{time.monotonic() - began:.0f} s")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(outcome | {"kinds": dict(sorted(counts.items()))}, indent=2) + "\n")
-    return int(bool(faults))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

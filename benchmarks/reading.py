@@ -1,10 +1,10 @@
-"""How fast text is read, and what memory that takes and learning a tokenizer from it: one process for each measurement.
+"""Speed and memory of reading text, and of training a tokenizer on it; one process per measurement.
 
-    python benchmarks/reading.py reading     # writes results/reading.json; 2 GB of disk for a while
-    python benchmarks/reading.py learning    # adds learning from 1 GB, with blanks and without: an hour
+    python benchmarks/reading.py reading     # writes results/reading.json; needs 2 GB of disk
+    python benchmarks/reading.py learning    # trains on 1 GB, with spaces and without: an hour
 
-The text is made up: words with the frequencies of Zipf's law, of which new ones come for ever, and lines of a script
-without blanks. `--megabytes` makes it smaller.
+The text is synthetic: words with Zipf's distribution, so that new ones never stop, and lines of a script without
+spaces. `--megabytes` makes it smaller.
 """
 
 import argparse
@@ -25,20 +25,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULT = Path(__file__).parent / "results" / "reading.json"
-SYLLABLES = [onset + vowel for onset in [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"] for vowel in [*"aeiou", "ea", "ou", "io"]]
+SYLLABLES = [
+    onset + vowel for onset in [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"] for vowel in [*"aeiou", "ea", "ou", "io"]
+]
 
 
 def word(number: int) -> str:
-    "The word with a rank: the rarer, the longer."
+    "Make the word with a frequency rank; rare words are longer."
     rest, found = number * 2_654_435_761 % 2**40, []
     for _ in range(1 + min(5, number.bit_length() // 4)):
-        rest, place = divmod(rest, len(SYLLABLES))
-        found.append(SYLLABLES[place])
+        rest, index = divmod(rest, len(SYLLABLES))
+        found.append(SYLLABLES[index])
     return "".join(found)
 
 
 def lines_of_words(megabytes: float) -> Iterator[str]:
-    "Sentences of 5 to 60 words."
+    "Make sentences of 5 to 60 words."
     draw, common, written = np.random.default_rng(0), [word(number) for number in range(100_000)], 0
     while written < megabytes * 1e6:
         numbers = (draw.zipf(1.25, size=200_000) % 2**40).tolist()
@@ -49,10 +51,10 @@ def lines_of_words(megabytes: float) -> Iterator[str]:
             yield line
 
 
-def lines_without_blanks(megabytes: float) -> Iterator[str]:
-    "Lines of 10 to 60 out of 4,000 characters of three bytes."
+def lines_without_spaces(megabytes: float) -> Iterator[str]:
+    "Make lines of 10 to 60 characters; there are 4,000 characters, of three bytes each."
     draw, written = np.random.default_rng(0), 0
-    characters = np.array([chr(0x4E00 + place) for place in range(4_000)])
+    characters = np.array([chr(0x4E00 + offset) for offset in range(4_000)])
     while written < megabytes * 1e6:
         numbers = np.minimum(draw.zipf(1.2, size=100_000), 4_000) - 1
         for end in np.cumsum(draw.integers(10, 60, size=2_800)).tolist():
@@ -62,13 +64,13 @@ def lines_without_blanks(megabytes: float) -> Iterator[str]:
 
 
 def write_lines(file: Path, lines: Iterator[str]) -> None:
-    "One text file."
+    "Write a text file."
     with open(file, "w", encoding="utf-8") as stream:
         stream.writelines(line + "\n" for line in lines)
 
 
 def write_table(file: Path, lines: Iterator[str]) -> None:
-    "The same lines in another format."
+    "Write the same lines in another format."
     if file.suffix == ".parquet":
         pq.write_table(pa.table({"text": list(lines)}), file)
     elif file.suffix == ".jsonl":
@@ -78,13 +80,13 @@ def write_table(file: Path, lines: Iterator[str]) -> None:
 
 
 def files_to_read(folder: Path, megabytes: float) -> dict[str, Callable[[Path], None]]:
-    "What is read, and how its file is made."
+    "Return the files to read, and how to make each one."
     some = megabytes / 10
-    packed = gzip.compress("\n".join(lines_of_words(some)).encode(), 6)
+    compressed = gzip.compress("\n".join(lines_of_words(some)).encode(), 6)
     return {
         "lines.txt": lambda file: write_lines(file, lines_of_words(megabytes)),
-        "without_blanks.txt": lambda file: write_lines(file, lines_without_blanks(megabytes)),
-        "lines.txt.gz": lambda file: file.write_bytes(packed),
+        "without_spaces.txt": lambda file: write_lines(file, lines_without_spaces(megabytes)),
+        "lines.txt.gz": lambda file: file.write_bytes(compressed),
         "lines.jsonl": lambda file: write_table(file, lines_of_words(some)),
         "lines.csv": lambda file: write_table(file, lines_of_words(some)),
         "lines.parquet": lambda file: write_table(file, lines_of_words(some)),
@@ -94,7 +96,7 @@ def files_to_read(folder: Path, megabytes: float) -> dict[str, Callable[[Path], 
 
 
 def measure(what: str, file: str) -> dict:
-    "Read a file, or learn from it, in this process."
+    "Read a file, or train a tokenizer on it, in this process."
     from langmlm.text.corpus import open_corpus
     from langmlm.tokens.tokenizer import make_untrained_tokenizer, draw_training_text, train_tokenizer
     from langmlm.tokens.tokenizer import TokenizerConfig
@@ -117,15 +119,15 @@ def measure(what: str, file: str) -> dict:
 
 
 def peak() -> float:
-    "The most memory that this process has had, in MB; `ru_maxrss` would count what its parent had."
+    "Return the peak memory of this process in MB; `ru_maxrss` would include its parent's."
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e6
 
 
 def measure_alone(what: str, file: Path) -> dict:
-    "A measurement in a process of its own."
+    "Measure in a process of its own."
     command = [sys.executable, __file__, "measure", what, str(file)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -137,7 +139,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["reading", "learning"])
-    parser.add_argument("--megabytes", type=float, help="of text: 500 to read, 1,000 to learn from unless said")
+    parser.add_argument(
+        "--megabytes", type=float, help="size of the text (default: 500 for reading, 1,000 for learning)"
+    )
     arguments = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +151,7 @@ def main() -> None:
             size = arguments.megabytes or 1_000
             makers = {
                 "lines.txt": lambda file: write_lines(file, lines_of_words(size)),
-                "without_blanks.txt": lambda file: write_lines(file, lines_without_blanks(size)),
+                "without_spaces.txt": lambda file: write_lines(file, lines_without_spaces(size)),
             }
         for name, make in makers.items():
             make(file := Path(folder) / name)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TokenizedDataset', 'open_dataset', 'check_tokenizer', 'unigram_entropy']
 
-# %% ../../nbs/data/01_dataset.ipynb #c551aae5
+# %% ../../nbs/data/01_dataset.ipynb #6083df44
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
@@ -17,11 +17,11 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import MANIFEST, read_json
+from ..disk import read_manifest
 from ..tokens.shards import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
-# %% ../../nbs/data/01_dataset.ipynb #cf2324d9
+# %% ../../nbs/data/01_dataset.ipynb #c7ffd60c
 class TokenizedDataset:
     "Sequences of token ids by index; only their lengths and offsets are held in memory."
 
@@ -33,23 +33,21 @@ class TokenizedDataset:
         self.manifest = manifest
         columns = [name for name in ("input_ids", "attention_mask") if name in rows.column_names]
         chunks = [_locate(*arrays) for arrays in zip(*(rows.data.column(name).chunks for name in columns))]
-        self._ids = [ids for ids, _, _ in chunks]  # One zero-copy view per Arrow chunk
-        self._first_rows = np.cumsum([0] + [len(starts) for _, starts, _ in chunks])
-        self._starts = np.concatenate([starts for _, starts, _ in chunks] or [np.zeros(0, np.int64)])
-        self.lengths = np.concatenate([lengths for *_, lengths in chunks] or [np.zeros(0, np.int32)]).astype(np.int32)
+        self._ids, starts, lengths = zip(*(chunks or [(np.zeros(0, np.int64),) * 3]))  # Ids: a view of each chunk
+        self._first_rows = np.cumsum([0, *map(len, starts)])
+        self._starts, self.lengths = np.concatenate(starts), np.concatenate(lengths).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
         "Return the ids of one sequence as they are stored."
-        row = range(len(self))[row]
-        chunk = np.searchsorted(self._first_rows, row, side="right") - 1
+        chunk = np.searchsorted(self._first_rows, row % len(self), side="right") - 1
         return self._ids[chunk][self._starts[row] : self._starts[row] + self.lengths[row]]
 
     @property
     def tokens(self) -> int:
-        "Number of tokens in all sequences, special tokens included."
+        "The number of tokens, special tokens included."
         return int(self.lengths.sum(dtype=np.int64))
 
     @property
@@ -67,11 +65,8 @@ class TokenizedDataset:
             content.update(ids, lengths)
         return content.hexdigest()
 
-    def flat(
-        self,
-        rows: np.ndarray | Sequence[int],  # [sequences] indices in any order
-    ) -> np.ndarray:  # [tokens] int64
-        "Concatenate the ids of several sequences."
+    def flat(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:  # [tokens] int64
+        "Concatenate the ids of several sequences, given by their indices in any order."
         rows = np.asarray(rows, np.int64)
         starts, lengths = self._starts[rows], self.lengths[rows].astype(np.int64)
         chunks = (np.searchsorted(self._first_rows, rows % len(self), side="right") - 1).tolist()
@@ -80,7 +75,7 @@ class TokenizedDataset:
             return self._ids[chunks[0]][np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
         slices = zip(chunks, starts.tolist(), (starts + lengths).tolist())
         pieces = [self._ids[chunk][start:end] for chunk, start, end in slices]
-        return np.concatenate(pieces, dtype=np.int64) if pieces else np.zeros(0, np.int64)
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
         "Iterate over all sequences in order, a thousand at a time."
@@ -88,19 +83,16 @@ class TokenizedDataset:
             lengths = self.lengths[first : first + 1_000]
             yield self.flat(np.arange(first, first + len(lengths))), lengths
 
-# %% ../../nbs/data/01_dataset.ipynb #63ef0fba
-def _as_list(array: pa.Array) -> pa.Array:
-    "Turn lists of a fixed size into ordinary ones, which have offsets."
-    return array.cast(pa.list_(array.type.value_type)) if pa.types.is_fixed_size_list(array.type) else array
-
-
-def _locate(ids: pa.Array, mask: pa.Array | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+# %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
+def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Return all ids of an Arrow chunk, and where its non-empty sequences start and how long they are without padding."
-    ids = _as_list(ids)
+    ids, *masks = (
+        column.cast(pa.list_(column.type.value_type)) if pa.types.is_fixed_size_list(column.type) else column
+        for column in columns
+    )
     bounds = ids.offsets.to_numpy().astype(np.int64)
     starts, lengths = bounds[:-1], np.diff(bounds)
-    if mask is not None:
-        mask = _as_list(mask)
+    for mask in masks:
         shift = mask.offsets[0].as_py() - bounds[0]  # A sliced chunk may start at different offsets in both columns
         real = np.flatnonzero(mask.values.to_numpy(zero_copy_only=False)) - shift
         first = np.searchsorted(real, bounds)
@@ -110,7 +102,7 @@ def _locate(ids: pa.Array, mask: pa.Array | None = None) -> tuple[np.ndarray, np
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it does not mark padding")
     return ids.values.to_numpy(), starts[lengths > 0], lengths[lengths > 0]
 
-# %% ../../nbs/data/01_dataset.ipynb #6b878fcd
+# %% ../../nbs/data/01_dataset.ipynb #f42c1546
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
     split: str = "train",  # "train" or "validation"
@@ -129,36 +121,27 @@ def open_dataset(
     rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
-    manifest = folder / MANIFEST  # Its fingerprint is that of the training split
-    has_manifest = split == "train" and manifest.is_file()
-    dataset = TokenizedDataset(rows, read_json(manifest) if has_manifest else None)
+    manifest = read_manifest(folder) if split == "train" else None  # It has the fingerprint of the training split
+    dataset = TokenizedDataset(rows, manifest)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     return dataset
 
-# %% ../../nbs/data/01_dataset.ipynb #1325a62e
-def check_tokenizer(
-    dataset: TokenizedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+# %% ../../nbs/data/01_dataset.ipynb #5e360b49
+def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase) -> None:
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen."
     if dataset.manifest:
         if dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
-            raise ValueError(
-                "tokenized_dataset was made with another tokenizer than the one given: "
-                "tokenize it again, or pass the tokenizer it was made with"
-            )
+            raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
         return
     for ids, _ in dataset.blocks():
         if ids.max() >= len(tokenizer):
-            raise ValueError(
-                f"tokenized_dataset contains the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens: "
-                "pass the tokenizer it was made with"
-            )
+            found = f"the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens"
+            raise ValueError(f"tokenized_dataset contains {found}: pass the tokenizer it was made with")
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
 
-# %% ../../nbs/data/01_dataset.ipynb #7cfa25bb
+# %% ../../nbs/data/01_dataset.ipynb #9525b4f7
 def unigram_entropy(
     dataset: TokenizedDataset,
     special_ids: Iterable[int],  # Never predicted, so not counted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EqualLengthBlock', 'group_equal_lengths', 'attend_equal_lengths', 'attend_varlen']
 
-# %% ../../nbs/model/02_attention.ipynb #e20eea82
+# %% ../../nbs/model/02_attention.ipynb #b992ecc9
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .layers import deterministic_algorithms, draw_dropout_mask, dropout_generator, keep_probability
 
-# %% ../../nbs/model/02_attention.ipynb #36ed1cc6
+# %% ../../nbs/model/02_attention.ipynb #d2aba7b1
 _LOGITS_PER_BLOCK = 2**19  # Over all heads: a megabyte in bf16, which fits into the cache of a core
 
 
@@ -43,7 +43,7 @@ def group_equal_lengths(
             blocks.append(EqualLengthBlock(int(starts[row]), min(most, end - row), length))
     return blocks
 
-# %% ../../nbs/model/02_attention.ipynb #4c513173
+# %% ../../nbs/model/02_attention.ipynb #38bcae1d
 def _as_rows(tensor: Tensor, block: EqualLengthBlock) -> Tensor:
     "View a block of [tokens, heads, head size] as [rows, heads, length, head size]."
     tokens = tensor[block.start : block.start + block.rows * block.length]
@@ -71,9 +71,10 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, gradient):
         blocks, dropout, scale = ctx.options
         gradient = gradient * (1 / keep_probability(dropout))
-        gradients = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        inputs = ctx.saved_tensors  # Unpacked once, as gradient checkpointing requires
+        gradients = [torch.empty_like(tensor) for tensor in inputs]
         for block, (weights, dropped) in zip(blocks, ctx.weights):
-            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*ctx.saved_tensors, gradient))
+            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*inputs, gradient))
             grad_q, grad_k, grad_v = (_as_rows(tensor, block) for tensor in gradients)
             kept = weights.masked_fill(dropped, 0) if dropout else weights
             grad_v.copy_(kept.mT @ grad_output)
@@ -84,7 +85,7 @@ class _BlockAttention(torch.autograd.Function):
             torch.mul(grad_logits.mT @ q, scale, out=grad_k)
         return *gradients, None, None, None
 
-# %% ../../nbs/model/02_attention.ipynb #64e73752
+# %% ../../nbs/model/02_attention.ipynb #5207ac9e
 @torch.compiler.disable
 def attend_equal_lengths(
     query: Tensor,  # [tokens, heads, head size]
@@ -98,7 +99,7 @@ def attend_equal_lengths(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return _BlockAttention.apply(query, key, value, blocks, dropout, scale)
 
-# %% ../../nbs/model/02_attention.ipynb #edf47bb2
+# %% ../../nbs/model/02_attention.ipynb #8ff83543
 # The operators behind FlashAttention in PyTorch. The public alternative, torch.nn.attention.varlen.varlen_attn, has no
 # dropout. As custom operators they stay whole when the model is compiled.
 @torch.library.custom_op("langmlm::attend_varlen", mutates_args=())
@@ -121,7 +122,7 @@ def _flash_attention_backward(
         return backward(gradient, *known, cu_seqlens, cu_seqlens, *options, scale=scale)
 # fmt: on
 
-# %% ../../nbs/model/02_attention.ipynb #6f4bb698
+# %% ../../nbs/model/02_attention.ipynb #24a0db92
 @_flash_attention.register_fake
 def _(query, key, value, cu_seqlens, max_seqlen, dropout, scale):
     logsumexp = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
@@ -145,7 +146,7 @@ def _backward(ctx, gradient, *others):
 
 _flash_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
-# %% ../../nbs/model/02_attention.ipynb #344318fd
+# %% ../../nbs/model/02_attention.ipynb #da2586e3
 @torch.compiler.disable
 def _jagged_attention(query, key, value, cu_seqlens, max_seqlen, dropout, scale):
     "Attend through a jagged tensor, which takes every type and head size."
@@ -166,7 +167,7 @@ def _has_flash_attention(query: Tensor) -> bool:
     is_half, size = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
     return query.is_cuda and is_half and size % 8 == 0 and size <= 256 and _is_ampere()
 
-# %% ../../nbs/model/02_attention.ipynb #8e4a4b26
+# %% ../../nbs/model/02_attention.ipynb #6d162d9f
 def attend_varlen(
     query: Tensor,  # [tokens, heads, head size]
     key: Tensor,  # The same shape

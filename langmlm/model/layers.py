@@ -6,7 +6,7 @@
 __all__ = ['dropout_generator', 'draw_dropout_mask', 'keep_probability', 'FastDropout', 'deterministic_algorithms',
            'DeterministicEmbedding', 'HalfPrecisionLayerNorm', 'replace_layers']
 
-# %% ../../nbs/model/03_layers.ipynb #c99c1d27
+# %% ../../nbs/model/03_layers.ipynb #4dd796da
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/model/03_layers.ipynb #b2190e62
+# %% ../../nbs/model/03_layers.ipynb #5d88fd1a
 def dropout_generator() -> np.random.Generator:
     "Return a fast random generator, seeded by PyTorch's global one."
     return np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
@@ -37,7 +37,7 @@ def keep_probability(dropout: float) -> float:
     "Return the probability with which `draw_dropout_mask` keeps an activation."
     return 1 - round(dropout * 2**16) / 2**16
 
-# %% ../../nbs/model/03_layers.ipynb #c734beab
+# %% ../../nbs/model/03_layers.ipynb #50478303
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, dropout: float) -> Tensor:
@@ -60,7 +60,7 @@ class FastDropout(nn.Dropout):
             return super().forward(hidden)
         return _Dropout.apply(hidden, self.p)
 
-# %% ../../nbs/model/03_layers.ipynb #e996eaae
+# %% ../../nbs/model/03_layers.ipynb #a9889c3f
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
     "Use only deterministic kernels within this context; operators that have none raise an error."
@@ -74,7 +74,7 @@ def deterministic_algorithms() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
-# %% ../../nbs/model/03_layers.ipynb #effbaffe
+# %% ../../nbs/model/03_layers.ipynb #160dc131
 # The operator behind `F.embedding`'s backward pass. The public alternative, autograd itself, offers no way to choose
 # the deterministic kernel for this one call, and torch.compile would generate its own kernel with atomic additions.
 @torch.library.custom_op("langmlm::embedding_gradient", mutates_args=())
@@ -108,7 +108,7 @@ class DeterministicEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         return _Embedding.apply(ids, self.weight, -1 if self.padding_idx is None else self.padding_idx)
 
-# %% ../../nbs/model/03_layers.ipynb #3774c488
+# %% ../../nbs/model/03_layers.ipynb #43822690
 class HalfPrecisionLayerNorm(nn.LayerNorm):
     "Layer norm computed in float32 whose output has the half-precision type of `autocast`."
 
@@ -116,7 +116,7 @@ class HalfPrecisionLayerNorm(nn.LayerNorm):
         output, device = super().forward(hidden), hidden.device.type
         return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
-# %% ../../nbs/model/03_layers.ipynb #c7b2eee1
+# %% ../../nbs/model/03_layers.ipynb #1221f0af
 _REPLACEMENTS = {
     nn.Dropout: FastDropout,
     nn.Embedding: DeterministicEmbedding,

@@ -6,7 +6,7 @@
 __all__ = ['LOGITS_ROWS', 'ModelConfig', 'find_mismatches', 'roberta_config', 'build_model', 'linear_cross_entropy',
            'FlatMaskedLM']
 
-# %% ../../nbs/model/01_roberta.ipynb #7bba645a
+# %% ../../nbs/model/01_roberta.ipynb #927d64af
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..data.masking import IGNORE_INDEX
 from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
 from .layers import replace_layers
 
-# %% ../../nbs/model/01_roberta.ipynb #118d00f0
+# %% ../../nbs/model/01_roberta.ipynb #4037c0a5
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     "The architecture: all keys that `transformers.RobertaConfig` defines, with the values of roberta-base."
@@ -57,7 +57,7 @@ class ModelConfig:
         if errors := find_type_errors(self) or _invalid_values(self):
             raise ConfigError("model_config", errors)
 
-# %% ../../nbs/model/01_roberta.ipynb #2800af1a
+# %% ../../nbs/model/01_roberta.ipynb #19fb41d4
 def _invalid_values(config: ModelConfig) -> list[str]:
     "Return one sentence per value out of range."
     values, errors = asdict(config), []
@@ -81,13 +81,13 @@ def _invalid_values(config: ModelConfig) -> list[str]:
             errors.append(f"{name} must be False, got True: a masked language model is an encoder")
     return errors
 
-# %% ../../nbs/model/01_roberta.ipynb #c279bb39
+# %% ../../nbs/model/01_roberta.ipynb #86e20683
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     "Return the special token ids that a config repeats, by their names there."
     ids = tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
     return dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), ids))
 
-# %% ../../nbs/model/01_roberta.ipynb #ab74f8e4
+# %% ../../nbs/model/01_roberta.ipynb #f8fdf63f
 def find_mismatches(
     config: RobertaConfig,  # Of a new model or a loaded one
     tokenizer: PreTrainedTokenizerBase,
@@ -105,7 +105,7 @@ def find_mismatches(
             errors.append(f"{name}={getattr(config, name)} must be {expected}, as in the tokenizer")
     return errors
 
-# %% ../../nbs/model/01_roberta.ipynb #c6b11c3e
+# %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
 def roberta_config(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -121,7 +121,7 @@ def roberta_config(
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
     return completed
 
-# %% ../../nbs/model/01_roberta.ipynb #8d1372f4
+# %% ../../nbs/model/01_roberta.ipynb #423f275d
 def build_model(
     config: RobertaConfig,
     seed: int = 42,  # Of the random initialization
@@ -131,7 +131,7 @@ def build_model(
         torch.manual_seed(seed)
         return RobertaForMaskedLM(config)
 
-# %% ../../nbs/model/01_roberta.ipynb #f13ce06a
+# %% ../../nbs/model/01_roberta.ipynb #29a4ae47
 LOGITS_ROWS = {"cpu": 512}  # Predictions per chunk, by device type
 _LOGITS_ROWS_ELSEWHERE = 4096
 
@@ -147,7 +147,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             counted = (target != IGNORE_INDEX)[:, None]
             log_probs = F.log_softmax(F.linear(chunk, low_weight, low_bias).to(loss.dtype), -1)
             target = target.clamp(min=0)[:, None]
-            loss = loss - (log_probs.gather(1, target) * counted).sum()  # In place, torch.compile of 2.11 loses gradients
+            # In place (`loss -= ...`), torch.compile of 2.11 loses gradients
+            loss = loss - (log_probs.gather(1, target) * counted).sum()
             grad_logits = log_probs.exp_().mul_(counted).scatter_add_(1, target, -counted.to(loss.dtype))
             grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(dtype)
@@ -160,7 +161,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient):
         return *(saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors), None, None, None
 
-# %% ../../nbs/model/01_roberta.ipynb #7a0541ec
+# %% ../../nbs/model/01_roberta.ipynb #480de558
 def linear_cross_entropy(
     hidden: Tensor,  # [predictions, hidden size]
     weight: Tensor,  # [vocab_size, hidden size]
@@ -174,7 +175,7 @@ def linear_cross_entropy(
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, dtype, rows)
 
-# %% ../../nbs/model/01_roberta.ipynb #cde0188a
+# %% ../../nbs/model/01_roberta.ipynb #7fa1ee00
 _FLAT_ATTENTION = "langmlm_flat"  # Name in the registries of transformers
 
 
@@ -201,7 +202,7 @@ def _flat_attention(
 AttentionInterface.register(_FLAT_ATTENTION, _flat_attention)
 AttentionMaskInterface.register(_FLAT_ATTENTION, lambda *args, **kwargs: None)  # No mask is built
 
-# %% ../../nbs/model/01_roberta.ipynb #0078f907
+# %% ../../nbs/model/01_roberta.ipynb #f4c3c2fa
 class FlatMaskedLM(nn.Module):
     "A stock model that takes flat batches and returns the sum of their losses."
 

@@ -7,7 +7,7 @@ __all__ = ['logger', 'TRAINER_STATE', 'OPTIMIZER', 'optimizer_tensors', 'restore
            'checkpoint_step', 'list_checkpoints', 'prune_checkpoints', 'newest_checkpoint', 'set_aside_newer',
            'load_model', 'load_optimizer', 'StartingPoint', 'find_starting_point']
 
-# %% ../../nbs/train/05_checkpoint.ipynb #19a25cf9
+# %% ../../nbs/train/05_checkpoint.ipynb #fb985d22
 import copy
 import logging
 import re
@@ -39,11 +39,11 @@ from langmlm.disk import (
 )
 from ..tokens.tokenizer import write_tokenizer_files
 
-# %% ../../nbs/train/05_checkpoint.ipynb #99a4d788
+# %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
 TRAINER_STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
-# %% ../../nbs/train/05_checkpoint.ipynb #90507b30
+# %% ../../nbs/train/05_checkpoint.ipynb #03ee00ac
 def optimizer_tensors(
     optimizer: Optimizer,
     model: nn.Module,  # Whose parameters the optimizer updates
@@ -75,7 +75,7 @@ def restore_optimizer(
         on_device = entry != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
         optimizer.state[weights[name]][entry] = value.to(weights[name].device if on_device else "cpu", copy=True)
 
-# %% ../../nbs/train/05_checkpoint.ipynb #36717fe0
+# %% ../../nbs/train/05_checkpoint.ipynb #e7d847fd
 def save_model(
     folder: str | PathLike,  # Replaced if it exists
     model: RobertaForMaskedLM,
@@ -102,7 +102,7 @@ def save_checkpoint(
         write_manifest(partial, "checkpoint")
     return folder
 
-# %% ../../nbs/train/05_checkpoint.ipynb #3eeee7b5
+# %% ../../nbs/train/05_checkpoint.ipynb #3d2acd60
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     "Turn off the progress bars of `transformers` inside the block."
@@ -121,7 +121,7 @@ def _write_model(folder: Path, model: RobertaForMaskedLM, tokenizer: PreTrainedT
         model.save_pretrained(folder, save_original_format=False)  # Otherwise old names come back: `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
 
-# %% ../../nbs/train/05_checkpoint.ipynb #03af8fa1
+# %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def checkpoint_step(checkpoint: Path) -> int:
     "Return the optimizer steps that were done when a checkpoint was saved."
     return int(checkpoint.name.rpartition("-")[2])
@@ -172,7 +172,7 @@ def set_aside_newer(
             folder.rename(aside)
             logger.warning("continuing with the weights of step %d: renamed %s to %s", step, folder.name, aside.name)
 
-# %% ../../nbs/train/05_checkpoint.ipynb #58ae55ec
+# %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
 def load_model(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> RobertaForMaskedLM:  # In float32, whatever precision it was saved in
@@ -210,7 +210,7 @@ def load_optimizer(
         raise ValueError(f"{Path(folder) / OPTIMIZER} is damaged: {error}") from error
     restore_optimizer(optimizer, model, tensors)
 
-# %% ../../nbs/train/05_checkpoint.ipynb #0f0aad8c
+# %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)
 class StartingPoint:
     "What a run starts from."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_evaluation_due', 'evaluate']
 
-# %% ../../nbs/train/07_evaluate.ipynb #1989199c
+# %% ../../nbs/train/07_evaluate.ipynb #a1c35dee
 import math
 
 import torch
@@ -19,7 +19,7 @@ from ..data.masking import IGNORE_INDEX
 from ..model.roberta import LOGITS_ROWS
 from .config import TrainingConfig
 
-# %% ../../nbs/train/07_evaluate.ipynb #2705f351
+# %% ../../nbs/train/07_evaluate.ipynb #78e3d659
 def is_evaluation_due(
     step: int,  # Optimizer steps done
     config: TrainingConfig,
@@ -28,7 +28,7 @@ def is_evaluation_due(
     "Return whether an evaluation is due after a step: every `eval_steps`, and after the last step."
     return config.eval_steps is not None and (step % config.eval_steps == 0 or step == plan.total_steps)
 
-# %% ../../nbs/train/07_evaluate.ipynb #342e333a
+# %% ../../nbs/train/07_evaluate.ipynb #b6a3a330
 def _count_predictions(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Tensor:
     "Return loss sum, correct predictions and predictions as [3] float32; logits are computed in chunks of rows."
     counts = torch.zeros(3, device=hidden.device)
@@ -40,7 +40,7 @@ def _count_predictions(hidden: Tensor, decoder: nn.Linear, labels: Tensor) -> Te
         counts += torch.stack([loss, correct, (label_rows != IGNORE_INDEX).sum()])
     return counts
 
-# %% ../../nbs/train/07_evaluate.ipynb #bfb99729
+# %% ../../nbs/train/07_evaluate.ipynb #5bd41efd
 def evaluate(
     module: nn.Module,  # A `FlatMaskedLM`, as prepared by Accelerate; its mode is restored at the end
     loader: BatchLoader,  # Of the validation split

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'train_step', 'fit', 'estimate_time']
 
-# %% ../../nbs/train/09_loop.ipynb #5ab7ed46
+# %% ../../nbs/train/09_loop.ipynb #e91006dc
 import logging
 import math
 import signal
@@ -24,7 +24,7 @@ from transformers import RobertaForMaskedLM
 
 from ..data.batching import BatchPlan, random_bits
 from ..data.loader import BatchLoader, StepBatches
-from ..progress import live_display, progress_bar
+from ..progress import progress_bar
 from .checkpoint import optimizer_tensors, restore_optimizer
 from .config import TrainingConfig
 from .evaluate import evaluate, is_evaluation_due
@@ -35,10 +35,10 @@ from .run_folder import RunFolder, should_save
 from .spikes import detect_loss_spike, handle_loss_spike
 from .state import TrainState
 
-# %% ../../nbs/train/09_loop.ipynb #b3030f16
+# %% ../../nbs/train/09_loop.ipynb #78e57900
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/09_loop.ipynb #d03f48bb
+# %% ../../nbs/train/09_loop.ipynb #b80bbee2
 def train_step(
     module: nn.Module,  # Returns the sum of the losses of a micro-batch
     optimizer: Optimizer,
@@ -71,7 +71,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=set_to_none)
     return torch.stack([loss_sum, predictions.float(), grad_norm])
 
-# %% ../../nbs/train/09_loop.ipynb #c10bbbdc
+# %% ../../nbs/train/09_loop.ipynb #be929a14
 def fit(
     model: RobertaForMaskedLM,  # What checkpoints hold; its weights are trained through `module`
     module: nn.Module,  # A `FlatMaskedLM` of the model, as prepared by Accelerate
@@ -126,7 +126,7 @@ def fit(
         _finish(model, optimizer, run_folder, state, stop)
     return monitor.history
 
-# %% ../../nbs/train/09_loop.ipynb #b53fbd15
+# %% ../../nbs/train/09_loop.ipynb #c72fc028
 def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConfig) -> float:
     "Return the learning rate of the next step."
     warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * plan.total_steps)
@@ -154,7 +154,7 @@ def _finish(
         logger.warning("%s", message)
         raise signal_exit(stop.agreed, message)
 
-# %% ../../nbs/train/09_loop.ipynb #e42266cc
+# %% ../../nbs/train/09_loop.ipynb #7aae97c7
 class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
@@ -166,7 +166,7 @@ class _Monitor:
         self._state, self._plan, self._bar = state, run_folder.plan, bar
         self._is_main_process = run_folder.accelerator.is_main_process
         self.history = History(state.log_history)
-        self._refresh = live_display(self.history, shown)
+        self._refresh = self.history.display_live(shown)
 
     def add(self, batches: StepBatches, waited: float) -> None:
         "Count a step."
@@ -225,7 +225,7 @@ def _monitor(model: RobertaForMaskedLM, run_folder: RunFolder, state: TrainState
     with torch.random.fork_rng(gpus), bar:
         yield _Monitor(model, run_folder, state, bar, shown)
 
-# %% ../../nbs/train/09_loop.ipynb #2ec786b9
+# %% ../../nbs/train/09_loop.ipynb #aa5a7e63
 def estimate_time(
     model: RobertaForMaskedLM,
     module: nn.Module,  # As for `fit`, and the rest too

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'should_save', 'check_run_folder', 'RunFolder']
 
-# %% ../../nbs/train/10_run_folder.ipynb #12312c5a
+# %% ../../nbs/train/10_run_folder.ipynb #e0d8c32d
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -37,11 +37,11 @@ from .launch import start_trackers
 from .spikes import checkpoints_for_rollback
 from .state import TrainState, make_trainer_state
 
-# %% ../../nbs/train/10_run_folder.ipynb #81b12306
+# %% ../../nbs/train/10_run_folder.ipynb #f0c0acab
 logger = logging.getLogger(__name__)
 _OWNED = r"checkpoint-\d+|final_model|trainer_state\.json"  # What a run writes into its folder
 
-# %% ../../nbs/train/10_run_folder.ipynb #a9f4cff8
+# %% ../../nbs/train/10_run_folder.ipynb #b9ff2c1c
 def should_save(
     step: int,  # Optimizer steps done
     config: TrainingConfig,
@@ -70,7 +70,7 @@ def check_run_folder(
             f"output_dir={str(run_folder)!r} holds another run: choose another run_name or output_dir, or {remedy}"
         )
 
-# %% ../../nbs/train/10_run_folder.ipynb #3bf0ff80
+# %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
 class RunFolder:
     "Reads and writes the folder of a run."
 

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'SPIKE_WINDOWS', 'estimate_noise', 'LossSpike', 'find_spike', 'detect_loss_spike',
            'checkpoints_for_rollback', 'handle_loss_spike']
 
-# %% ../../nbs/train/08_spikes.ipynb #3a7fd4bc
+# %% ../../nbs/train/08_spikes.ipynb #dd59ece3
 import logging
 import math
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_n
 from .config import TrainingConfig
 from .state import LOSS_HISTORY, TrainState
 
-# %% ../../nbs/train/08_spikes.ipynb #b991de06
+# %% ../../nbs/train/08_spikes.ipynb #66a0f9bd
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/08_spikes.ipynb #f768e89a
+# %% ../../nbs/train/08_spikes.ipynb #6654e9b6
 def estimate_noise(
     losses: np.ndarray,  # [steps] losses of consecutive steps, at least 2
 ) -> float:  # Standard deviation, in the unit of the losses
@@ -36,7 +36,7 @@ def estimate_noise(
     changes = np.diff(losses)
     return float(1.4826 * np.median(np.abs(changes - np.median(changes))) / math.sqrt(2))
 
-# %% ../../nbs/train/08_spikes.ipynb #1ea3caef
+# %% ../../nbs/train/08_spikes.ipynb #1bfb1d09
 SPIKE_WINDOWS = {16: 4.0, 64: 2.0}  # Steps in a window -> multiples of the noise that its median may rise
 _MIN_RISE = 0.1  # Least rise that counts, as a share of the lowest median
 _FIRST_STEPS = 5  # Steps whose second lowest loss is the loss that the run began with
@@ -87,7 +87,7 @@ def detect_loss_spike(
             return LossSpike(max(0, step - min(SPIKE_WINDOWS)), reason, finite=False)
     return find_spike(state.recent_losses()) if check_trend else None
 
-# %% ../../nbs/train/08_spikes.ipynb #19f8f6a0
+# %% ../../nbs/train/08_spikes.ipynb #beb67665
 def checkpoints_for_rollback(
     steps: Sequence[int],  # Steps of the existing checkpoints, ascending
     last_check: int,  # Steps done at the latest check that found no spike
@@ -96,7 +96,7 @@ def checkpoints_for_rollback(
     stable = [step for step in steps if step <= last_check - max(SPIKE_WINDOWS)]
     return stable[-1:] + list(steps[len(stable) : len(stable) + 1])
 
-# %% ../../nbs/train/08_spikes.ipynb #4df92ff9
+# %% ../../nbs/train/08_spikes.ipynb #7f20209a
 def handle_loss_spike(
     spike: LossSpike,
     model: RobertaForMaskedLM,
@@ -122,7 +122,7 @@ def handle_loss_spike(
     logger.warning("step %d: %s", state.step, message)
     return {"loss_spike": {"onset": spike.onset, "reason": spike.reason}}
 
-# %% ../../nbs/train/08_spikes.ipynb #a439d5eb
+# %% ../../nbs/train/08_spikes.ipynb #3155b559
 def _stable_checkpoint(checkpoints: Sequence[Path], onset: int, accelerator: Accelerator) -> Path | None:
     "Return the newest intact checkpoint from before the spike, the same in all processes; None: the initial weights."
     older = (path for path in reversed(checkpoints) if checkpoint_step(path) <= onset and not find_damage(path))

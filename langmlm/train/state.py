@@ -6,7 +6,7 @@
 __all__ = ['logger', 'LOSS_HISTORY', 'TrainState', 'run_identity', 'check_same_run', 'make_trainer_state', 'describe_environment',
            'restore_state']
 
-# %% ../../nbs/train/06_state.ipynb #d63dedef
+# %% ../../nbs/train/06_state.ipynb #98778d77
 import logging
 import math
 import platform
@@ -26,10 +26,10 @@ from ..data.dataset import TokenizedDataset
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
 
-# %% ../../nbs/train/06_state.ipynb #5c7b140d
+# %% ../../nbs/train/06_state.ipynb #79a49c71
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/06_state.ipynb #396f3b13
+# %% ../../nbs/train/06_state.ipynb #7e3604a0
 LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
 
@@ -93,7 +93,7 @@ class TrainState:
         names = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights")
         return {name: getattr(self, name) for name in names}
 
-# %% ../../nbs/train/06_state.ipynb #c3cdbd4d
+# %% ../../nbs/train/06_state.ipynb #37bf9aca
 def run_identity(
     model_config: RobertaConfig,
     dataset: TokenizedDataset,
@@ -141,7 +141,7 @@ def _list_changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
         if name in saved and saved[name] != value
     ]
 
-# %% ../../nbs/train/06_state.ipynb #8d2a5854
+# %% ../../nbs/train/06_state.ipynb #776176c7
 def make_trainer_state(
     state: TrainState,  # With all metrics read
     plan: BatchPlan,
@@ -183,7 +183,7 @@ def describe_environment(
         "precision": accelerator.mixed_precision,
     }
 
-# %% ../../nbs/train/06_state.ipynb #0d55dd91
+# %% ../../nbs/train/06_state.ipynb #ca19f69c
 def restore_state(
     trainer_state: dict[str, Any],  # From a checkpoint
     plan: BatchPlan,

@@ -1,0 +1,147 @@
+"Sequences are read alike however a dataset is chunked, padded or typed."
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from langmlm.data.dataset import TokenizedDataset, check_tokenizer, open_dataset, unigram_entropy
+
+LENGTHS = np.random.default_rng(0).integers(3, 20, 300)
+SEQUENCES = [[0, *np.random.default_rng(row).integers(5, 400, length - 2).tolist(), 2] for row, length in enumerate(LENGTHS)]
+
+
+def pad(left: int) -> dict[str, list[list[int]]]:
+    "Columns of rows of 24 ids, with padding on both ends."
+    rows = {"input_ids": [], "attention_mask": []}
+    for ids in SEQUENCES:
+        right = 24 - left - len(ids)
+        rows["input_ids"].append([1] * left + ids + [1] * right)
+        rows["attention_mask"].append([0] * left + [1] * len(ids) + [0] * right)
+    return rows
+
+
+def fixed_size(rows: Dataset) -> Dataset:
+    "Lists of a fixed size, and narrow types."
+    types = {"input_ids": "uint16", "attention_mask": "int8"}
+    features = {name: datasets.List(datasets.Value(kind), 24) for name, kind in types.items()}
+    return rows.cast(datasets.Features(features))
+
+
+LAYOUTS = {
+    "one chunk": lambda: Dataset.from_dict({"input_ids": SEQUENCES}),
+    "many chunks": lambda: concatenate_datasets(
+        [Dataset.from_dict({"input_ids": SEQUENCES[row : row + 7]}) for row in range(0, 300, 7)]
+    ),
+    "large lists": lambda: Dataset(pa.table({"input_ids": pa.array(SEQUENCES, pa.large_list(pa.uint32()))})),
+    "padded": lambda: Dataset.from_dict(pad(0)),
+    "padded on both ends": lambda: Dataset.from_dict(pad(2)),
+    "fixed size": lambda: fixed_size(Dataset.from_dict(pad(1))),
+    "fixed size, many chunks": lambda: fixed_size(
+        concatenate_datasets([Dataset.from_dict(pad(1)).select(range(row, row + 50)) for row in range(0, 300, 50)])
+    ),
+    "empty rows": lambda: Dataset.from_dict(
+        {
+            "input_ids": [ids for row in SEQUENCES for ids in (row, [1] * 5)],
+            "attention_mask": [mask for row in SEQUENCES for mask in ([1] * len(row), [0] * 5)],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_the_same_dataset(layout: str):
+    dataset = TokenizedDataset(LAYOUTS[layout]())
+    assert len(dataset) == 300 and dataset.tokens == LENGTHS.sum() and dataset.max_length == LENGTHS.max()
+    assert dataset.lengths.dtype == np.int32 and dataset.lengths.tolist() == LENGTHS.tolist()
+    assert [dataset[row].tolist() for row in range(300)] == SEQUENCES
+    for rows in ([], [7], [299, 0, 150, 150], [-1, 3], np.arange(300)[::-1], np.arange(40, 44)):
+        flat = dataset.flat(rows)
+        assert flat.dtype == np.int64 and flat.tolist() == [id for row in rows for id in SEQUENCES[row]]
+    blocks = list(dataset.blocks())
+    assert np.concatenate([ids for ids, _ in blocks]).tolist() == [id for ids in SEQUENCES for id in ids]
+    assert dataset.fingerprint == TokenizedDataset(LAYOUTS["one chunk"]()).fingerprint
+    with pytest.raises(IndexError):
+        dataset.flat([300])
+    with pytest.raises(IndexError):
+        dataset[300]
+
+
+@pytest.mark.parametrize("layout", ["one chunk", "padded", "fixed size"])
+def test_slices_of_tables(layout: str):
+    "A slice of a table has offsets that do not begin at 0, in both columns."
+    dataset = TokenizedDataset(Dataset(LAYOUTS[layout]().data.slice(11, 100)))
+    assert [dataset[row].tolist() for row in range(100)] == SEQUENCES[11:111]
+
+
+def test_ids_are_not_copied(tmp_path: Path):
+    "Every sequence is a read-only view of the memory of Arrow, in each of several mapped files."
+    rows = LAYOUTS["many chunks"]()
+    rows.save_to_disk(tmp_path / "dataset", num_shards=4)
+    dataset = open_dataset(tmp_path / "dataset")
+    assert not any(dataset[row].flags.owndata or dataset[row].flags.writeable for row in range(0, 300, 20))
+    assert [dataset[row].tolist() for row in range(300)] == SEQUENCES
+
+
+def test_chunk_of_padding_only():
+    empty = Dataset.from_dict({"input_ids": [[1, 1], [1, 1]], "attention_mask": [[0, 0], [0, 0]]})
+    assert len(TokenizedDataset(empty)) == 0
+    assert len(TokenizedDataset(concatenate_datasets([empty, Dataset.from_dict(pad(1))]))) == 300
+
+
+def test_mask_with_holes():
+    rows = {"input_ids": [[1, 1, 0, 9, 2], [0, 8, 8, 8, 2]], "attention_mask": [[0, 1, 0, 1, 1], [1, 1, 1, 1, 1]]}
+    with pytest.raises(ValueError, match="zeros between ones"):
+        TokenizedDataset(Dataset.from_dict(rows))
+
+
+def test_open_dataset(tmp_path: Path):
+    "A plain dataset is the training split; what is missing is named."
+    rows = LAYOUTS["one chunk"]()
+    rows.save_to_disk(tmp_path / "plain")
+    DatasetDict(train=rows.select(range(9)), validation=rows.select([7, 3])).save_to_disk(tmp_path / "splits")
+    DatasetDict(test=rows).save_to_disk(tmp_path / "test")
+    Dataset.from_dict({"text": ["one"]}).save_to_disk(tmp_path / "text")
+    Dataset.from_dict({"input_ids": [[]]}, features=rows.features).save_to_disk(tmp_path / "empty")
+    assert len(open_dataset(tmp_path / "plain")) == 300
+    assert open_dataset(str(tmp_path / "splits"), "validation")[0].tolist() == SEQUENCES[7]
+    for folder, split, message in (
+        ("nowhere", "train", "is not a dataset folder"),
+        ("test", "train", "has no split 'train', only"),
+        ("plain", "validation", "tokenize with validation_fraction"),
+        ("text", "train", "has no column 'input_ids', only"),
+        ("empty", "train", "has no sequences"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_dataset(tmp_path / folder, split)
+
+
+class Tokenizer:
+    "As much of a tokenizer as the check of a foreign dataset uses."
+
+    pad_token_id = 1
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def test_check_tokenizer():
+    "In a dataset without a manifest, ids outside the vocabulary and unmarked padding are found."
+    check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(400))
+    with pytest.raises(ValueError, match="has only 300 tokens"):
+        check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(300))
+    unmarked = Dataset.from_dict({"input_ids": pad(0)["input_ids"]})
+    with pytest.raises(ValueError, match="is padded but has no column 'attention_mask'"):
+        check_tokenizer(TokenizedDataset(unmarked), Tokenizer(400))
+
+
+def test_unigram_entropy():
+    "Of equal frequencies it is the logarithm of their number; special tokens do not count."
+    even = TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 5, 6, 7, 8, 2]] * 3}))
+    assert unigram_entropy(even, [0, 2], vocab_size=9) == pytest.approx(np.log(4))

@@ -1,0 +1,175 @@
+"Files are found in a fixed order and decompressed completely, or the error names them."
+
+import bz2
+import gzip
+import http.server
+import logging
+import lzma
+import sys
+import threading
+from contextlib import chdir
+from functools import partial
+from itertools import product
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.core import url_to_fs
+
+from langmlm.text.corpus import open_corpus
+from langmlm.text.files import COMPRESSIONS, FORMATS, SourceFile, detect_format, find_files
+
+COMPRESS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
+}
+TEXT = b"Storm warning for the coast.\n" * 1_000
+
+
+def test_detect_format():
+    "The extension names the format, a second one the compression."
+    assert detect_format("tweets.txt") == ("txt", None)
+    assert detect_format("folder.csv/Tweets.2024.JSONL.GZ") == ("jsonl", "gz")
+    unknown = [detect_format(name) for name in ("notes.md", "corpus", "corpus.xz")]
+    assert unknown == [(None, None), (None, None), (None, "xz")]
+    combinations = {detect_format(f"a.{form}.{compression}") for form in FORMATS for compression in COMPRESSIONS}
+    assert combinations == set(product(FORMATS, COMPRESSIONS))
+    assert {detect_format(f"all.{extension}") for extension in ("zip", "tar", "tgz", "7z", "rar")} == {(None, None)}
+
+
+def decompress(folder: Path, data: bytes, compression: str | None) -> bytes:
+    "The content of a compressed file, read in small blocks."
+    (folder / "file").write_bytes(data)
+    with SourceFile(str(folder / "file"), "txt", compression).open() as stream:
+        return b"".join(iter(lambda: stream.read(1_000), b""))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_compressed_streams(compression: str, tmp_path: Path):
+    "Consecutive compressed streams are one file."
+    data, empty = COMPRESS[compression](TEXT), COMPRESS[compression](b"")
+    assert decompress(tmp_path, data, compression) == TEXT
+    assert decompress(tmp_path, data + empty + data, compression) == TEXT + TEXT
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_truncated_or_damaged_compressed_file(compression: str, tmp_path: Path):
+    "A file that ends early is an error, and so is a damaged stream after a good one."
+    data = COMPRESS[compression](TEXT)
+    for damaged in (data[: len(data) // 2], data[:-1], data + data[:10], data + b"X" + data[1:], data + b"garbage"):
+        with pytest.raises(ValueError, match=rf"file is truncated, damaged, or not in txt\.{compression} format"):
+            decompress(tmp_path, damaged, compression)
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_zero_padding(compression: str, tmp_path: Path):
+    "Zeros after a compressed stream, and between two, are padding."
+    data = COMPRESS[compression](TEXT)
+    assert decompress(tmp_path, data + bytes(512) + data + bytes(2**17), compression) == TEXT + TEXT
+
+
+def test_missing_file_is_no_damage():
+    "The error of the operating system is not replaced."
+    with pytest.raises(FileNotFoundError, match="nowhere"), SourceFile("nowhere", "txt").open():
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    "A folder with two files in known formats."
+    (tmp_path / "first.txt").write_bytes("Storm warning for the coast.\n\nStay inside! ⛈️\n".encode())
+    (tmp_path / "second.jsonl").write_bytes(b'{"text": "Roads are closed."}\n{"text": "The bridge holds."}\n')
+    return tmp_path
+
+
+def test_folders_and_globs(folder: Path, caplog: pytest.LogCaptureFixture):
+    "Globs and folders are sorted; files with other extensions count only if they are named."
+    assert find_files(folder) == find_files(folder / "*.*")
+    (folder / "README").write_text("about this corpus")
+    (folder / ".hidden.txt").write_text("not read")
+    with chdir(folder), caplog.at_level(logging.WARNING):
+        assert [file.name for file in find_files(".")] == ["first.txt", "second.jsonl"]
+        assert "ignoring 2 files with other extensions" in caplog.text
+        assert find_files("README")[0].format == "txt"
+
+
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        ("third.txt", FileNotFoundError, "third.txt"),
+        ("*.csv", FileNotFoundError, "no file matches it as a glob"),
+        ("Storm warning for the coast.", FileNotFoundError, r"iter\(\[...\]\)"),
+        ("*.txt", ValueError, "names empty files: "),
+        ("all.tar.gz", ValueError, "names an archive, all.tar.gz: extract it"),
+        ("deep", FileNotFoundError, "the folder has no file with extension .txt, .jsonl"),
+    ],
+)
+def test_errors_name_the_path(folder: Path, name: str, kind: type, message: str):
+    "Missing and empty files and archives are errors."
+    (folder / "empty.txt").touch()
+    (folder / "all.tar.gz").touch()
+    (folder / "deep").mkdir()
+    with pytest.raises(kind, match=message):
+        find_files(folder / name)
+
+
+def test_urls():
+    "A URL is a file, a glob or a folder."
+    memory, _ = url_to_fs("memory://corpus")
+    memory.pipe({"/corpus/first.txt.gz": gzip.compress(TEXT), "/corpus/deep/second.csv": b"text\nRoads are closed.\n"})
+    remote = find_files("memory://corpus")
+    assert remote == find_files("memory://corpus/deep/*.csv") + find_files("memory://corpus/first.txt.gz")
+    with remote[1].open() as stream:
+        assert stream.read() == TEXT
+    for name, message in {"third.txt": "there is no file .*third.txt", "*.json": "no file matches this glob"}.items():
+        with pytest.raises(FileNotFoundError, match=message):
+            find_files(f"memory://corpus/{name}")
+    with pytest.raises(ValueError, match="data_path 'nosuch://corpus/a.txt': .*nosuch"):
+        find_files("nosuch://corpus/a.txt")
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    "The address of a folder on a web server on this machine."
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with patch.object(http.server.SimpleHTTPRequestHandler, "log_message"):
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+            threading.Thread(target=running.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{running.server_port}"
+            running.shutdown()
+
+
+def test_web_server(server: str, tmp_path: Path):
+    "Files on a server are read like local files; missing and truncated ones are named."
+    compressed = gzip.compress(b"three\n" * 9_000)
+    (tmp_path / "plain.txt").write_text("one\ntwo\n")
+    (tmp_path / "compressed.txt.gz").write_bytes(compressed)
+    (tmp_path / "truncated.txt.gz").write_bytes(compressed[:-9])
+    texts = [Random(number).randbytes(3_000).hex() for number in range(2_000)]  # More bytes than fsspec reads at once
+    pq.write_table(pa.table({"text": texts}), tmp_path / "large.parquet")
+    (tmp_path / "large.txt").write_text("\n".join(texts))
+    assert list(open_corpus(f"{server}/large.parquet")) == list(open_corpus(f"{server}/large.txt")) == texts
+    corpus = open_corpus([f"{server}/plain.txt", f"{server}/compressed.txt.gz"])
+    assert list(corpus) == list(corpus) == ["one", "two"] + ["three"] * 9_000
+    before = corpus.fingerprint()
+    assert before == open_corpus([f"{server}/plain.txt", f"{server}/compressed.txt.gz"]).fingerprint()
+    (tmp_path / "plain.txt").write_text("one\ntwo\nmore\n")
+    assert before != open_corpus([f"{server}/plain.txt", f"{server}/compressed.txt.gz"]).fingerprint()
+    with pytest.raises(FileNotFoundError, match=f"{server}/none.txt"):
+        open_corpus(f"{server}/none.txt")
+    with pytest.raises(ValueError, match=f"{server}/truncated.txt.gz is truncated"):
+        list(open_corpus(f"{server}/truncated.txt.gz"))
+
+
+@pytest.mark.parametrize("address, package", [("s3://bucket/a.txt", "s3fs"), ("https://example.org/a.txt", "aiohttp")])
+def test_missing_package_is_named(address: str, package: str):
+    "The error for a protocol whose package is missing has the command that installs it."
+    absent = {package: None, "fsspec.implementations.http": None}
+    with patch.dict(sys.modules, absent), patch.dict("fsspec.registry._registry", clear=True):
+        with pytest.raises(ImportError, match=f"pip install {package}"):
+            open_corpus(address)

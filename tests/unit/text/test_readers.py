@@ -1,0 +1,252 @@
+"Every format gives back the texts that were written, or an error that names the file and the line."
+
+import json
+from collections import Counter
+from io import BytesIO
+from random import Random
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from nasty_files import csv_file, is_empty, json_file
+
+from langmlm.text.files import FORMATS
+from langmlm.text.readers import (
+    DOCUMENTS,
+    EMPTY,
+    ENCODING_ERRORS,
+    ReadOptions,
+    check_text_column,
+    detect_wide_encoding,
+    drop_empty_documents,
+    extract_texts,
+    read_texts,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def read(data: bytes, form: str = "txt", block: int = 2**16, counts: Counter | None = None, **options) -> list[str]:
+    "The documents in a file, read in small blocks."
+    counts = Counter() if counts is None else counts
+    readers = "langmlm.text.readers"
+    with patch(f"{readers}._FIRST_BLOCK", block), patch(f"{readers}._LATER_BLOCKS", block):
+        texts = read_texts(BytesIO(data), form, "a.txt", ReadOptions(**options), counts)
+        return list(drop_empty_documents(texts, counts))
+
+
+def fails(message: str, *arguments, **options) -> None:
+    "Check that reading fails with a message."
+    with pytest.raises(ValueError) as caught:
+        read(*arguments, **options)
+    assert message in str(caught.value)
+
+
+def test_options():
+    "Every unit of documents is accepted, and nothing else."
+    assert {ReadOptions(document=document).encoding_errors for document in DOCUMENTS} == {ENCODING_ERRORS[0]}
+    with pytest.raises(ValueError, match="document must be one of line, blank-line, file, got 'page'"):
+        ReadOptions(document="page")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.one_of(st.binary(max_size=60), st.lists(TEXT).map("\r\n".join).map(str.encode)), block=st.integers(1, 9))
+@example(data=b"a\r\n\r\rb\r", block=1)
+@example(data="\ufeff\ufeffé\n".encode(), block=3)
+def test_any_bytes(data: bytes, block: int):
+    "Bytes are split into lines and decoded, or the first invalid byte is named; nothing else happens to them."
+    if detect_wide_encoding(data):
+        with pytest.raises(ValueError, match="a.txt is in UTF-"):
+            read(data)
+        return
+    raw = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    replaced = [line.decode("utf-8", "replace") for line in raw]
+    assert read(data, encoding_errors="replace") == [line for line in replaced if not is_empty(line)]
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        location = f"line {before.count(10) + 1}, byte {len(before) - before.rfind(10)} of the line"
+        fails(f"a.txt, {location}: {data[error.start]:#04x} is not UTF-8", data, block=block)
+    else:
+        lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+        assert read(data, block=block) == [line for line in lines if not is_empty(line)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(TEXT, min_size=1), seed=st.integers(0, 99), block=st.integers(1, 20))
+def test_tables_give_back_what_was_written(texts: list[str], seed: int, block: int):
+    "CSV and JSON hold any text, and give it back; in CSV a line end within a text becomes a newline."
+    kept = [text for text in texts if not is_empty(text)]
+    assert read(json_file(Random(seed), "text", texts, "jsonl"), "jsonl", block) == kept
+    assert read(json_file(Random(seed), "text", texts, "json"), "json", block) == kept
+    table = csv_file(Random(seed), "text", texts, ",")
+    assert read(table, "csv", block) == [text.replace("\r\n", "\n") for text in kept]
+
+
+def test_wide_encodings():
+    "UTF-16 and UTF-32 are detected with and without a byte order mark, and nothing else is taken for them."
+    for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        for text in ("Sturm über der Küste, bleibt zu Hause!", "\ufeffmarked, and short"):
+            assert detect_wide_encoding(text.encode(encoding)) == encoding
+    narrow = (b"", b"a\0b", "日本語のテキスト、長い。".encode(), b"\0" * 40)
+    assert [detect_wide_encoding(head) for head in narrow] == [None] * 4
+    fails("a.txt is in UTF-16BE: convert it first, for instance: iconv -f UTF-16BE", b"\xfe\xff\0a")
+    fails("UTF-16LE", "fine".encode("utf-16"), encoding_errors="skip")
+
+
+def test_lines():
+    "Only newlines, with or without a carriage return, end a line."
+    text = "first\nwith\x0cform feed\u2028and\x85more\r\nlone\rreturn, nul\0\n\n  spaces  \r\r\nlast"
+    assert read(text.encode()) == [line for line in text.replace("\r\n", "\n").split("\n") if line]
+    assert read("\ufeffmarked \ufeffonce\n".encode()) == ["marked \ufeffonce"]
+    long_line = "x" * (2**16 + 2**22 + 5)
+    assert read(f"one\n{long_line}\nlast".encode()) == ["one", long_line, "last"]
+
+
+LATIN = "fine\n".encode() + "café au lait\n".encode("latin-1")
+
+
+def test_invalid_utf8():
+    "Invalid UTF-8 is an error with file, line and byte, or it is replaced or skipped, and counted."
+    fails("a.txt, line 2, byte 4 of the line: 0xe9 is not UTF-8", LATIN)
+    fails("line 1, byte 7 of the line", "\ufeff".encode() + LATIN[5:])
+    counts = Counter()
+    assert read(LATIN + b"\n \nend", encoding_errors="skip", counts=counts) == ["fine", "end"]
+    assert counts == {"documents with invalid UTF-8 skipped": 1, EMPTY: 2}
+    assert read(LATIN, encoding_errors="replace") == ["fine", "caf� au lait"]
+    counts = Counter()
+    assert read(LATIN, document="file", encoding_errors="replace", counts=counts) == ["fine\ncaf� au lait"]
+    assert counts == {"documents with invalid UTF-8 replaced by �": 1}
+
+
+def test_document_units():
+    "A document is a line, a paragraph or a file; only whitespace is no document."
+    poem = "  Tyger Tyger,\r\nburning bright\r\n \r\n\r\nIn the forests\r\nof the night\r\n".encode()
+    assert read(poem) == ["  Tyger Tyger,", "burning bright", "In the forests", "of the night"]
+    assert read(poem, document="file") == ["  Tyger Tyger,\nburning bright\n \n\nIn the forests\nof the night"]
+    paragraphs = ["  Tyger Tyger,\nburning bright", "In the forests\nof the night"]
+    assert read(poem, document="blank-line") == paragraphs
+    assert read(b" \n\t\n", document="file") == []
+
+
+def test_rows():
+    "A null is skipped; what is no text, and a missing column, are errors."
+    counts = Counter()
+    assert list(extract_texts([(2, "fine"), (3, None)], "a.csv, line", ReadOptions(), counts)) == ["fine"]
+    assert counts == {"rows with null text skipped": 1}
+    with pytest.raises(ValueError, match="a.jsonl, line 4: 'text' must be text, got 5"):
+        list(extract_texts([(4, 5)], "a.jsonl, line", ReadOptions(), counts))
+    with pytest.raises(ValueError, match=r"no column 'text' \(set text_column\), only \['id', 'body'\]"):
+        check_text_column(["id", "body"], "a.csv", "text")
+    with pytest.raises(ValueError, match="more than one"):
+        check_text_column(["text", "text"], "a.csv", "text")
+
+
+ROWS = [{"id": 1, "text": 'two\nlines, "quoted"\r\n'}, {"id": 2, "text": None}, {"id": 3, "text": "flood 🌊 \u2028\0"}]
+TEXTS = [ROWS[0]["text"], ROWS[2]["text"]]
+LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
+
+
+def test_json_lines():
+    "One object per line; errors name the line, and the character of invalid JSON."
+    counts = Counter()
+    assert read("\ufeff".encode() + LINES + b"\n\n", "jsonl", counts=counts) == TEXTS
+    assert counts == {"rows with null text skipped": 1}
+    assert read(LINES.replace(b'"text"', b'"body"'), "jsonl", text_column="body") == TEXTS
+    fails("a.txt, line 4, character 2 of the line: cannot parse JSON", LINES + b"\n{'text'}", "jsonl")
+    fails("line 4: a row must be an object", LINES + b"\n[1, 2]", "jsonl")
+    fails("line 1: there is no column 'body'", LINES, "jsonl", text_column="body")
+    fails("line 1, byte 11 of the line: 0xe9 is not UTF-8", b'{"text": "\xe9"}', "jsonl")
+    fails("line 1: U+D83C is an unpaired surrogate", b'{"text": "\\ud83c"}', "jsonl")
+    fails("line 1: cannot parse JSON", b"[" * 100_000, "jsonl")
+    fails("line 1: cannot parse JSON", b'{"text": ' + b"9" * 5_000 + b"}", "jsonl")
+    assert read(b'{"text": "\xe9 \\ud83c"}', "jsonl", encoding_errors="replace") == ["� �"]
+
+
+def test_json_arrays():
+    "An array or consecutive objects; an array without an end is truncated."
+    array = json.dumps(ROWS).encode()
+    for text in (array.decode(), json.dumps(ROWS, indent=2), "\r\n".join(json.dumps(row) for row in ROWS)):
+        assert read("\ufeff".encode() + text.encode(), "json") == TEXTS
+    long_rows = [{"text": "x" * 5_000_000}, {"text": "short"}]
+    assert read(json.dumps(long_rows).encode(), "json") == [row["text"] for row in long_rows]
+    assert read(b'[{"text": "fine", "score": NaN}]', "json") == ["fine"]
+    fails("after row 3: the array has no end", array[:-1], "json")
+    fails("row 3: cannot parse JSON", array[:-9], "json")
+    fails("row 1: a row must be an object", b'["text", "more"]', "json")
+    fails("row 1: there is no column 'text' (set text_column), only ['data']", b'{"data": []}', "json")
+    fails("a.txt, line 2, byte 14 of the line: 0xe9 is not UTF-8", b'[\n{"text": "caf\xe9"}]', "json")
+    fails("row 1: U+D83C is an unpaired surrogate", b'[{"text": "\\ud83c"}]', "json")
+    fails("row 1: cannot parse JSON", b'[{"text": ' + b"9" * 5_000 + b"}]", "json")
+    fails("row 1: cannot parse JSON", b'[{"text": ' + b"[" * 100_000, "json")
+
+
+TABLE = 'id,text\r\n1,plain\r\n2,"a comma, a ""quote"", and\r\na line"\r\n\r\n3,\r\n4,"\r"\n5,🌊\0'.encode()
+
+
+def test_csv():
+    "Quoted cells hold anything; rows of another length and open quotes are errors."
+    texts = ["plain", 'a comma, a "quote", and\na line', "🌊\0"]
+    assert read("\ufeff".encode() + TABLE, "csv") == texts
+    assert list(read_texts(BytesIO(TABLE), "csv", "a", ReadOptions(), Counter())) == [*texts[:2], "", "\r", texts[2]]
+    assert read(b"id\ttext\n1\ta, b\n", "tsv") == ["a, b"]
+    assert read(b'text\n"' + b"x" * 1_000_000 + b'"\n', "csv") == ["x" * 1_000_000]
+    fails("a.txt, line 9: 3 cells, and the header has 2", TABLE + b"\n6,storm, flood", "csv")
+    fails("line 9: unexpected end of data", TABLE + b'\n6,"never ends\n', "csv")
+    fails("line 9", TABLE + b'\n6,"ends" early\n', "csv")
+    fails("line 9: new-line character seen in unquoted field", TABLE + b"\n6,lone\rreturn\n", "csv")
+    fails("line 1: there is no column 'body'", TABLE, "csv", text_column="body")
+    assert read(b"id,text\n1,caf\xe9\n\xe9,fine\n", "csv", encoding_errors="skip") == ["fine"]
+
+
+def written(table: pa.Table, kind: str) -> bytes:
+    "A table as Parquet, as an Arrow file, or as an Arrow stream."
+    sink = BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, sink)
+    elif kind == "feather":
+        feather.write_feather(table, sink)
+    else:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("kind, form", [("parquet", "parquet"), ("feather", "arrow"), ("stream", "arrow")])
+@pytest.mark.parametrize("column", ["text", "large", "tag", "view"])
+def test_arrow_and_parquet(kind: str, form: str, column: str):
+    "Strings of every Arrow type come back; other types are errors."
+    texts = ["two\nlines", None, "", "flood 🌊 \0", "x" * 100_000]
+    columns = {"text": texts, "large": pa.array(texts, pa.large_string()), "view": pa.array(texts, pa.string_view())}
+    table = pa.table({"id": range(5), **columns, "tag": pa.array(texts).dictionary_encode()})
+    table = table.drop(["view"] if kind == "parquet" else [])
+    data, counts = written(table, kind), Counter()
+    if column in table.column_names:
+        found = list(read_texts(BytesIO(data), form, "a", ReadOptions(column), counts))
+        assert found == [text for text in texts if text is not None]
+        assert counts == {"rows with null text skipped": 1}
+    fails("no column 'body' (set text_column), only ['id', 'text', 'large'", data, form, text_column="body")
+    fails("a.txt, row 1: 'id' must be text, and its type is int64", data, form, text_column="id")
+    assert read(written(pa.table({"text": pa.nulls(3)}), kind), form) == []
+
+
+def test_invalid_utf8_in_arrow():
+    "Arrow does not check its strings: invalid UTF-8 is an error with row and byte, replaced or skipped."
+    offsets, data = pa.py_buffer(b"\0\0\0\0\0\0\0\0\x04\0\0\0\x05\0\0\0"), pa.py_buffer(b"caf\xe9!")
+    invalid = written(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, [None, offsets, data])}), "stream")
+    fails("a.txt, row 2, byte 4 of the text: 0xe9 is not UTF-8", invalid, "arrow")
+    assert read(invalid, "arrow", encoding_errors="replace") == ["caf�", "!"]
+    assert read(invalid, "arrow", encoding_errors="skip") == ["!"]
+
+
+def test_every_format_has_a_reader():
+    "What `detect_format` can return can be read."
+    for form in FORMATS:
+        data = written(pa.table({"text": ["fine"]}), "parquet" if form == "parquet" else "stream")
+        text = {"json": b'[{"text": "fine"}]', "jsonl": b'{"text": "fine"}', "txt": b"fine"}.get(form, b"text\nfine\n")
+        assert read(data if form in ("parquet", "arrow") else text, form) == ["fine"]
