@@ -63,7 +63,7 @@ def train(number: int, folder: Path, **changes) -> dict:
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "documents": documents,
-        "parameters": task.run.stock.num_parameters(),
+        "parameters": task.model.num_parameters(),
         "settings": differing,
         "steps": len(losses),
         "first_loss": round(losses[0], 3),

@@ -27,9 +27,11 @@ def main() -> int:
     options = ["-p", "no:cacheprovider", "-n", str(WORKERS), "--maxschedchunk", "1", "--durations", "10"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="langmlm-", ignore_cleanup_errors=True) as folder:
-        project = copy_project(Path(os.path.realpath(folder)) / "project")
-        variables = environment(project, project.parent / "scratch")
-        return subprocess.run([sys.executable, "-m", "pytest", *options, *words], cwd=project, env=variables).returncode
+        project, scratch = copy_project(Path(os.path.realpath(folder)) / "project"), Path(folder) / "tmp"
+        scratch.mkdir()
+        variables = environment(project) | {"TMPDIR": str(scratch), "HF_HOME": str(scratch / "hub")}
+        command = [sys.executable, "-m", "pytest", *options, *words]
+        return subprocess.run(command, cwd=project, env=variables, check=False).returncode
 
 
 if __name__ == "__main__":

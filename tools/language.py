@@ -12,7 +12,7 @@ from book import notebook_paths, read_notebook
 PHRASES = {
     r"answers? (?:for|of) (?:the )?masked": "labels",
     r"at the door": "early, before the work begins",
-    r"blanks?(?! lines?)(?<!in the blank)(?<!in the blanks)": "space, whitespace",
+    r"blanks?(?![ -](?:lines?|rows?|records?|documents?))(?<!in the blank)(?<!in the blanks)": "space, whitespace",
     r"by heart": "memorize",
     r"derails?|derailed|derailing": "diverge, loss spike",
     r"(?<!segmentation )(?<!page )faults?|faulty": "error, invalid value, problem",

@@ -1,6 +1,5 @@
 "Copies of the project to run commands and notebooks in, so that nothing they do changes the project itself."
 
-import atexit
 import json
 import os
 import select
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -43,19 +41,11 @@ def copy_project(target: Path) -> Path:
     return target
 
 
-def environment(project: Path | None, scratch: Path) -> dict[str, str]:
-    "Variables for a command: one thread, no GPU, no model downloads, temporary files in `scratch`; `project` is imported."
-    scratch.mkdir(exist_ok=True)
+def environment(project: Path | None) -> dict[str, str]:
+    "Variables for a command: one thread, no GPU, no model downloads; `project` is what it imports."
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "IN_TEST")}
-    return variables | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(scratch / "hub"),
-        "TMPDIR": str(scratch),
-        "CUDA_VISIBLE_DEVICES": "",
-        **({"PYTHONPATH": str(project)} if project else {}),
-    }
+    variables |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    return variables | {"CUDA_VISIBLE_DEVICES": "", **({"PYTHONPATH": str(project)} if project else {})}
 
 
 def run_command(command: list, folder: Path, project: Path | None = None) -> str:
@@ -64,7 +54,7 @@ def run_command(command: list, folder: Path, project: Path | None = None) -> str
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,
-        env=environment(project, folder.parent / "scratch"),
+        env=environment(project),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,10 +74,7 @@ def run_command(command: list, folder: Path, project: Path | None = None) -> str
 def notebook_server() -> subprocess.Popen:
     "The process that runs notebooks; it ends together with this one."
     command = [sys.executable, Path(__file__).with_name("notebook_process.py")]
-    scratch = tempfile.mkdtemp(prefix="langmlm-")
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    variables = environment(ROOT, Path(scratch))
-    return subprocess.Popen(command, env=variables, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, env=environment(ROOT), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def run_notebook(path: Path, flags: set[str]) -> None:

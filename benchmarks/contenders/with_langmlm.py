@@ -10,7 +10,7 @@ from langmlm.train.checkpoint import save_model
 
 
 class StepHook(logging.Handler):
-    "The loop logs one record every `logging_steps`; what handles the record can make the loop wait, and log less often."
+    "The loop logs one record every `logging_steps`; this handler can pause the loop and make it log less often."
 
     def __init__(self, task: tasks.MLMTask):
         super().__init__()
@@ -18,23 +18,23 @@ class StepHook(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if str(record.msg).startswith("step "):
-            self.pacer.step_done(self.task.run.step - self.pacer.steps)
+            self.pacer.step_done(self.task.state.step - self.pacer.steps)
             if interval := self.pacer.command.get("interval"):
-                object.__setattr__(self.task.run.config, "logging_steps", interval)  # The loop reads it at every step
+                object.__setattr__(self.task.config, "logging_steps", interval)  # The loop reads it at every step
 
     def totals(self) -> tuple[int, int]:
-        "Tokens of all steps so far, as the plan of the run has them, and with the padding that its log tells of."
-        run, before = self.task.run, self.tokens
-        for step in range(self.counted, run.step):
-            self.tokens += int(run.corpus.lengths[np.concatenate(run.plan.batches(step)[1])].sum())
-        self.counted = run.step
-        padding = run.history.log_history[-1]["padding_share"] if run.history.log_history else 0.0
+        "Real tokens of all steps so far, and computed tokens with the logged padding."
+        task, before = self.task, self.tokens
+        for step in range(self.counted, task.state.step):
+            self.tokens += int(task.dataset.lengths[np.concatenate(task.loader.plan.batches(step)[1])].sum())
+        self.counted, log = task.state.step, task.state.log_history
+        padding = log[-1]["padding_share"] if log else 0.0
         self.computed += (self.tokens - before) / (1 - padding)
         return self.tokens, round(self.computed)
 
     def mfu(self) -> dict[str, float]:
-        "Use of the device's peak since the entry of the log before the latest."
-        return {"mfu": self.task.run.history.log_history[-1]["mfu"]}
+        "MFU of the latest log entry."
+        return {"mfu": self.task.state.log_history[-1]["mfu"]}
 
 
 def prepare(channel: Channel, job: dict) -> None:
@@ -75,7 +75,7 @@ def train(channel: Channel, job: dict) -> None:
     )
     hook = StepHook(task)
     hook.pacer = Pacer(
-        channel, job, hook.totals, lambda folder: save_model(folder, task.run.stock, task.run.tokenizer), hook.mfu
+        channel, job, hook.totals, lambda folder: save_model(folder, task.model, task.tokenizer), hook.mfu
     )
     logger = logging.getLogger("langmlm.train.loop")
     logger.setLevel(logging.INFO)

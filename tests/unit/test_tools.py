@@ -1,7 +1,6 @@
 "The checks in tools/ find the problems that they are for, and let sound notebooks and modules pass."
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -440,15 +439,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_commands_run_offline_on_one_thread(tmp_path: Path):
-    variables = sandbox.environment(Path("here"), tmp_path / "scratch")
+def test_commands_run_offline_on_one_thread():
+    variables = sandbox.environment(Path("here"))
     assert (
         variables["OMP_NUM_THREADS"] == variables["HF_HUB_OFFLINE"] == "1" and variables["CUDA_VISIBLE_DEVICES"] == ""
     )
-    assert variables["PYTHONPATH"] == "here" and variables["TMPDIR"] == variables["HF_HOME"][:-4] == str(
-        tmp_path / "scratch"
-    )
-    assert "PYTHONPATH" not in sandbox.environment(None, tmp_path / "scratch")
+    assert variables["PYTHONPATH"] == "here" and "PYTHONPATH" not in sandbox.environment(None)
 
 
 def test_notebooks_that_fail_are_found(tmp_path: Path):
@@ -498,7 +494,7 @@ def test_the_last_line_counts(tmp_path: Path, options: list[str]):
         source += "    def test_six(): time.sleep(60)\n"
     (tmp_path / "test_some.py").write_text("\n".join(line[8:] for line in source.splitlines()))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *options, tmp_path / "test_some.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and lines[-1] == f"2 passed, {3 if options else 2} failed, 1 skipped"
     assert "12 modules" in lines and any("SKIPPED" in line and "there is no GPU" in line for line in lines)
