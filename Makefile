@@ -29,7 +29,7 @@ docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see quarto.org"; exit 1; }
 	rm -rf _proc
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+	PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
 	rm -rf index_files
 	$(BIN)/python tools/readme.py --write
 
