@@ -85,8 +85,10 @@ class Plain:
 
 def rows(text: str) -> dict[str, list[str]]:
     "Cells of all table rows, by the first one."
-    cells = [re.split(r" (?<!\\)\| ", line[2:].removesuffix(" |")) for line in text.splitlines() if line.startswith("| ")]
-    return {row[0].strip("`*"): [cell.strip() for cell in row[1:]] for row in cells}
+    cells = [
+        re.split(r" (?<!\\)\| ", line[2:].removesuffix(" |")) for line in text.splitlines() if line.startswith("| ")
+    ]
+    return {re.sub("</?code>|[`*]", "", row[0]): [cell.strip() for cell in row[1:]] for row in cells}
 
 
 def code_of(text: str) -> str:
