@@ -7,7 +7,7 @@ __all__ = ['logger', 'SPECIAL_TOKENS', 'VOCABULARY_OPTIONS', 'TokenizerConfig', 
            'train_tokenizer', 'write_tokenizer_files', 'save_tokenizer', 'load_tokenizer', 'copy_backend',
            'fingerprint_tokenizer', 'process_rank', 'wait_until', 'read_finished', 'reuse_or_train_tokenizer']
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #c39adcc8
+# %% ../../nbs/tokens/01_tokenizer.ipynb #963f165d
 import json
 import logging
 import os
@@ -30,16 +30,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from xxhash import xxh3_128_hexdigest
 
 from ..config import ConfigError, find_type_errors
-from langmlm.disk import (
-    atomic_folder,
-    check_replaceable,
-    find_damage,
-    hash_json,
-    read_json,
-    read_manifest,
-    write_json,
-    write_manifest,
-)
+from ..disk import atomic_folder, check_replaceable, find_damage, hash_json
+from ..disk import read_json, read_manifest, write_json, write_manifest
 from ..text.corpus import Corpus
 from ..text.readers import DOCUMENTS, ENCODING_ERRORS
 from ..text.sampling import TextSample, affordable_bytes
@@ -83,7 +75,7 @@ class TokenizerConfig:
         if errors:
             raise ConfigError("tokenizer_config", errors)
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #d2a655a3
+# %% ../../nbs/tokens/01_tokenizer.ipynb #c55e5c23
 _CHOICES = {
     "document": DOCUMENTS,
     "encoding_errors": ENCODING_ERRORS,
@@ -101,7 +93,7 @@ def _find_invalid_values(config: TokenizerConfig) -> list[str]:
     part = (0, 1) if config.shard is None else config.shard
     is_part = len(part) == 2 and all(type(number) is int for number in part) and 0 <= part[0] < part[1]
     rules = [
-        (config.vocab_size >= least, f"vocab_size must be at least {least} (256 bytes and {len(special)} special tokens)"),
+        (config.vocab_size >= least, f"vocab_size must be at least {least}: 256 bytes, {len(special)} special tokens"),
         (config.min_frequency >= 1, "min_frequency must be at least 1"),
         (config.max_length >= 3, "max_length must be at least 3 (<s>, one token, </s>)"),
         (special[:5] == list(SPECIAL_TOKENS), f"special_tokens must start with {list(SPECIAL_TOKENS)}"),
@@ -159,7 +151,7 @@ def draw_training_text(
         logger.info("the tokenizer is trained on a random %.1f %% of %.1f MB of text", share, total)
     return sample
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #ab663e47
+# %% ../../nbs/tokens/01_tokenizer.ipynb #d41e2783
 def train_tokenizer(
     documents: Iterable[str],  # Read once
     config: TokenizerConfig,
@@ -192,13 +184,11 @@ def train_tokenizer(
 def _with_normalizer(tokenizer: RobertaTokenizer, normalizer: normalizers.Normalizer) -> PreTrainedTokenizerFast:
     "Add a normalizer to a tokenizer."
     tokenizer.backend_tokenizer.normalizer = normalizer
-    roles = ("bos_token", "eos_token", "cls_token", "sep_token", "unk_token", "pad_token")
-    special = {role: getattr(tokenizer, role) for role in roles}
+    special = tokenizer.special_tokens_map | {"mask_token": AddedToken("<mask>", lstrip=True, special=True)}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         model_max_length=tokenizer.model_max_length,
         add_prefix_space=tokenizer.add_prefix_space,
-        mask_token=AddedToken("<mask>", lstrip=True, special=True),
         **special,
     )
 
@@ -226,7 +216,7 @@ def save_tokenizer(
         write_tokenizer_files(tokenizer, partial)
         write_manifest(partial, "tokenizer", facts)
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #0e479de7
+# %% ../../nbs/tokens/01_tokenizer.ipynb #065b46f0
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
@@ -234,7 +224,8 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer={str(name)!r} is neither a tokenizer folder nor a name on the Hub: {error}") from error
+        reason = "is neither a tokenizer folder nor a name on the Hub"
+        raise ValueError(f"tokenizer={str(name)!r} {reason}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
     if missing or not tokenizer.is_fast:
@@ -254,7 +245,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     "Hash everything that decides how a tokenizer turns text into ids."
     return xxh3_128_hexdigest(copy_backend(tokenizer).to_str().encode())
 
-# %% ../../nbs/tokens/01_tokenizer.ipynb #3776d60a
+# %% ../../nbs/tokens/01_tokenizer.ipynb #5be91144
 def process_rank() -> tuple[int, int]:  # Rank of this process; number of processes
     "Return the rank of this process under a launcher; a single process does not initialize `torch.distributed`."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -263,13 +254,10 @@ def process_rank() -> tuple[int, int]:  # Rank of this process; number of proces
     return state.process_index, state.num_processes
 
 
-def wait_until(
-    condition: Callable[[], Any],  # Becomes true through another process
-    seconds: float = 0.2,  # Between two checks
-) -> None:
-    "Wait until a condition is true."
+def wait_until(condition: Callable[[], Any]) -> None:
+    "Wait until a condition is true, usually through another process."
     while not condition():
-        time.sleep(seconds)
+        time.sleep(0.2)
 
 
 def read_finished(folder: Path, key: str) -> dict[str, Any] | None:

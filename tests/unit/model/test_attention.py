@@ -1,0 +1,128 @@
+"Every path of attention equals attention sequence by sequence, and the private operators beneath are as expected."
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from langmlm.model import attention
+from langmlm.model.attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
+
+LENGTHS = [3, 5, 5, 8, 17, 33, 40, 64]
+CU_SEQLENS = F.pad(torch.tensor(LENGTHS).cumsum(0), (1, 0)).int()
+BLOCKS = group_equal_lengths(CU_SEQLENS, heads=2)
+
+warnings.filterwarnings("ignore", message=".*nested tensors", category=UserWarning)
+
+
+def attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float | None = None):
+    "The reference: one call for each sequence."
+    pieces = []
+    for parts in zip(*(tensor.split(cu_seqlens.diff().tolist()) for tensor in (query, key, value))):
+        heads_first = (part.transpose(0, 1) for part in parts)
+        pieces.append(F.scaled_dot_product_attention(*heads_first, scale=scale).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.fixture
+def inputs() -> Tensor:
+    "Query, key and value."
+    return torch.randn(3, sum(LENGTHS), 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def output_and_gradients(function, inputs: Tensor, *arguments, **options) -> tuple[Tensor, ...]:
+    "What a function returns, and the gradients of a weighted sum of it."
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    output = function(*leaves, *arguments, **options)
+    factors = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return output.detach(), *torch.autograd.grad((output * factors).sum(), leaves)
+
+
+def test_group_equal_lengths():
+    "Blocks hold every token; long sequences are divided over several; empty sequences are left out."
+    assert BLOCKS[1] == EqualLengthBlock(start=3, rows=2, length=5)
+    assert sum(block.rows * block.length for block in BLOCKS) == sum(LENGTHS)
+    full_rows = torch.arange(0, 512 * 5, 512, dtype=torch.int32)
+    assert [block.rows for block in group_equal_lengths(full_rows, heads=1)] == [2, 2]
+    assert 2 * 512**2 == attention._LOGITS_PER_BLOCK
+    assert group_equal_lengths(torch.tensor([0, 4, 4, 4], dtype=torch.int32), heads=1) == [EqualLengthBlock(0, 1, 4)]
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+@pytest.mark.parametrize(("function", "arguments"), [(attend_equal_lengths, [BLOCKS]), (attend_varlen, [CU_SEQLENS, 64])])
+def test_equals_the_reference(inputs: Tensor, function, arguments: list, scale: float | None):
+    expected = output_and_gradients(attend_by_sequence, inputs, CU_SEQLENS, scale=scale)
+    found = output_and_gradients(function, inputs, *arguments, scale=scale)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_sequences_are_independent(inputs: Tensor):
+    "A change in the first sequence reaches no other."
+    changed = inputs.clone()
+    changed[2, :3] += 1
+    difference = (attend_equal_lengths(*changed, BLOCKS) - attend_equal_lengths(*inputs, BLOCKS)).abs().amax((1, 2))
+    assert (difference[:3] > 0).all() and (difference[3:] == 0).all()
+
+
+def test_blocks_of_other_tokens(inputs: Tensor):
+    with pytest.raises(RuntimeError, match="unflatten"):
+        attend_equal_lengths(*inputs[:, :-1], BLOCKS)
+
+
+@pytest.mark.parametrize(("function", "arguments"), [(attend_equal_lengths, [BLOCKS]), (attend_varlen, [CU_SEQLENS, 64])])
+def test_dropout(inputs: Tensor, function, arguments: list):
+    "Draws differ, and their mean is the output without dropout."
+    torch.manual_seed(0)
+    expected = attend_by_sequence(*inputs, CU_SEQLENS)
+    draws = torch.stack([function(*inputs, *arguments, dropout=0.2) for _ in range(200)])
+    assert (draws[0] != draws[1]).any() and (draws.mean(0) - expected).abs().mean() < 0.05
+
+
+def test_gradient_of_dropout(inputs: Tensor):
+    "For a fixed draw, the gradient is the derivative."
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return attend_equal_lengths(query, key, value, BLOCKS[:3], dropout=0.2)
+
+    small = [tensor[:21, :1, :4].clone().requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(attend, small)
+
+
+def test_softmax_backward_data():
+    "torch._softmax_backward_data (private) is the derivative of the softmax, with these four arguments."
+    logits = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
+    weights, gradient = torch.softmax(logits, -1), torch.randn(4, 9, dtype=torch.float64)
+    found = torch._softmax_backward_data(gradient, weights.detach(), -1, weights.dtype)
+    torch.testing.assert_close(found, torch.autograd.grad(weights, logits, gradient)[0])
+
+
+def test_flash_attention_operators():
+    "torch.ops.aten._flash_attention_* (private) have the arguments and results that we pass and read."
+    names = {
+        "_flash_attention_forward": (
+            "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale",
+            5,
+        ),
+        "_flash_attention_backward": (
+            "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal rng_state "
+            "unused scale",
+            3,
+        ),
+    }
+    for name, (arguments, results) in names.items():
+        schema = getattr(torch.ops.aten, name).default._schema
+        assert " ".join(argument.name for argument in schema.arguments).startswith(arguments)
+        assert len(schema.returns) == results
+
+
+def test_flash_attention_without_a_gpu(inputs: Tensor):
+    "On tensors without contents, the call is accepted and every input gets a gradient; on a CPU it is not used."
+    shapes = [tensor.to("meta", torch.bfloat16).requires_grad_() for tensor in inputs]
+    attention._flash_attention(*shapes, CU_SEQLENS.to("meta"), 64, 0.1, 0.25)[0].sum().backward()
+    assert [tensor.grad.shape for tensor in shapes] == [inputs[0].shape] * 3
+    assert not attention._has_flash_attention(inputs[0])
+    with pytest.raises(NotImplementedError, match="CPU"):
+        attention._flash_attention(*inputs, CU_SEQLENS, 64, 0.0, 0.25)
