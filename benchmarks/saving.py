@@ -16,7 +16,6 @@ from collections.abc import Callable
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from functools import partial
 from statistics import median
 
 import torch
@@ -38,37 +37,23 @@ FAST_GPU = 0.8e6  # Tokens per second
 
 
 def make_task(folder: str) -> MLMTask:
-<<<<<<< HEAD
     "Prepare a run of roberta-base whose steps have 1,024 tokens."
     tokenizer = train_tokenizer(islice(docstrings(), 2_000), TokenizerConfig(vocab_size=1_000, max_length=512))
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(10, 1_000, (64, 512), generator=generator).tolist()
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
     model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512), seed=0)
-=======
-    "A run of roberta-base whose steps have 1,024 tokens."
-    tokenizer = train_tokenizer(islice(docstrings(), 2_000), TokenizerConfig(vocab_size=1_000, max_length=512))
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randint(10, 1_000, (64, 512), generator=draw).tolist()
-    dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
-    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512))
->>>>>>> main
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_total_limit": 1}
     return MLMTask(model, tokenizer, dataset, TrainingConfig(output_dir=folder, **settings))
 
 
 def timed(action: Callable[[], object]) -> float:
-<<<<<<< HEAD
     "Return the seconds that an action takes."
-=======
-    "Return the seconds that a call takes."
->>>>>>> main
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-<<<<<<< HEAD
 def time_step(task: MLMTask) -> float:
     "Do a training step; return its seconds."
     step, batches = task.state.step, task.loader.load(task.state.step)
@@ -89,36 +74,14 @@ def time_save(task: MLMTask) -> float:
 
 def main() -> None:
     "Measure, and write the results."
-=======
-def one_step(task: MLMTask) -> float:
-    "Do a step, and return its seconds."
-    batches, parts = task.loader.load(task.state.step), (task.module, task.optimizer, task.accelerator)
-
-    def step() -> None:
-        task.state.add(train_step(*parts, batches, task.state.step, 1e-5, task.config))
-        task.state.read_metrics(task.accelerator)  # Waits for the device
-
-    return timed(step)
-
-
-def main() -> None:
-    "Measure, and store the figures."
->>>>>>> main
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="number of steps and saves")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(f"{folder}/run")
-<<<<<<< HEAD
         time_step(task)  # Warm-up
         with task.run_folder.hold(task.state.step):
             times = [(time_step(task), time_save(task)) for _ in range(rounds)]
-=======
-        one_step(task)  # Warms up
-        with task.run_folder.hold(task.state.step):
-            save = partial(task.run_folder.save, task.model, task.optimizer, task.state)
-            times = [(one_step(task), timed(save)) for _ in range(rounds)]
->>>>>>> main
         size = sum(file.stat().st_size for file in Path(folder).rglob("checkpoint-*/*"))
     step, save = (median(column) for column in zip(*times))
     speed = 2 * 512 / step
