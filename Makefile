@@ -23,16 +23,17 @@ test: $(INSTALLED_DEV)  ## Run every check
 
 gpu: $(INSTALLED_DEV)  ## Run what needs a GPU
 	$(BIN)/python -m pytest tests/integration/test_gpu.py
-	export PATH="$(CURDIR)/$(BIN):$$PATH"; for chapter in 53_layers 55_attention; do nbdev_test --path nbs/$$chapter.ipynb --flags gpu || exit 1; done
+	for chapter in attention layers; do PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --path nbs/model/0?_$$chapter.ipynb --flags gpu || exit 1; done
 
 docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see quarto.org"; exit 1; }
 	rm -rf _proc
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+	rm -rf index_files
 	$(BIN)/python tools/readme.py --write
 
-readme: $(INSTALLED_DEV)  ## Make README.md from nbs/index.ipynb
+readme: $(INSTALLED_DEV)  ## Make README.md and its figures from nbs/index.ipynb
 	$(BIN)/python tools/readme.py --write
 
 notebooks: $(INSTALLED_DEV)  ## Export, run all notebooks, store their outputs, and clean them

@@ -1,5 +1,6 @@
-"Read settings.ini, where the package is described, and hand it to setuptools."
+"Read the description of the package from settings.ini and pass it to setuptools."
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,11 +14,20 @@ config = ConfigParser(delimiters=["="])
 config.read(HERE / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
+
+def readme() -> str:
+    "README.md with absolute addresses: the package index has no files beside it."
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    raw = settings["git_url"].replace("github.com", "raw.githubusercontent.com")
+    text = re.sub(r"(!\[[^\]]*\]\()(?![a-z]+:|[#/])", rf"\g<1>{raw}/{settings['branch']}/", text)
+    return re.sub(r"(\]\()(?![a-z]+:|[#/])", rf"\g<1>{settings['git_url']}/blob/{settings['branch']}/", text)
+
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author=settings["author"],
     url=settings["git_url"],

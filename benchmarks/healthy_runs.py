@@ -1,6 +1,6 @@
-"""Train twenty healthy runs that differ in every way, and count the alarms about their losses: there should be none.
+"""Train twenty different healthy runs and count false alarms about loss spikes: there should be none.
 
-`python benchmarks/healthy_runs.py` writes what it finds to benchmarks/results, and the chapter on alarms shows it.
+`python benchmarks/healthy_runs.py` writes benchmarks/results/healthy_runs.json, which the chapter on loss spikes shows.
 """
 
 import json
@@ -19,7 +19,7 @@ DEEP = {"num_hidden_layers": 6, "hidden_size": 96, "num_attention_heads": 4, "in
 WIDE = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
 COMMON = {"max_steps": 500, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "bf16": False}
 COMMON |= {"logging_steps": 1, "save_strategy": "no", "on_loss_spike": "warn", "disable_tqdm": True}
-RUNS = [  # Documents, architecture, and what else differs
+RUNS = [  # Documents, architecture, other settings
     (1_500, SMALL, {"learning_rate": 1e-3}),
     (1_500, SMALL, {"learning_rate": 3e-4, "seed": 1}),
     (1_500, SMALL, {"learning_rate": 3e-3, "seed": 2}),
@@ -44,7 +44,7 @@ RUNS = [  # Documents, architecture, and what else differs
 
 
 def train(number: int, folder: Path, **changes) -> dict:
-    "Train one of the runs in a folder, and say what came of it; its data is made there if it is not."
+    "Train one of the runs in a folder and return a summary; create its data if it is missing."
     documents, architecture, differing = RUNS[number]
     data = folder / f"data-{documents}"
     if not data.is_dir():
@@ -63,7 +63,7 @@ def train(number: int, folder: Path, **changes) -> dict:
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "documents": documents,
-        "parameters": task.run.stock.num_parameters(),
+        "parameters": task.model.num_parameters(),
         "settings": differing,
         "steps": len(losses),
         "first_loss": round(losses[0], 3),
@@ -73,7 +73,7 @@ def train(number: int, folder: Path, **changes) -> dict:
 
 
 def main() -> int:
-    "Train all of them, one after the other."
+    "Train all runs, one after the other."
     with tempfile.TemporaryDirectory() as folder:
         results = []
         for number in range(len(RUNS)):

@@ -1,10 +1,10 @@
-"""Kill training runs at random moments, go on with each, and compare its weights with those of a run never killed.
+"""Kill training runs at random moments, resume each, and compare its weights with those of an uninterrupted run.
 
     python benchmarks/kill_runs.py --kills 100 --write
 
-Half of the kills come anywhere between the first and the last moment of a run, half in the middle of a save. One process
-imports everything once and is forked for each run; it computes nothing itself, so every run starts like a new one.
-`--write` keeps the figures in `benchmarks/results/kill_runs.json`, which the tutorial `resume` shows.
+Half of the kills happen at any moment of a run, half while a checkpoint is being saved. One process imports the libraries
+and is forked for each run; it computes nothing itself, so every run starts in a fresh state. `--write` stores the results
+in `benchmarks/results/kill_runs.json`, which the tutorial on resuming shows.
 """
 
 import argparse
@@ -50,14 +50,14 @@ DATA = {"tokenizer": "tokenizer", "tokenized_dataset": "dataset"}
 
 
 def prepare() -> None:
-    "Make a tokenizer and a dataset in the current folder."
+    "Create a tokenizer and a dataset in the current folder."
     Path("data.txt").write_text("\n".join(islice(docstrings(), 300)), encoding="utf-8")
     folders = {"path_to_save_tokenizer": DATA["tokenizer"], "path_to_save_dataset": DATA["tokenized_dataset"]}
     tasks.create_tokenizer("data.txt", {"vocab_size": 500, "max_length": 32, **folders}).train()
 
 
 def train(folder: Path) -> None:
-    "Go on with the run in a folder; begin it anew if it has no checkpoint yet."
+    "Resume the run in a folder; start it again if it has no checkpoint yet."
     if list_checkpoints(folder):
         tasks.create_mlm(**DATA, checkpoint_path=folder, resume="full").train()
     else:
@@ -66,7 +66,7 @@ def train(folder: Path) -> None:
 
 
 def fork(action: Callable[[], None]) -> int:
-    "Start a process that does something and ends; what it says goes to `log.txt`."
+    "Run an action in a forked process, with its output in `log.txt`; return the process id."
     if child := os.fork():
         return child
     status = 1
@@ -82,40 +82,40 @@ def fork(action: Callable[[], None]) -> int:
 
 
 def finish(action: Callable[[], None]) -> None:
-    "Do something in a process of its own, to its end."
+    "Run an action in a process of its own, and wait for it."
     _, status = os.waitpid(fork(action), 0)
     if status:
         raise RuntimeError(f"a run ended with status {status}:\n{Path('log.txt').read_text()[-3000:]}")
 
 
 def in_a_save(folder: Path) -> bool:
-    "Whether a checkpoint is being written, replaced or deleted in a run's folder."
+    "Return whether a checkpoint is being written, replaced or deleted in a run folder."
     return any(path.suffix in (".partial", ".replaced", ".outdated") for path in folder.glob(".checkpoint-*"))
 
 
 def watch(folder: Path) -> tuple[float, float]:
-    "Train to the end, and say how many seconds that took, and how many of them went into saves."
+    "Train to the end; return the seconds it took, and the seconds of its saves."
     child, began, looks, saving = fork(lambda: train(folder)), time.monotonic(), 0, 0
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         looks, saving = looks + 1, saving + in_a_save(folder)
         time.sleep(0.0002)
     if ended[1]:
         raise RuntimeError(
-            f"the run that is not killed ended with status {ended[1]}:\n{Path('log.txt').read_text()[-3000:]}"
+            f"the uninterrupted run ended with status {ended[1]}:\n{Path('log.txt').read_text()[-3000:]}"
         )
     seconds = time.monotonic() - began
     return seconds, seconds * saving / looks
 
 
 def kill_somewhere(folder: Path, moment: float) -> bool:
-    "Begin a run and kill it after some seconds; False if it was done before."
+    "Start a run and kill it after some seconds; return False if it had ended before."
     child = fork(lambda: train(folder))
     time.sleep(moment)
     return kill(child)
 
 
 def kill_in_a_save(folder: Path, save: int, moment: float) -> bool:
-    "Begin a run and kill it some seconds after one of its saves has begun; False if it was done before."
+    "Start a run and kill it some seconds after the start of a save; return False if it had ended before."
     child, seen, before = fork(lambda: train(folder)), 0, False
     while seen < save:
         now = in_a_save(folder)
@@ -128,14 +128,14 @@ def kill_in_a_save(folder: Path, save: int, moment: float) -> bool:
 
 
 def kill(child: int) -> bool:
-    "Kill a process that cannot do anything about it; False if it had already ended."
+    "Kill a process with SIGKILL; return False if it had already ended."
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
 
 
 def outcome(folder: Path) -> tuple[str, list]:
-    "A hash of the final weights, and the losses that were logged."
+    "Return a hash of the final weights, and the logged losses and gradient norms."
     weights = hashlib.sha256((folder / "final_model" / "model.safetensors").read_bytes()).hexdigest()
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return weights, [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in history]
@@ -144,7 +144,7 @@ def outcome(folder: Path) -> tuple[str, list]:
 def attempt(
     draw: random.Random, aimed: bool, pace: tuple[float, float, int], expected: tuple[str, list]
 ) -> dict | None:
-    "Kill one run, go on with it to its end, and compare; None if it was not killed where it was to be."
+    "Kill one run, resume it to its end, and compare; return None if it was not killed at the intended moment."
     folder, (seconds, save_seconds, saves) = Path("killed"), pace
     shutil.rmtree(folder, ignore_errors=True)
     if aimed:
@@ -161,11 +161,11 @@ def attempt(
 
 
 def main() -> int:
-    "Kill as many runs as were asked for; 0 if all of them ended as if they had not been."
+    "Kill the requested number of runs; return 0 if all of them ended like the uninterrupted run."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULT.name}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
     arguments = parser.parse_args()
     draw, kills = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def main() -> int:
         "killed_before_the_first_checkpoint": sum(not facts["from_step"] for facts in kills),
         "steps_of_a_run": steps,
         "steps_between_saves": SETTINGS["save_steps"],
-        "went_on_from_steps": sorted(facts["from_step"] for facts in kills),
+        "resumed_from_steps": sorted(facts["from_step"] for facts in kills),
         "date": date.today().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -25,7 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULT = Path(__file__).parent / "results" / "reading.json"
-SYLLABLES = [onset + vowel for onset in [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"] for vowel in [*"aeiou", "ea", "ou", "io"]]
+SYLLABLES = [
+    onset + vowel for onset in [*"bcdfghjklmnprstvwz", "st", "tr", "ch", "sh"] for vowel in [*"aeiou", "ea", "ou", "io"]
+]
 
 
 def word(number: int) -> str:
@@ -137,7 +139,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["reading", "learning"])
-    parser.add_argument("--megabytes", type=float, help="size of the text (default: 500 for reading, 1,000 for learning)")
+    parser.add_argument(
+        "--megabytes", type=float, help="size of the text (default: 500 for reading, 1,000 for learning)"
+    )
     arguments = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as folder:

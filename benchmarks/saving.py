@@ -1,10 +1,9 @@
-"""Measure which share of the training time of roberta-base goes into checkpoints, at `save_steps=100`.
+"""Measure the share of the training time of roberta-base that checkpoints take, with `save_steps=100`.
 
     python benchmarks/saving.py
 
-A few steps and a few saves are timed on this machine, in turns. A step of the default config has 32 x 512 x 2 tokens;
-on a CPU such a step takes minutes, so shorter ones are timed and taken at their tokens per second. The figures go to
-`results/saving.json`.
+Steps and saves alternate. A step of the default configuration has 32 x 512 x 2 tokens, which takes minutes on a CPU, so
+shorter steps are timed and scaled by their tokens per second. Results go to `results/saving.json` in half a minute.
 """
 
 import argparse
@@ -23,57 +22,66 @@ import torch
 import transformers
 from datasets import Dataset
 
-from langmlm.text.corpus import docstrings
 from langmlm.data.dataset import TokenizedDataset
 from langmlm.model.roberta import ModelConfig, build_model, roberta_config
-from langmlm.train.config import TrainingConfig
-from langmlm.train.state import Run
-from langmlm.train.spikes import hold_folder, save_run
+from langmlm.tasks import MLMTask
+from langmlm.text.corpus import docstrings
 from langmlm.tokens.tokenizer import TokenizerConfig, train_tokenizer
-from langmlm.train.loop import take_batches, take_step
+from langmlm.train.config import TrainingConfig
+from langmlm.train.loop import train_step
 
 RESULT = Path(__file__).parent / "results" / "saving.json"
 SAVE_STEPS = 100
 DEFAULT_TOKENS = 32 * 512 * 2  # Of a step with all defaults and `max_length=512`
-FAST_GPU = 0.8e6  # Tokens per second, the aim on an H100
+FAST_GPU = 0.8e6  # Tokens per second
 
 
-def make_run(folder: str) -> Run:
-    "A run of roberta-base whose steps have 1,024 tokens."
+def make_task(folder: str) -> MLMTask:
+    "Prepare a run of roberta-base whose steps have 1,024 tokens."
     tokenizer = train_tokenizer(islice(docstrings(), 2_000), TokenizerConfig(vocab_size=1_000, max_length=512))
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randint(10, 1_000, (64, 512), generator=draw).tolist()
-    corpus = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
-    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(10, 1_000, (64, 512), generator=generator).tolist()
+    dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
+    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512), seed=0)
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_total_limit": 1}
-    return Run(model, tokenizer, corpus, TrainingConfig(output_dir=folder, **settings))
+    return MLMTask(model, tokenizer, dataset, TrainingConfig(output_dir=folder, **settings))
 
 
 def timed(action: Callable[[], object]) -> float:
-    "Seconds that something takes."
+    "Return the seconds that an action takes."
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-def one_step(run: Run) -> float:
-    "Take a step; gives its seconds."
-    data = take_batches(run, run.step)
-    seconds = timed(lambda: (take_step(run, data, 1e-5), run.stock.lm_head.bias[0].item()))
-    run.step += 1
-    return seconds
+def time_step(task: MLMTask) -> float:
+    "Do a training step; return its seconds."
+    step, batches = task.state.step, task.loader.load(task.state.step)
+
+    def action() -> None:
+        metrics = train_step(task.module, task.optimizer, task.accelerator, batches, step, 1e-5, task.config)
+        task.state.add(metrics)
+        metrics.tolist()  # Waits for the device
+
+    return timed(action)
+
+
+def time_save(task: MLMTask) -> float:
+    "Save a checkpoint; return its seconds."
+    task.state.read_metrics(task.accelerator)
+    return timed(lambda: task.run_folder.save(task.model, task.optimizer, task.state))
 
 
 def main() -> None:
-    "Measure, and write the figures down."
+    "Measure, and write the results."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of a step and a save each")
+    parser.add_argument("--rounds", type=int, default=3, help="number of steps and saves")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(f"{folder}/run")
-        one_step(run)  # Warms up
-        with hold_folder(run):
-            times = [(one_step(run), timed(lambda: save_run(run))) for _ in range(rounds)]
+        task = make_task(f"{folder}/run")
+        time_step(task)  # Warm-up
+        with task.run_folder.hold(task.state.step):
+            times = [(time_step(task), time_save(task)) for _ in range(rounds)]
         size = sum(file.stat().st_size for file in Path(folder).rglob("checkpoint-*/*"))
     step, save = (median(column) for column in zip(*times))
     speed = 2 * 512 / step
@@ -90,8 +98,8 @@ def main() -> None:
         "share_if_steps_ran_at_800000_tokens_per_second_and_saves_as_here": round(share["gpu"], 4),
         "save_steps": SAVE_STEPS,
         "tokens_of_a_default_step": DEFAULT_TOKENS,
-        "precision": run.precision,
-        "device": f"{run.accelerator.device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "precision": task.run_folder.precision,
+        "device": f"{task.accelerator.device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "machine": platform.machine(),
         "date": date.today().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

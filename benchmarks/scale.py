@@ -1,11 +1,10 @@
-"""Tokenizing a corpus of any size: time and peak memory for generated text, and kills at random moments.
+"""Time and peak memory of tokenizing generated text of several sizes, and kills at random moments.
 
     python benchmarks/scale.py growth --megabytes 10 100 1000
     python benchmarks/scale.py growth --megabytes 10000
     python benchmarks/scale.py kills --number 20
 
-Each size is generated, tokenized in a process of its own, and removed again. Results go to results/scale.json, beside
-those of other sizes that are there.
+Each size is generated, tokenized in a separate process, and deleted. Results are merged into results/scale.json.
 """
 
 import argparse
@@ -24,16 +23,16 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 RESULTS = HERE / "results" / "scale.json"
 SEED = 42
-WORDS = 50_000  # Different ones in the generated text, as frequent as in language
+WORDS = 50_000  # Distinct words in the generated text, with the frequencies of natural language
 WORDS_PER_BLOCK = 200_000
 SAMPLE_MEGABYTES = 5  # Of text that trains the tokenizer
 
 
 def write_text(file: Path, megabytes: int) -> None:
-    "Generate documents of one to some hundred words until there are so many bytes; no two are alike."
+    "Generate distinct documents of one to several hundred words, until the file has the size."
     draw = np.random.default_rng(SEED)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     words = ["".join(draw.choice(letters[:20], size=draw.integers(1, 11))) for _ in range(WORDS)]
@@ -41,7 +40,7 @@ def write_text(file: Path, megabytes: int) -> None:
     written = number = 0
     with open(file, "w", encoding="utf-8") as stream:
         while written < megabytes * 1_000_000:
-            chosen = [words[place] for place in draw.choice(WORDS, WORDS_PER_BLOCK, p=shares / shares.sum())]
+            chosen = [words[index] for index in draw.choice(WORDS, WORDS_PER_BLOCK, p=shares / shares.sum())]
             ends = np.cumsum(draw.geometric(1 / 25, WORDS_PER_BLOCK // 25))
             for begin, end in zip(ends, ends[1:]):
                 number += 1
@@ -49,7 +48,7 @@ def write_text(file: Path, megabytes: int) -> None:
 
 
 def make_tokenizer(folder: Path) -> Path:
-    "Learn a vocabulary of 16,000 from a little of the text."
+    "Train a tokenizer with 16,000 tokens on a sample of the text."
     from langmlm import tasks
 
     write_text(folder / "sample.txt", SAMPLE_MEGABYTES)
@@ -59,24 +58,23 @@ def make_tokenizer(folder: Path) -> Path:
 
 
 def tokenize(text: str, tokenizer: str, target: str) -> None:
-    "The work of a child process: tokenize, and say what it took."
+    "Tokenize in a child process, and print time and memory."
     from langmlm.text.corpus import open_corpus
-    from langmlm.tokens.tokenizer import load_tokenizer
-    from langmlm.tokens.tokenizer import TokenizerConfig
     from langmlm.tokens.shards import write_dataset
+    from langmlm.tokens.tokenizer import TokenizerConfig, load_tokenizer
 
     loaded, corpus, config = load_tokenizer(tokenizer), open_corpus(text), TokenizerConfig(path_to_save_dataset=target)
     at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began, worked = time.perf_counter(), time.process_time()
     report = write_dataset(corpus, loaded, config)
     times = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - worked}
-    made = {"documents": report["statistics"]["documents"], "tokens": report["tokens"], "files": len(report["files"])}
+    made = {"documents": report["statistics"]["documents"], "tokens": report["tokens"], "files": sum(name.endswith(".arrow") for name in report["files"])}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(made | times | {"peak_resident": peak, "resident_at_start": at_start}))
 
 
 def measure(folder: Path, tokenizer: Path, megabytes: int) -> dict:
-    "One size, from text to dataset, in a fresh process."
+    "Measure one size, from text to dataset, in a fresh process."
     text, target = folder / "text.txt", folder / "dataset"
     write_text(text, megabytes)
     command = [sys.executable, __file__, "child", str(text), str(tokenizer), str(target)]
@@ -85,15 +83,15 @@ def measure(folder: Path, tokenizer: Path, megabytes: int) -> dict:
         raise SystemExit(finished.stderr)
     figures = json.loads(finished.stdout.splitlines()[-1])
     figures |= {"bytes": text.stat().st_size}
-    figures |= {"microseconds_per_token": 1e6 * figures["processor_seconds"] / figures["tokens"]}  # Of all cores
+    figures |= {"microseconds_per_token": 1e6 * figures["processor_seconds"] / figures["tokens"]}  # Summed over all cores
     text.unlink()
     shutil.rmtree(target)
     return figures | circumstances()
 
 
 def kill(folder: Path, tokenizer: Path, number: int, megabytes: int) -> dict:
-    "Kill a job at random moments, resuming each time, and compare the result with that of an undisturbed job."
-    sys.path.insert(0, str(ROOT / "tests"))
+    "Kill a job at random moments, resume it each time, and compare the result with that of an undisturbed job."
+    sys.path.insert(0, str(ROOT / "tests" / "integration"))
     from kills import kill_often
 
     text, target = folder / "text.txt", folder / "dataset"
@@ -104,30 +102,30 @@ def kill(folder: Path, tokenizer: Path, number: int, megabytes: int) -> dict:
 
 
 def circumstances() -> dict:
-    "When, and with what."
+    "Return date, cores and versions."
     versions = {name: version(name) for name in ("tokenizers", "datasets", "pyarrow", "numpy")}
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "versions": versions}
 
 
 def variables() -> dict[str, str]:
-    "The environment of processes that import this checkout."
+    "Return the environment of processes that import this checkout."
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def store(kind: str, figures: dict) -> None:
-    "Keep figures beside those that are there."
+    "Merge figures into the stored results."
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[kind] = results.get(kind, {}) | figures
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:
-    "Read the command line, and measure."
+    "Parse the command line, and measure."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["growth", "kills"])
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1_000], help="sizes of the text")
-    parser.add_argument("--number", type=int, default=20, help="kills")
-    parser.add_argument("--work", type=Path, help="where text and datasets go for a while; else a temporary folder")
+    parser.add_argument("--number", type=int, default=20, help="number of kills")
+    parser.add_argument("--work", type=Path, help="folder for temporary text and datasets; default: a temporary folder")
     given = parser.parse_args()
     if given.work:
         given.work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"Text to a dataset on disk, against the bare Rust tokenizer and against `map` of datasets."
+"Tokenize text into a dataset on disk, compared with the bare Rust tokenizer and with `map` of `datasets`."
 
 from contextlib import ExitStack
 
@@ -7,17 +7,17 @@ from processes import Contender, Failure
 from rounds import interleave
 from summary import noisy_names, ratio, spread
 
-KINDS = {"langmlm": "langmlm", "bare": "langmlm", "datasets": "trainer"}  # What tokenizes, and its environment
+KINDS = {"langmlm": "langmlm", "bare": "langmlm", "datasets": "trainer"}  # Contenders and their environments
 WARM_UP_DOCUMENTS = 200
 
 
 def run_tokenizing(data: Data, texts: tuple[str, ...], model: str, max_length: int, rounds: int) -> dict:
-    "Every text, tokenized by everyone in turn."
+    "Tokenize every text with every contender, interleaved."
     return {text: tokenize_text(data, text, model, max_length, rounds) for text in texts}
 
 
 def tokenize_text(data: Data, text: str, model: str, max_length: int, rounds: int) -> dict:
-    "One text, tokenized by everyone in turn."
+    "Tokenize one text with every contender, interleaved."
     file = data.train[text]
     with ExitStack() as stack:
         contenders, left_out = {}, {}
@@ -36,7 +36,7 @@ def tokenize_text(data: Data, text: str, model: str, max_length: int, rounds: in
     for kind, made in figures.items():
         seconds = [one["seconds"] for one in made]
         results[kind] = {
-            "tokens_per_second": spread([tokens / one for one in seconds]),  # Tokens of langmlm's dataset, for all
+            "tokens_per_second": spread([tokens / one for one in seconds]),  # The tokens of langmlm's dataset, for all contenders
             "megabytes_per_second": spread([megabytes / one for one in seconds]),
             "bytes_per_token": made[-1]["bytes"] / made[-1]["tokens"] if "bytes" in made[-1] else None,
             "rounds": seconds,
@@ -54,7 +54,7 @@ def tokenize_text(data: Data, text: str, model: str, max_length: int, rounds: in
 
 
 def tokenize_job(data: Data, kind: str, text: str, model: str, max_length: int, scratch: str) -> dict:
-    "The job of a process that tokenizes."
+    "Describe the job of a tokenizing process."
     warm_up = data.work / "texts" / "warm-up.txt"
     if not warm_up.exists():
         lines = data.train["short"].read_text(encoding="utf-8").split("\n")[:WARM_UP_DOCUMENTS]

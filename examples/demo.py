@@ -85,7 +85,7 @@ def train_in_two_sessions(entropy: float) -> None:
     print(f"First session, to step {half:,}:")
     first.train(stop_at_step=half)
     second = create_run(checkpoint_path=FOLDER / "model")
-    print(f"Second session, resumed from step {second.run.step:,}:")
+    print(f"Second session, resumed from step {second.state.step:,}:")
     history = second.train()
     print(history)
     history.plot(FOLDER / "loss.png", unigram_entropy=entropy)

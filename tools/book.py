@@ -1,4 +1,4 @@
-"The notebooks as a book: its chapters, their cells and modules, and the faults a script can see in them."
+"Read the notebooks, and find problems in their shape, outputs, demonstrations and place in the sidebar."
 
 import ast
 import json
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_CELLS = 60
-MAX_EXPORTED_LINES = 250
+MAX_EXPORTED_LINES = 420  # Of a notebook
+MAX_CELL_LINES = 45  # Of an exported cell that does not only import
 EXPORT_DIRECTIVES = {"export", "exports", "exporti"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:tmp|home|root|Users|var/folders)/|site-packages|[A-Z]:\\\\")
+PLUMBING = {"logger"}  # nbdev puts it into `__all__`, but it is not for users
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Cell:
 
     kind: str  # "code", "markdown" or "raw"
     source: str
-    outputs: list  # As stored, of a code cell
+    outputs: list  # Stored outputs of a code cell
 
     @property
     def directives(self) -> dict[str, str]:
@@ -37,6 +39,20 @@ class Cell:
         "Whether the cell becomes part of the package."
         return self.kind == "code" and bool(EXPORT_DIRECTIVES & self.directives.keys())
 
+    @property
+    def lines(self) -> int:
+        "Number of lines without the directives."
+        return len(self.source.splitlines()) - len(self.directives)
+
+    @property
+    def tree(self) -> ast.Module | None:
+        "The syntax tree of a code cell without its magics; None if it is not Python."
+        lines = [line for line in self.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        try:
+            return ast.parse("\n".join(lines)) if self.kind == "code" else None
+        except SyntaxError:
+            return None
+
 
 @dataclass(frozen=True)
 class Notebook:
@@ -47,7 +63,7 @@ class Notebook:
 
     @property
     def module(self) -> str | None:
-        "Name of the module that the notebook exports, None for a notebook that only tells."
+        "Name of the exported module inside the package, such as `text.files`; None if the notebook exports nothing."
         names = [cell.directives["default_exp"] for cell in self.cells if "default_exp" in cell.directives]
         return names[0] if names else None
 
@@ -59,138 +75,121 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def notebook_paths(folder: Path) -> list[Path]:
-    "The notebooks in a folder and below, in reading order: index, chapters by number, other pages, tutorials."
-    paths = [
-        path
-        for path in folder.rglob("*.ipynb")
-        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    "The notebooks in a folder and below: index first, folder by folder, numbered ones in order."
+
+    def order(path: Path) -> tuple:
+        number = re.match(r"\d+", path.name)
+        return path.parent, path.stem != "index", int(number[0]) if number else sys.maxsize, path.name
+
+    hidden = (".", "_")
+    paths = (path.relative_to(folder) for path in folder.rglob("*.ipynb"))
+    return [
+        folder / path for path in sorted(paths, key=order) if not any(part.startswith(hidden) for part in path.parts)
     ]
-    return sorted(paths, key=lambda path: (len(path.parts), path.stem != "index", chapter_number(path), path.name))
-
-
-def chapter_number(path: Path) -> int:
-    "The number that a notebook's name starts with; without one, it comes after those that have one."
-    match = re.match(r"\d+", path.name)
-    return int(match[0]) if match else sys.maxsize
 
 
 def read_book(folder: Path) -> list[Notebook]:
-    "All notebooks of a folder, in reading order."
+    "All notebooks of a folder."
     return [read_notebook(path) for path in notebook_paths(folder)]
 
 
-def chapters(book: list[Notebook]) -> dict[str, Notebook]:
-    "The notebooks that export a module, by its name, in reading order."
-    return {notebook.module: notebook for notebook in book if notebook.module is not None}
-
-
-def imported_modules(source: str, package: str) -> set[str]:
-    "Modules of the package that a piece of code imports, wherever in the code it does."
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, [package if node.level else "", node.module]))
-            dotted = [f"{base}.{alias.name}" for alias in node.names] if base == package else [base]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in dotted if name.startswith(f"{package}.")}
-    return {name for name in found if not name.startswith("__")}
-
-
-def import_faults(order: list[str], sources: dict[str, str], package: str) -> list[str]:
-    "Imports between modules that do not point at an earlier chapter."
-    faults = [f"{module} belongs to no notebook" for module in sources if module not in order]
-    for position, module in enumerate(order):
-        later = imported_modules(sources.get(module, ""), package) - set(order[:position])
-        faults += [f"{module} imports {name}, which no earlier chapter exports" for name in sorted(later)]
-    return faults
-
-
-def exported_names(source: str) -> list[str]:
+def public_names(source: str) -> list[str]:
     "The names in a module's `__all__`."
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
-            return ast.literal_eval(node.value)
+            return [name for name in ast.literal_eval(node.value) if name not in PLUMBING]
     return []
 
 
-def parsed(source: str) -> ast.Module | None:
-    "The syntax tree of a cell less its magics, None if it is not Python."
-    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    try:
-        return ast.parse("\n".join(lines))
-    except SyntaxError:
-        return None
-
-
-def used_names(source: str) -> set[str]:
-    "Names and attributes that a cell's code uses; importing a name is not using it."
-    tree = parsed(source)
+def used_names(tree: ast.Module | None) -> set[str]:
+    "Names and attributes that code uses; importing a name is not using it."
     nodes = list(ast.walk(tree)) if tree else []
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
-def lesson_faults(notebook: Notebook, module_source: str) -> list[str]:
-    "Exported names that no lesson of their notebook uses."
-    lessons = [cell for cell in notebook.cells if cell.kind == "code" and not cell.is_exported]
-    shown = set().union(*(used_names(cell.source) for cell in lessons))
-    return [f"{name} has no lesson" for name in exported_names(module_source) if name not in shown]
+def demonstration_problems(notebook: Notebook, module_source: str) -> list[str]:
+    "Public names that no demonstration in their notebook uses."
+    demonstrations = [cell.tree for cell in notebook.cells if cell.kind == "code" and not cell.is_exported]
+    shown = set().union(*map(used_names, demonstrations))
+    return [f"{name} has no demonstration" for name in public_names(module_source) if name not in shown]
 
 
-def shape_faults(notebook: Notebook) -> list[str]:
-    "A notebook that is too long, or whose cells the documentation would lose or run wrongly."
-    faults = []
-    lines = sum(len(cell.source.splitlines()) - len(cell.directives) for cell in notebook.cells if cell.is_exported)
+def shape_problems(notebook: Notebook) -> list[str]:
+    "A notebook that is too long, or whose cells the documentation would drop or run wrongly."
+    exported = [(number, cell) for number, cell in enumerate(notebook.cells) if cell.is_exported]
+    lines = sum(cell.lines for _, cell in exported)
+    problems = []
     if len(notebook.cells) > MAX_CELLS:
-        faults.append(f"{len(notebook.cells)} cells, more than {MAX_CELLS}")
+        problems.append(f"{len(notebook.cells)} cells, more than {MAX_CELLS}")
     if lines > MAX_EXPORTED_LINES:
-        faults.append(f"{lines} exported lines, more than {MAX_EXPORTED_LINES}")
-    return faults + title_faults(notebook) + mixed_import_faults(notebook)
+        problems.append(f"{lines} exported lines, more than {MAX_EXPORTED_LINES}")
+    problems += [
+        f"cell {number} exports {cell.lines} lines, more than {MAX_CELL_LINES}"
+        for number, cell in exported
+        if cell.lines > MAX_CELL_LINES and not only_imports(cell.tree)
+    ]
+    return problems + title_problems(notebook) + import_cell_problems(notebook)
 
 
-def title_faults(notebook: Notebook) -> list[str]:
-    "A title cell must hold one H1 and one `>` line, nothing else: the documentation drops the rest of it."
+def title_problems(notebook: Notebook) -> list[str]:
+    "A title cell that holds more than one H1 and one `>` line: the documentation drops the rest of it."
     titles = [cell.source.strip() for cell in notebook.cells if cell.kind == "markdown"]
     if titles and re.fullmatch(r"# .+\n+> .+", titles[0]):
         return []
     return ["the first text cell is not an H1 with one `>` line below it and nothing else"]
 
 
-def mixed_import_faults(notebook: Notebook) -> list[str]:
-    "Lessons that import and do something else too: the documentation runs cells with imports, but no other lessons."
-    faults = []
+def only_imports(tree: ast.Module | None) -> bool:
+    "Whether code consists of import statements."
+    return bool(tree and tree.body) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body)
+
+
+def import_cell_problems(notebook: Notebook) -> list[str]:
+    "More than one exported cell with imports; demonstrations with imports, which the documentation would run."
+    problems, exporting = [], []
     for number, cell in enumerate(notebook.cells):
-        tree = parsed(cell.source) if cell.kind == "code" and not cell.is_exported else None
-        if tree is None or cell.directives.get("eval") == "false":
+        if (tree := cell.tree) is None or cell.directives.get("eval") == "false":
             continue
-        imports = any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))
-        if imports and not all(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in tree.body):
-            faults.append(f"cell {number} imports and does something else too")
-    return faults
+        nodes = tree.body if cell.is_exported else ast.walk(tree)  # An exported function may import late
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes):
+            if cell.is_exported:
+                exporting.append(number)
+            elif not only_imports(tree):
+                problems.append(f"cell {number} imports and does something else too")
+    if len(exporting) > 1:
+        problems.append(f"cells {', '.join(map(str, exporting))} export imports; one cell should hold them all")
+    return problems
 
 
-def output_faults(notebook: Notebook) -> list[str]:
+def output_problems(notebook: Notebook) -> list[str]:
     "Stored outputs that hold an error, or a path of the machine that ran them."
-    faults = []
+    problems = []
     for number, cell in enumerate(notebook.cells):
         for output in cell.outputs:
-            shown = json.dumps(
-                [output.get("text"), output.get("data", {}).get("text/plain"), output.get("data", {}).get("text/html")]
-            )
+            data = output.get("data", {})
+            shown = json.dumps([output.get("text"), data.get("text/plain"), data.get("text/html")])
             if output["output_type"] == "error":
-                faults.append(f"cell {number} stores an error: {output.get('ename')}")
-            elif MACHINE_PATH.search(shown):
-                faults.append(f"cell {number} stores a path of the machine: {MACHINE_PATH.search(shown)[0]}")
-    return faults
+                problems.append(f"cell {number} stores an error: {output.get('ename')}")
+            elif found := MACHINE_PATH.search(shown):
+                problems.append(f"cell {number} stores a path of the machine: {found[0]}")
+    return problems
 
 
-def sidebar_faults(book: list[Notebook], folder: Path, listed: list[str]) -> list[str]:
-    "Notebooks that the site's sidebar lacks, lists twice, or has in another order."
-    expected = [notebook.path.relative_to(folder).as_posix() for notebook in book]
-    if sorted(expected) != sorted(listed):
-        return [f"the sidebar has {listed}, the notebooks are {expected}"]
-    in_book = [name for name in expected if "/" not in name]
-    return [] if [name for name in listed if "/" not in name] == in_book else ["the sidebar is not in chapter order"]
+def sidebar_links(contents: list) -> list[str]:
+    "All notebooks that a sidebar links to, from top to bottom."
+    links = []
+    for entry in contents:
+        if isinstance(entry, str):
+            links.append(entry)
+        else:
+            links += [entry["href"]] if "href" in entry else []
+            links += sidebar_links(entry.get("contents", []))
+    return links
+
+
+def sidebar_problems(names: list[str], links: list[str]) -> list[str]:
+    "Notebooks that the sidebar lacks or lists twice, and links that lead nowhere."
+    problems = [f"the sidebar lacks {name}" for name in names if name not in links]
+    problems += [f"the sidebar links to {link}, which is no notebook" for link in links if link not in names]
+    return problems + [f"the sidebar lists {name} twice" for name in names if links.count(name) > 1]

@@ -3,10 +3,22 @@ function Div(division)
   return division.content
 end
 
--- A notebook's neighbours are in nbs/, seen from README.md.
-function Link(link)
-  if link.target:match("%.ipynb$") and not link.target:match("://") then
-    link.target = "nbs/" .. link.target
+-- Addresses are relative to nbs/ in the notebook and to its parent in README.md.
+local function from_parent(address)
+  if address == "" or address:match("^[#/]") or address:match("^%a[%w+.-]*:") then
+    return address
+  elseif address:match("^%.%./") then
+    return address:sub(4)
   end
+  return "nbs/" .. address
+end
+
+function Link(link)
+  link.target = from_parent(link.target)
   return link
+end
+
+function Image(image)
+  image.src = from_parent(image.src)
+  return image
 end

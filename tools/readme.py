@@ -1,10 +1,13 @@
-"Make README.md from nbs/index.ipynb with pandoc, or say how the one that is there differs."
+"""Make README.md from nbs/index.ipynb with pandoc, and its figures in nbs/images.
+
+Without `--write`, say how the files that are there differ.
+"""
 
 import argparse
+import base64
 import difflib
 import json
 import os
-import shutil
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
 PACKAGE = "langmlm"
-IMAGES = "index_files"  # Beside README.md, for the pictures that index.ipynb stores
+IMAGES = Path("images")  # Seen from the notebook
+PREFIX = "readme-"  # Of the figures that are made here
 
 
 def processed_index() -> dict:
@@ -27,50 +31,75 @@ def processed_index() -> dict:
     return json.loads(nb2str(notebook))
 
 
-def as_pandoc_wants(notebook: dict) -> dict:
-    "Drop front matter, widget states, directives and the text beside a picture; give every result the integer count that pandoc needs."
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"]
-    for cell in cells:
-        lines = "".join(cell["source"]).splitlines(keepends=True)
-        cell["source"] = "".join(line for line in lines if not line.startswith("#|"))
+def alt_text(source: str) -> str:
+    "The text of a cell's `#| fig-alt:` line."
+    lines = [line.split(":", 1)[1].strip() for line in source.splitlines() if line.startswith("#| fig-alt:")]
+    return lines[0].strip("\"'") if lines else ""
+
+
+def without_figures(notebook: dict) -> tuple[dict, dict[str, bytes]]:
+    """The notebook as pandoc wants it, and its figures by file name.
+
+    Without raw cells and directives; every figure is a text cell that links to a file; every result has a count.
+    """
+    cells, figures = [], {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        lines = source.splitlines(keepends=True)
+        outputs, links = [], []
         for output in cell.get("outputs", []):
-            if output["output_type"] == "execute_result":
-                output["execution_count"] = 1
-            if "image/png" in output.get("data", {}):
-                output["data"] = {"image/png": output["data"]["image/png"]}
-    return {**notebook, "cells": cells, "metadata": {}}
+            if picture := output.get("data", {}).get("image/png"):
+                name = f"{PREFIX}{len(figures) + 1}.png"
+                figures[name] = base64.b64decode("".join(picture))
+                links.append(f"![{alt_text(source)}]({(IMAGES / name).as_posix()})")
+            else:
+                outputs.append(output | ({"execution_count": 1} if output["output_type"] == "execute_result" else {}))
+        if cell["cell_type"] != "raw":
+            clean = cell | {"source": "".join(line for line in lines if not line.startswith("#|"))}
+            cells.append(clean | ({"outputs": outputs} if "outputs" in cell else {}))
+        cells += [{"cell_type": "markdown", "metadata": {}, "source": link} for link in links]
+    return {**notebook, "cells": cells, "metadata": {}}, figures
 
 
-def render(title: str, notebook: dict) -> str:
-    "The text of README.md; pictures are written next to it."
-    arguments = [f"--extract-media={IMAGES}", f"--lua-filter={ROOT / 'tools' / 'readme.lua'}"]
-    body = pypandoc.convert_text(json.dumps(as_pandoc_wants(notebook)), "gfm", format="ipynb", extra_args=arguments)
-    return f"# {title}\n\n\n{body}"
-
-
-def title_of(path: Path) -> str:
+def title_of(notebook: dict) -> str:
     "The first heading of a notebook."
-    sources = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
     return next(line for source in sources for line in source.splitlines() if line.startswith("# "))[2:].strip()
 
 
+def make_readme(title: str, notebook: dict) -> dict[Path, bytes]:
+    "The content of README.md and of every figure, by path."
+    wanted, figures = without_figures(notebook)
+    arguments = [f"--lua-filter={ROOT / 'tools' / 'readme.lua'}"]
+    body = pypandoc.convert_text(json.dumps(wanted), "gfm", format="ipynb", extra_args=arguments)
+    files = {INDEX.parent / IMAGES / name: picture for name, picture in figures.items()}
+    return files | {README: f"# {title}\n\n\n{body}".encode()}
+
+
 def main() -> int:
-    "Write README.md, or compare."
+    "Write README.md and its figures, or compare them."
     if not entry_points(group="nbdev", name=PACKAGE):
         sys.exit(f"{PACKAGE} is not installed here, so names would not become links: pip install -e .")
     os.chdir(ROOT)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write README.md")
+    parser.add_argument("--write", action="store_true", help="write the files")
     arguments = parser.parse_args()
-    shutil.rmtree(ROOT / IMAGES, ignore_errors=True)
-    wanted = render(title_of(INDEX), processed_index())
-    if arguments.write:
-        README.write_text(wanted, encoding="utf-8")
-        return 0
-    present = README.read_text(encoding="utf-8") if README.exists() else ""
-    names = {"fromfile": "README.md", "tofile": "from index.ipynb"}
-    print("\n".join(difflib.unified_diff(present.splitlines(), wanted.splitlines(), **names, lineterm="")))
-    return int(present != wanted)
+    wanted = make_readme(title_of(json.loads(INDEX.read_text(encoding="utf-8"))), processed_index())
+    made_before = set((INDEX.parent / IMAGES).glob(f"{PREFIX}*.png")) | ({README} if README.exists() else set())
+    stale = [path for path, content in wanted.items() if path not in made_before or path.read_bytes() != content]
+    stale += sorted(made_before - wanted.keys())
+    if not arguments.write:
+        print("\n".join(f"{path.relative_to(ROOT)} is not what nbs/index.ipynb makes: make readme" for path in stale))
+        if README in stale and README.exists():
+            lines = README.read_text(encoding="utf-8").splitlines(), wanted[README].decode().splitlines()
+            print("\n".join(difflib.unified_diff(*lines, "README.md", "from index.ipynb", lineterm="")))
+        return int(bool(stale))
+    for path in stale:
+        path.unlink(missing_ok=True)
+        if path in wanted:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(wanted[path])
+    return 0
 
 
 if __name__ == "__main__":

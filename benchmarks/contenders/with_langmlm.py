@@ -10,7 +10,7 @@ from langmlm.train.checkpoint import save_model
 
 
 class StepHook(logging.Handler):
-    "The loop logs one record every `logging_steps`; what handles the record can make the loop wait, and log less often."
+    "Handles the record that the loop logs every `logging_steps`: makes the loop wait, and log less often."
 
     def __init__(self, task: tasks.MLMTask):
         super().__init__()
@@ -18,23 +18,24 @@ class StepHook(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if str(record.msg).startswith("step "):
-            self.pacer.step_done(self.task.run.step - self.pacer.steps)
+            self.pacer.step_done(self.task.state.step - self.pacer.steps)
             if interval := self.pacer.command.get("interval"):
-                object.__setattr__(self.task.run.config, "logging_steps", interval)  # The loop reads it at every step
+                object.__setattr__(self.task.config, "logging_steps", interval)  # The loop reads it at every step
 
     def totals(self) -> tuple[int, int]:
-        "Tokens of all steps so far, as the plan of the run has them, and with the padding that its log tells of."
-        run, before = self.task.run, self.tokens
-        for step in range(self.counted, run.step):
-            self.tokens += int(run.corpus.lengths[np.concatenate(run.plan.batches(step)[1])].sum())
-        self.counted = run.step
-        padding = run.history.log_history[-1]["padding_share"] if run.history.log_history else 0.0
+        "Return the tokens of all steps so far, from the batch plan, and the same with the padding from the log."
+        task, before = self.task, self.tokens
+        for step in range(self.counted, task.state.step):
+            _, rows = task.loader.plan.batches(step)
+            self.tokens += int(task.dataset.lengths[np.concatenate(rows)].sum())
+        self.counted = task.state.step
+        padding = task.state.log_history[-1]["padding_share"] if task.state.log_history else 0.0
         self.computed += (self.tokens - before) / (1 - padding)
         return self.tokens, round(self.computed)
 
     def mfu(self) -> dict[str, float]:
-        "Use of the device's peak since the entry of the log before the latest."
-        return {"mfu": self.task.run.history.log_history[-1]["mfu"]}
+        "Return the model FLOPs utilization of the latest log entry."
+        return {"mfu": self.task.state.log_history[-1]["mfu"]}
 
 
 def prepare(channel: Channel, job: dict) -> None:
@@ -48,7 +49,7 @@ def prepare(channel: Channel, job: dict) -> None:
 
 
 def train(channel: Channel, job: dict) -> None:
-    "Train until the runner has seen enough."
+    "Train until the runner stops it."
     task = tasks.create_mlm(
         tokenizer=job["tokenizer"],
         tokenized_dataset=job["dataset"],
@@ -75,7 +76,7 @@ def train(channel: Channel, job: dict) -> None:
     )
     hook = StepHook(task)
     hook.pacer = Pacer(
-        channel, job, hook.totals, lambda folder: save_model(folder, task.run.stock, task.run.tokenizer), hook.mfu
+        channel, job, hook.totals, lambda folder: save_model(folder, task.model, task.tokenizer), hook.mfu
     )
     logger = logging.getLogger("langmlm.train.loop")
     logger.setLevel(logging.INFO)

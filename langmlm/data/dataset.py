@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TokenizedDataset', 'open_dataset', 'check_tokenizer', 'unigram_entropy']
 
-# %% ../../nbs/data/01_dataset.ipynb #ccc223e6
+# %% ../../nbs/data/01_dataset.ipynb #6083df44
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
@@ -17,11 +17,11 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import MANIFEST, read_json
+from ..disk import read_manifest
 from ..tokens.shards import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
-# %% ../../nbs/data/01_dataset.ipynb #75aa998d
+# %% ../../nbs/data/01_dataset.ipynb #c7ffd60c
 class TokenizedDataset:
     "Sequences of token ids by index; only their lengths and offsets are held in memory."
 
@@ -75,7 +75,7 @@ class TokenizedDataset:
             return self._ids[chunks[0]][np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
         slices = zip(chunks, starts.tolist(), (starts + lengths).tolist())
         pieces = [self._ids[chunk][start:end] for chunk, start, end in slices]
-        return np.concatenate(pieces, dtype=np.int64) if pieces else np.zeros(0, np.int64)
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
         "Iterate over all sequences in order, a thousand at a time."
@@ -83,7 +83,7 @@ class TokenizedDataset:
             lengths = self.lengths[first : first + 1_000]
             yield self.flat(np.arange(first, first + len(lengths))), lengths
 
-# %% ../../nbs/data/01_dataset.ipynb #8b6ee53a
+# %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
 def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Return all ids of an Arrow chunk, and where its non-empty sequences start and how long they are without padding."
     ids, *masks = (
@@ -102,7 +102,7 @@ def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it does not mark padding")
     return ids.values.to_numpy(), starts[lengths > 0], lengths[lengths > 0]
 
-# %% ../../nbs/data/01_dataset.ipynb #03749a65
+# %% ../../nbs/data/01_dataset.ipynb #f42c1546
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
     split: str = "train",  # "train" or "validation"
@@ -121,13 +121,13 @@ def open_dataset(
     rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
-    has_manifest = split == "train" and (folder / MANIFEST).is_file()  # It has the fingerprint of the training split
-    dataset = TokenizedDataset(rows, read_json(folder / MANIFEST) if has_manifest else None)
+    manifest = read_manifest(folder) if split == "train" else None  # It has the fingerprint of the training split
+    dataset = TokenizedDataset(rows, manifest)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     return dataset
 
-# %% ../../nbs/data/01_dataset.ipynb #758e393b
+# %% ../../nbs/data/01_dataset.ipynb #5e360b49
 def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase) -> None:
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen."
     if dataset.manifest:
@@ -141,7 +141,7 @@ def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBas
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
 
-# %% ../../nbs/data/01_dataset.ipynb #7bebf1db
+# %% ../../nbs/data/01_dataset.ipynb #9525b4f7
 def unigram_entropy(
     dataset: TokenizedDataset,
     special_ids: Iterable[int],  # Never predicted, so not counted

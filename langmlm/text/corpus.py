@@ -56,22 +56,12 @@ class Part:
 
     def check_beginning(self) -> None:
         "Raise if the first documents are invalid, or if there are none."
-        if not _count_first(self.texts(Counter())):
+        if not list(islice(self.texts(Counter()), 100)):
             raise ValueError(f"{self.name} has no documents")
 
     def digest(self) -> str:
         "Hash what the documents are made from."
         return _hash_texts(self.documents(Counter()))
-
-
-def _count_first(texts: Iterable[str], characters: int = 2**16) -> int:
-    "Count texts until they have so many characters, at most 1,000 texts."
-    number = 0
-    for number, text in enumerate(islice(texts, 1_000), start=1):
-        characters -= len(text)
-        if characters <= 0:
-            break
-    return number
 
 
 def _hash_texts(texts: Iterable[str]) -> str:
@@ -98,7 +88,7 @@ class FilePart(Part):
             yield from read_texts(stream, self.file.format, self.name, options, counts)
 
     def check_beginning(self) -> None:
-        _count_first(self._read(replace(self.options, document="line"), Counter()))
+        list(islice(self._read(replace(self.options, document="line"), Counter()), 100))
 
     def digest(self) -> str:
         if self.file.filesystem is None:
@@ -240,7 +230,7 @@ class Corpus:
         "Read the documents of one part, by its index, from the beginning."
         counts = self._counts[part] = Counter()
         yield from self.parts[part].documents(counts)
-        losses = [f"{count:,} {what}" for what, count in counts.items() if what != EMPTY]
+        losses = [f"{what}: {count:,}" for what, count in counts.items() if what != EMPTY]
         if losses and part not in self._reported:
             self._reported.add(part)
             logger.warning("%s: %s", self.parts[part].name, ", ".join(losses))

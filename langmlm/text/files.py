@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/text/01_files.ipynb #d8146e74
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow")
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
+_WEB = ("http://", "https://")  # Not every web server supports range requests
 
 
 def detect_format(
@@ -83,11 +84,6 @@ _DECOMPRESS = {
 }
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
-def _is_page(name: str) -> bool:
-    "Return whether a file is on a web server, which need not support range requests."
-    return name.startswith(("http://", "https://"))
-
-# %% ../../nbs/text/01_files.ipynb #40f91eb5
 @dataclass(frozen=True)
 class SourceFile:
     "One file with text, or with a table that has a text column."
@@ -106,7 +102,8 @@ class SourceFile:
             try:
                 if self.compression:
                     stream = stack.enter_context(_DECOMPRESS[self.compression](stream))
-                if self.format in ("parquet", "arrow") and (self.compression or _is_page(self.name)):  # Cannot seek
+                cannot_seek = self.compression or self.name.startswith(_WEB)
+                if cannot_seek and self.format in ("parquet", "arrow"):
                     copy = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
                     shutil.copyfileobj(stream, copy, 2**22)
                     copy.seek(0)
@@ -180,7 +177,8 @@ _PACKAGES = {  # Protocol -> package that fsspec needs for it
 def _remote_files(part: str) -> list[SourceFile]:
     "Find the files behind a URL."
     try:
-        filesystem, path = url_to_fs(part, **({"block_size": 0} if _is_page(part) else {}))  # 0: no range requests
+        options = {"block_size": 0} if part.startswith(_WEB) else {}  # 0: read as a stream
+        filesystem, path = url_to_fs(part, **options)
         return [_remote_file(filesystem, path) for path in _remote_paths(filesystem, path, part)]
     except ImportError as error:
         protocol = part.split("://")[0]
@@ -195,8 +193,8 @@ def _remote_files(part: str) -> list[SourceFile]:
 
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
     "List the files that a path on a server stands for."
-    if _is_page(part) or not glob.has_magic(path):  # `?` begins a query on the web, and there are no folders
-        if _is_page(part) or not filesystem.isdir(path):
+    if part.startswith(_WEB) or not glob.has_magic(path):  # `?` begins a query on the web, and there are no folders
+        if part.startswith(_WEB) or not filesystem.isdir(path):
             return [path]
         return _known_formats(part, {file: file[len(path) :] for file in sorted(filesystem.find(path))})
     paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))

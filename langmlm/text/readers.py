@@ -82,10 +82,10 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
         size = _LATER_BLOCKS
 
 
-def _utf8_error(place: str, byte: int) -> ValueError:
+def _utf8_error(location: str, byte: int) -> ValueError:
     "Make the error for a byte that is invalid in UTF-8."
     remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
-    return ValueError(f"{place}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
+    return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
@@ -105,8 +105,8 @@ def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
             before = error.object[: error.start]
             if newlines := before.count(b"\n"):
                 line, line_bytes, pending = line + newlines, -before.rfind(b"\n") - 1, 0
-            place = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
-            raise _utf8_error(place, error.object[error.start]) from None
+            location = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
+            raise _utf8_error(location, error.object[error.start]) from None
         line += block.count(b"\n")
         line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
         if text and is_start:
@@ -136,13 +136,13 @@ def _read_lines(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[l
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def _resolve_surrogates(text: str, place: str, options: ReadOptions, counts: Counter) -> str | None:
+def _resolve_surrogates(text: str, location: str, options: ReadOptions, counts: Counter) -> str | None:
     "Apply `encoding_errors` to a document that contains surrogates; None: drop the document."
     if text.isascii() or not (found := _SURROGATES.search(text)):
         return text
     if options.encoding_errors == "strict":
         problem = f"U+{ord(found[0]):04X} is an unpaired surrogate, which UTF-8 cannot encode"
-        raise ValueError(f"{place}: {problem} (set encoding_errors to 'replace' or 'skip')")
+        raise ValueError(f"{location}: {problem} (set encoding_errors to 'replace' or 'skip')")
     if options.encoding_errors == "skip":
         counts["documents with invalid UTF-8 skipped"] += 1
         return None
@@ -184,7 +184,7 @@ def drop_empty_documents(
 # %% ../../nbs/text/02_readers.ipynb #5046780e
 def extract_texts(
     rows: Iterable[tuple[int, Any]],  # Numbers, and texts or None; or numbers and dictionaries, with `column`
-    place: str,  # What the numbers count, for messages: "data.csv, line"
+    location: str,  # What the numbers count, for messages: "data.csv, line"
     options: ReadOptions,
     counts: Counter,  # Counts what is skipped or replaced
     column: str | None = None,  # Key of the text
@@ -193,30 +193,30 @@ def extract_texts(
     for number, value in rows:
         if column is not None:
             if not isinstance(value, dict):
-                raise ValueError(f"{place} {number}: a row must be an object such as {{...}}, got {value!r:.100}")
+                raise ValueError(f"{location} {number}: a row must be an object such as {{...}}, got {value!r:.100}")
             if column not in value:
-                check_text_column(value, f"{place} {number}", column)
+                check_text_column(value, f"{location} {number}", column)
             value = value[column]
         if value is None:
             counts["rows with null text skipped"] += 1
         elif not isinstance(value, str):
-            raise ValueError(f"{place} {number}: {options.text_column!r} must be text, got {value!r:.100}")
+            raise ValueError(f"{location} {number}: {options.text_column!r} must be text, got {value!r:.100}")
         elif value.isascii():
             yield value
-        elif (text := _resolve_surrogates(value, f"{place} {number}", options, counts)) is not None:
+        elif (text := _resolve_surrogates(value, f"{location} {number}", options, counts)) is not None:
             yield text
 
 
 def check_text_column(
     columns: Iterable[str],  # Names of all columns
-    place: str,  # File and line, for messages
+    location: str,  # File and line, for messages
     text_column: str,  # The one to read
 ) -> None:
     "Raise if the text column is missing, or there are two of them."
     columns = list(columns)
     if columns.count(text_column) != 1:
         problem = "no column" if text_column not in columns else "more than one column"
-        raise ValueError(f"{place}: there is {problem} {text_column!r} (set text_column), only {columns!r:.500}")
+        raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column), only {columns!r:.500}")
 
 # %% ../../nbs/text/02_readers.ipynb #e1e6ebbb
 def _read_jsonl(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
@@ -231,8 +231,9 @@ def _parse_line(line: str, name: str, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # Syntax errors; thousands of digits or brackets
-        place = f", character {error.pos + 1} of the line" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{name}, line {number}{place}: cannot parse JSON ({getattr(error, 'msg', error)})") from None
+        position = f", character {error.pos + 1} of the line" if isinstance(error, json.JSONDecodeError) else ""
+        message = getattr(error, "msg", error)
+        raise ValueError(f"{name}, line {number}{position}: cannot parse JSON ({message})") from None
 
 # %% ../../nbs/text/02_readers.ipynb #f2c00739
 _BETWEEN_OBJECTS = re.compile(r"[ \t\r\n,\[\]]*")
@@ -254,18 +255,18 @@ def _parse_objects(pieces: Iterable[str], name: str) -> Iterator[tuple[int, dict
         while True:
             between = _BETWEEN_OBJECTS.match(text, end)
             depth += between[0].count("[") - between[0].count("]")
-            end, place = between.end(), f"{name}, row {row + 1}"
+            end, location = between.end(), f"{name}, row {row + 1}"
             if end == len(text):
                 break
             if text[end] != "{":
-                raise ValueError(f"{place}: a row must be an object such as {{...}}, got {text[end : end + 50]!r}")
+                raise ValueError(f"{location}: a row must be an object such as {{...}}, got {text[end : end + 50]!r}")
             try:
                 found, end = decoder.raw_decode(text, end)
             except (ValueError, RecursionError) as error:
                 message, position = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
                 if piece and (message.startswith("Unterminated string") or position > len(text) - 64):
                     break  # More text may complete the object
-                raise ValueError(f"{place}: cannot parse JSON ({message}), or the file is truncated") from None
+                raise ValueError(f"{location}: cannot parse JSON ({message}), or the file is truncated") from None
             row += 1
             yield row, found
         text = text[end:]
@@ -326,8 +327,8 @@ def _arrow_values(
                 try:
                     yield row, None if value is None else value.decode("utf-8", options.decode_errors)
                 except UnicodeDecodeError as error:
-                    place = f"{name}, row {row}, byte {error.start + 1} of the text"
-                    raise _utf8_error(place, value[error.start]) from None
+                    location = f"{name}, row {row}, byte {error.start + 1} of the text"
+                    raise _utf8_error(location, value[error.start]) from None
 
 # %% ../../nbs/text/02_readers.ipynb #69a45f2c
 def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:

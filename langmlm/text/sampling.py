@@ -14,10 +14,7 @@ from random import Random
 from .corpus import SpooledTexts
 
 # %% ../../nbs/text/04_sampling.ipynb #2be833f7
-_PIECE_CHARACTERS = 10_000
-
-
-def _split_into_pieces(document: str, limit: int = _PIECE_CHARACTERS) -> Iterator[str]:
+def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
     "Split a document into pieces of at most `limit` characters, before a space if the second half has one."
     start = 0
     while len(document) - start > limit:
@@ -75,14 +72,11 @@ class TextSample:
         return (piece for number, piece in self._spool if number >= max(level, self.lowest))
 
 # %% ../../nbs/text/04_sampling.ipynb #c107fbe8
-_PROBE_BYTES = 8_000_000
-
-
 def affordable_bytes(
     sample: TextSample,
     words_of: Callable[[str], Iterable[str]],  # Pre-tokenizer: the words of a piece, one character per byte
     limit: int,  # Maximum bytes of distinct words
-    probe_bytes: int = _PROBE_BYTES,  # Text in which distinct words are counted
+    probe_bytes: int = 8_000_000,  # Text in which distinct words are counted
 ) -> int:  # Bytes to which the sample should shrink; its present size if all of it is affordable
     "Estimate how large a sample may be so that its distinct words stay within a limit."
     if sample.bytes <= limit:

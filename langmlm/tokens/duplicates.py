@@ -58,7 +58,7 @@ def write_hashes(
     first.tofile(file)
     return duplicates
 
-# %% ../../nbs/tokens/03_duplicates.ipynb #2e2a6574
+# %% ../../nbs/tokens/03_duplicates.ipynb #5f39853b
 _HASHES_PER_RANGE = 2**20  # About 24 MB
 
 
@@ -71,23 +71,13 @@ def find_duplicates(
     begins = [0] * len(files)
     for number in range(1, ranges + 1):
         bound = number * 2**64 // ranges  # Above every hash in the last range
-        pieces = [_read_range(file, begin, bound) for file, begin in zip(files, begins)]
-        begins = [begin + len(piece) for begin, piece in zip(begins, pieces)]
+        pieces = []
+        for index, file in enumerate(files):
+            rows = np.memmap(file, HASH, "r")
+            end = bisect_left(rows["high"], bound, begins[index], key=int)
+            pieces.append(np.array(rows[begins[index] : end]))
+            begins[index] = end
         yield _drop_repeated(np.concatenate(pieces))[1]
-
-
-def _read_range(file: Path, begin: int, bound: int) -> np.ndarray:
-    "Read the hashes below `bound` from a sorted file, from row `begin` on."
-    with open(file, "rb") as stream:
-
-        def high(row: int) -> int:
-            stream.seek(row * HASH.itemsize)
-            return int.from_bytes(stream.read(8), "little")
-
-        rows = range(begin, stream.seek(0, 2) // HASH.itemsize)
-        count = bisect_left(rows, bound, key=high)
-        stream.seek(begin * HASH.itemsize)
-        return np.fromfile(stream, HASH, count)
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #a8316079
 _HASHES_PER_FILE = 2**20

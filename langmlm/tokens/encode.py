@@ -45,27 +45,18 @@ def _make_batches(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
     if batch:
         yield batch, characters
 
-# %% ../../nbs/tokens/02_encode.ipynb #75396c54
+# %% ../../nbs/tokens/02_encode.ipynb #af788c08
 _CACHED_WORDS = 2**16  # Some tens of megabytes
 
 
-def _enlarge_cache(backend: Tokenizer) -> None:
-    "Let a BPE model cache the tokens of more words."
-    # Private API: the public `BPE(cache_capacity=...)` exists for new models only, not for one that is loaded
-    if isinstance(backend.model, BPE):
-        backend.model._resize_cache(_CACHED_WORDS)
-
-# %% ../../nbs/tokens/02_encode.ipynb #d8fd6dea
 class Encoder:
     "Encode batches of documents into arrays; each call uses one thread, and several threads may call it at once."
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._backend = copy_backend(tokenizer)
         self._backend.encode_special_tokens = True
-        _enlarge_cache(self._backend)
+        if isinstance(self._backend.model, BPE):  # Private API: `BPE(cache_capacity=...)` is only for new models
+            self._backend.model._resize_cache(_CACHED_WORDS)
         self._piece = _CACHE_CHARACTERS if _can_split_at_spaces(self._backend) else _MAX_CHARACTERS
 
     def __call__(
@@ -89,7 +80,7 @@ class Encoder:
             ids.fromlist(encoding.ids)
         return np.frombuffer(ids, np.uint32), np.fromiter(map(len, encodings), np.int64, len(encodings))
 
-# %% ../../nbs/tokens/02_encode.ipynb #6af748f3
+# %% ../../nbs/tokens/02_encode.ipynb #3b4b756e
 _CACHE_CHARACTERS = 2**13  # Length of a piece where splitting changes no token
 _MAX_CHARACTERS = 2**20  # Maximum length of a piece
 _BETWEEN_WORDS = re.compile(r"(?<=\w) (?=\w)")
@@ -113,7 +104,7 @@ def _can_split_at_spaces(backend: Tokenizer) -> bool:
     plain = isinstance(words, ByteLevel) and words.use_regex and backend.normalizer is None
     return plain and not any(" " in token.content for token in added if not token.special)
 
-# %% ../../nbs/tokens/02_encode.ipynb #a36adce5
+# %% ../../nbs/tokens/02_encode.ipynb #f0bf9562
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
@@ -162,7 +153,7 @@ def encode_documents(
     "Encode a stream of documents on several threads, in order and without special tokens."
     return map_in_order(Encoder(tokenizer), _make_batches(documents), num_workers)
 
-# %% ../../nbs/tokens/02_encode.ipynb #ede48a7d
+# %% ../../nbs/tokens/02_encode.ipynb #871a2c62
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     "Return the bytes that each token stands for, by id."
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -178,13 +169,13 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    "Map each character of the byte-level alphabet to its byte; unprintable bytes are written as characters from 256 on."
+    "Map each character of the byte-level alphabet to its byte; those of unprintable bytes start at 256."
     alphabet = set(ByteLevel.alphabet())
     printable = [byte for byte in range(256) if chr(byte) in alphabet]
     others = [byte for byte in range(256) if chr(byte) not in alphabet]
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
-# %% ../../nbs/tokens/02_encode.ipynb #9a0dc756
+# %% ../../nbs/tokens/02_encode.ipynb #b1531f93
 _INSIDE_CHARACTER, _BEGINS_WORD, _MAY_END_SENTENCE, _ENDS_SENTENCE = 1, 2, 4, 8  # Flags of a token
 _MAY_END = re.compile(r"[.!?…।؟][\"'”’»)\]]*\s*$")
 _ENDS = re.compile(r"(\n|[。！？｡][」』”’）]*)\s*$")
@@ -210,11 +201,11 @@ def _find_split_points(flags: np.ndarray, split_on: str) -> np.ndarray:
     may_split = begins_word if split_on == "word" else begins_word & ((previous & _MAY_END_SENTENCE) > 0)
     return may_split | ((previous & _ENDS_SENTENCE) > 0)
 
-# %% ../../nbs/tokens/02_encode.ipynb #76e022b6
+# %% ../../nbs/tokens/02_encode.ipynb #6711c47c
 _FALLBACKS = {"token": ("token",), "word": ("word", "token"), "sentence": ("sentence", "word", "token")}
 
 
-def _split_one(flags: np.ndarray, capacity: int, split_on: str = "token", stride: int = 0) -> Iterator[tuple[int, int]]:
+def _split_one(flags: np.ndarray, capacity: int, split_on: str = "token", stride: int = 0) -> Iterator[tuple]:
     "Return where the sequences of one document begin and end, from the flags of its tokens."
     candidates = []
     for kind in _FALLBACKS[split_on]:
@@ -231,7 +222,7 @@ def _split_one(flags: np.ndarray, capacity: int, split_on: str = "token", stride
         begin = end - stride
     yield begin, len(flags)
 
-# %% ../../nbs/tokens/02_encode.ipynb #69b4482e
+# %% ../../nbs/tokens/02_encode.ipynb #1255e0ff
 def split_documents(
     ids: np.ndarray,  # [tokens] ids of documents, concatenated
     lengths: np.ndarray,  # [documents] tokens in each; their sum is `len(ids)`
@@ -241,7 +232,7 @@ def split_documents(
     long_lines: str = "split",  # Or "truncate"
     split_on: str = "token",  # "token", "word" or "sentence"
     stride: int = 0,  # Tokens that a sequence repeats from the previous one of its document; below `capacity`
-) -> tuple[np.ndarray, np.ndarray]:  # Ids of sequences, concatenated, with the dtype of `ids`; [sequences] lengths, int64
+) -> tuple[np.ndarray, np.ndarray]:  # Ids of sequences, concatenated, in the dtype of `ids`; [sequences] lengths
     "Split documents into sequences with their special tokens; a document without tokens gives none."
     if lengths.sum() != len(ids):
         raise ValueError(f"lengths must add up to the number of ids, got {lengths.sum():,} and {len(ids):,}")
@@ -272,7 +263,7 @@ def _copy_sequences(ids: np.ndarray, bounds: np.ndarray, ends: tuple[int, int]) 
     copied[first], copied[last] = ends
     return copied, lengths
 
-# %% ../../nbs/tokens/02_encode.ipynb #4487abb0
+# %% ../../nbs/tokens/02_encode.ipynb #0a690d07
 def write_sequences(
     file: Path,  # Replaced if it exists
     ids: np.ndarray,  # [tokens] ids of sequences, concatenated
@@ -297,12 +288,8 @@ class ContentHash:
     def __init__(self):
         self._ids, self._lengths = xxh3_128(), xxh3_128()
 
-    def update(
-        self,
-        ids: np.ndarray,  # [tokens] ids of sequences, concatenated, of any integer type
-        lengths: np.ndarray,  # [sequences] of any integer type
-    ) -> None:
-        "Add sequences."
+    def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        "Add sequences: their ids, concatenated, and their lengths, of any integer type."
         self._ids.update(ids.astype("<u4").tobytes())
         self._lengths.update(lengths.astype("<u4").tobytes())
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LENGTH_EDGES', 'count_text', 'count_lengths', 'pack_bits', 'add_statistics', 'Report']
 
-# %% ../../nbs/tokens/04_report.ipynb #8fccb9ae
+# %% ../../nbs/tokens/04_report.ipynb #da3ace56
 import base64
 import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -19,10 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-# %% ../../nbs/tokens/04_report.ipynb #eb722dae
-_UNUSUAL = re.compile(
-    "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\ufeff\ufffd\ufffe\uffff\ue000-\uf8ff\U000f0000-\U0010ffff]"
-)
+# %% ../../nbs/tokens/04_report.ipynb #9b38858b
+_UNUSUAL = re.compile("[\0-\x08\v\f\x0e-\x1f\x7f-\x9f\xad\ufeff\ufffd-\uffff\ue000-\uf8ff\U000f0000-\U0010ffff]")
 _FIRST_BYTES = b"\xc2\xee\xef\xf3\xf4"  # First UTF-8 bytes of the characters above that are not ASCII
 _CLASSES = bytes(
     0 if chr(byte) in "\t\n\r " else 2 if byte in _FIRST_BYTES or byte < 32 or byte == 127 else 1 for byte in range(256)
@@ -42,7 +40,7 @@ def count_text(
     named = Counter({f"U+{ord(character):04X}": count for character, count in unusual.items()})
     return len(data) - len(documents) + 1, int(words), named
 
-# %% ../../nbs/tokens/04_report.ipynb #97006b77
+# %% ../../nbs/tokens/04_report.ipynb #d9dd36bf
 LENGTH_EDGES = np.unique(np.round(2 ** (np.arange(81) / 2)).astype(np.int64))  # Lower edges of the bins, in tokens
 
 
@@ -56,9 +54,9 @@ def pack_bits(used: np.ndarray) -> str:
     return base64.b64encode(np.packbits(used)).decode()
 
 
-def _unpack_bytes(packed: str) -> np.ndarray:
-    "Decode the bytes behind a text from `pack_bits`."
-    return np.frombuffer(base64.b64decode(packed), np.uint8)
+def _unpack_bits(packed: str) -> np.ndarray:
+    "Decode a text from `pack_bits` into uint8, with zeros up to a whole byte."
+    return np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8))
 
 
 def add_statistics(
@@ -74,37 +72,21 @@ def add_statistics(
         for name in ("unusual", "skipped"):
             total[name] = dict(sorted((Counter(total[name]) + Counter(part[name])).items()))
         total["lengths"] = [sum(pair) for pair in zip(total["lengths"], part["lengths"], strict=True)]
-        used = _unpack_bytes(total["used"]) | _unpack_bytes(part["used"])
-        total["used"] = base64.b64encode(used).decode()
+        total["used"] = pack_bits(_unpack_bits(total["used"]) | _unpack_bits(part["used"]))
         total["longest_token"] = max(total["longest_token"], part["longest_token"], key=len)
     return total
 
-# %% ../../nbs/tokens/04_report.ipynb #b58240b0
-class Report(Mapping):
-    "Statistics of a tokenized dataset: a mapping of all counts, displayed as a table, with a histogram from `plot`."
-
-    def __init__(
-        self,
-        manifest: dict[str, Any],  # Of a dataset, or a part of one
-    ):
-        self.manifest = manifest
-
-    def __getitem__(self, key: str) -> Any:
-        return self.manifest[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.manifest)
-
-    def __len__(self) -> int:
-        return len(self.manifest)
+# %% ../../nbs/tokens/04_report.ipynb #7a26129e
+class Report(dict):
+    "The manifest of a tokenized dataset, displayed as a table of statistics and a histogram of lengths."
 
     def __repr__(self) -> str:
-        rows = [*_report_rows(self.manifest), ("lengths", _sparkline(_length_counts(self.manifest)))]
+        rows = [*_report_rows(self), ("lengths", _sparkline(_length_counts(self)))]
         return "\n".join(f"{name:{max(len(name) for name, _ in rows)}}  {value}" for name, value in rows)
 
     def _repr_html_(self) -> str:
         style = "text-align:left;white-space:normal;overflow-wrap:anywhere"
-        cells = [[f'<td style="{style}">{escape(cell)}</td>' for cell in row] for row in _report_rows(self.manifest)]
+        cells = [[f'<td style="{style}">{escape(cell)}</td>' for cell in row] for row in _report_rows(self)]
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
         image = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
@@ -114,25 +96,21 @@ class Report(Mapping):
 
     def plot(self) -> Figure:
         "Draw a histogram of document lengths in tokens."
-        return _plot_lengths(_length_counts(self.manifest), self.manifest["max_length"] - 2)
+        counts = _length_counts(self)
+        figure, axes = plt.subplots(figsize=(6, 2.5))
+        axes.stairs(counts, LENGTH_EDGES[: len(counts) + 1], fill=True, color="#4472b0")
+        axes.axvline(self["max_length"] - 2, color="#b04444", linestyle="--", label="capacity of a sequence")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+        axes.set(xlabel="tokens in a document", ylabel="documents")
+        axes.legend(frameon=False, loc="upper right")
+        plt.close(figure)  # A notebook displays the returned figure; an open one would be displayed twice
+        return figure
 
-# %% ../../nbs/tokens/04_report.ipynb #5815a404
+# %% ../../nbs/tokens/04_report.ipynb #d9c16586
 def _length_counts(manifest: dict[str, Any]) -> np.ndarray:
     "Return the documents per bin, from one token to the longest document."
     return np.trim_zeros(np.array(manifest["statistics"]["lengths"][1:]), "b")
-
-
-def _plot_lengths(counts: np.ndarray, capacity: int) -> Figure:
-    "Plot the documents per bin, and the number of tokens that fit into a sequence."
-    figure, axes = plt.subplots(figsize=(6, 2.5))
-    axes.stairs(counts, LENGTH_EDGES[: len(counts) + 1], fill=True, color="#4472b0")
-    axes.axvline(capacity, color="#b04444", linestyle="--", label="capacity of a sequence")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
-    axes.set(xlabel="tokens in a document", ylabel="documents")
-    axes.legend(frameon=False)
-    plt.close(figure)  # A notebook displays the returned figure; an open one would be displayed twice
-    return figure
 
 
 def _sparkline(counts: np.ndarray) -> str:
@@ -142,14 +120,15 @@ def _sparkline(counts: np.ndarray) -> str:
     heights = np.ceil(8 * counts / counts.max()).astype(int)
     return f"1 {''.join(' ▁▂▃▄▅▆▇█'[height] for height in heights)} {LENGTH_EDGES[len(counts)]:,} tokens"
 
-# %% ../../nbs/tokens/04_report.ipynb #6d9b96a9
+# %% ../../nbs/tokens/04_report.ipynb #dadae837
 def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     "Return the names and values of a report's table."
     counts, splits, vocab_size = manifest["statistics"], manifest["splits"], manifest["vocab_size"]
     words, tokens = counts["words"], counts["tokens"]
-    used = int(np.unpackbits(_unpack_bytes(counts["used"])).sum())
+    used = int(_unpack_bits(counts["used"]).sum())
     validation = splits.get("validation", {"documents": 0})["documents"]
     truncated = "split into {pieces:,} sequences" if manifest["long_lines"] == "split" else "truncated"
+    duplicates = f"{counts['dropped']:,} dropped" if manifest["drop_duplicates"] else f"{counts['duplicates']:,}"
     long = f"{_count(counts['long_documents'], 'document')}, {truncated.format(**counts)}"
     return [
         ("documents", f"{counts['documents']:,}"),
@@ -162,7 +141,7 @@ def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("too long", long if counts["long_documents"] else "none"),
         ("vocabulary used", f"{used:,} of {vocab_size:,} tokens ({used / vocab_size:.1%})"),
         ("longest token", repr(counts["longest_token"])),
-        ("duplicates", f"{counts['dropped']:,} dropped" if manifest["drop_duplicates"] else f"{counts['duplicates']:,}"),
+        ("duplicates", duplicates),
         ("unusual characters", _most_common({_character_name(name): n for name, n in counts["unusual"].items()})),
         ("skipped in reading", _most_common(counts["skipped"])),
     ]
@@ -180,13 +159,13 @@ def _most_common(counts: dict[str, int]) -> str:
     parts = [f"{count:,} x {name}" for name, count in shown] + ([_count(others, "other")] if others else [])
     return ", ".join(parts) or "none"
 
-# %% ../../nbs/tokens/04_report.ipynb #bb31cc8c
-_CONTROLS = {"U+0000": "NUL", "U+001B": "escape", "U+007F": "delete", "U+0085": "next line", "U+FEFF": "byte-order mark"}
+# %% ../../nbs/tokens/04_report.ipynb #9779d336
+_NAMES = {"U+0000": "NUL", "U+001B": "escape", "U+007F": "delete", "U+0085": "next line", "U+FEFF": "byte-order mark"}
 _CATEGORIES = {"Cc": "control character", "Co": "private use", "Cn": "unassigned"}
 
 
 def _character_name(code_point: str) -> str:
     "Name a character, given as for instance U+0000; many unusual characters have no name in Unicode."
     character = chr(int(code_point[2:], 16))
-    name = _CONTROLS.get(code_point) or unicodedata.name(character, "").lower()
+    name = _NAMES.get(code_point) or unicodedata.name(character, "").lower()
     return f"{code_point} {name or _CATEGORIES.get(unicodedata.category(character), 'unnamed')}"

@@ -26,7 +26,7 @@ def _new_run_name() -> str:
     "Return a run name made of the current time, to the millisecond."
     return datetime.now().strftime("mlm-%Y%m%d-%H%M%S-%f")[:-3]
 
-# %% ../../nbs/train/01_config.ipynb #a1a546cb
+# %% ../../nbs/train/01_config.ipynb #2aaf3a68
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     "Options of a training run."
@@ -34,11 +34,10 @@ class TrainingConfig:
     # Length of the run
     num_train_epochs: int = 10  # Passes over the dataset
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
-    # Batches
+    # Batches and masks
     per_device_train_batch_size: int = 32  # Sequences of `max_length` in a micro-batch, or as many tokens
     gradient_accumulation_steps: int = 2  # Micro-batches per optimizer step and device
     packing: bool = True  # False: a micro-batch holds `per_device_train_batch_size` sequences of any length
-    # Masking
     mlm_probability: float = 0.15  # Share of tokens to predict, above 0 and below 1
     whole_word_masking: bool = False  # Mask all tokens of a word or none
     # Optimizer
@@ -63,9 +62,8 @@ class TrainingConfig:
     # Loss spikes
     on_loss_spike: str = "rollback"  # "rollback" to a stable checkpoint at half the learning rate, "warn" or "ignore"
     max_rollbacks: int = 5  # Rollbacks before the run stops with an error
-    # Evaluation
+    # Evaluation, log and checkpoints
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
-    # Output
     run_name: str = field(default_factory=_new_run_name)  # Default: `mlm-` and the time at which the config is created
     output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: `./<run_name>`
     logging_dir: str | PathLike | None = None  # Folder of trackers; None: `./logs/<run_name>`
@@ -77,8 +75,7 @@ class TrainingConfig:
     disable_tqdm: bool | None = None  # Hide progress bar and table; None: show them in terminals and notebooks only
 
     def __post_init__(self):
-        errors = find_type_errors(self) or _find_errors(self)
-        if errors:
+        if errors := find_type_errors(self) or _find_errors(self):
             raise ConfigError("training_config", errors)
 
     @property
@@ -90,48 +87,38 @@ class TrainingConfig:
     def trackers(self) -> list[str]:
         "Names of the trackers to report to."
         names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
-        return _installed_trackers() if "all" in names else [name for name in names if name != "none"]
+        return _INSTALLED_TRACKERS if "all" in names else [name for name in names if name != "none"]
 
-# %% ../../nbs/train/01_config.ipynb #4ba513a8
-def _one_of(*choices: str) -> tuple:
-    "Return a check for one of several strings, and its description."
-    return choices.__contains__, f"one of {', '.join(choices)}"
-
-
-_POSITIVE_COUNTS = "num_train_epochs per_device_train_batch_size gradient_accumulation_steps eval_steps logging_steps save_steps save_total_limit"  # fmt: skip
+# %% ../../nbs/train/01_config.ipynb #484804be
+_STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
+_CHOICES = {"lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
 _RULES = [  # Names of options, check of their value, description of valid values
-    (_POSITIVE_COUNTS, lambda value: value >= 1, "at least 1"),
+    ("num_train_epochs per_device_train_batch_size save_total_limit", lambda value: value >= 1, "at least 1"),
+    ("gradient_accumulation_steps eval_steps logging_steps save_steps", lambda value: value >= 1, "at least 1"),
     ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to use num_train_epochs"),
-    ("warmup_steps weight_decay max_grad_norm seed n_gpus max_rollbacks", lambda value: 0 <= value < math.inf, "0 or more"),  # fmt: skip
+    ("warmup_steps seed n_gpus max_rollbacks", lambda value: value >= 0, "0 or more"),
+    ("weight_decay max_grad_norm", lambda value: 0 <= value < math.inf, "0 or more"),
     ("learning_rate adam_epsilon", lambda value: 0 < value < math.inf, "above 0"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("run_name", bool, "a non-empty string"),
-    ("lr_scheduler_type", *_one_of(*SCHEDULES)),
-    ("optim", *_one_of(*OPTIMIZERS)),
-    ("save_strategy", *_one_of("steps", "epoch", "no")),
-    ("on_loss_spike", *_one_of("rollback", "warn", "ignore")),
+    *((name, known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()),
 ]
+_INSTALLED_TRACKERS = [str(name) for name in get_available_trackers()]
 
-# %% ../../nbs/train/01_config.ipynb #9b0570a0
-def _installed_trackers() -> list[str]:
-    "Return the names of Accelerate's trackers that are installed."
-    return [str(name) for name in get_available_trackers()]
-
-
+# %% ../../nbs/train/01_config.ipynb #76ad83f9
 def _find_errors(config: TrainingConfig) -> list[str]:
     "Return one sentence per invalid value of a config whose types are valid."
-    values = [(name, getattr(config, name), rule) for names, *rule in _RULES for name in names.split()]
-    errors = [
-        f"{name} must be {expected}, got {value!r}"
-        for name, value, (is_valid, expected) in values
-        if value is not None and not is_valid(value)
-    ]
+    errors = []
+    for names, is_valid, expected in _RULES:
+        values = {name: getattr(config, name) for name in names.split()}
+        invalid = {name: value for name, value in values.items() if value is not None and not is_valid(value)}
+        errors += [f"{name} must be {expected}, got {value!r}" for name, value in invalid.items()]
     known = [str(name) for name in LoggerType if name != LoggerType.ALL]
     for name in config.trackers:
         if name not in known:
             errors.append(f"report_to must be one of {', '.join(known)}, all, none, got {name!r}")
-        elif name not in _installed_trackers():
+        elif name not in _INSTALLED_TRACKERS:
             errors.append(f"report_to={name!r} needs a package that is not installed: pip install {name}")
     try:
         choose_precision(device_type(config), config.bf16, config.fp16)
@@ -166,7 +153,7 @@ def plan_batches(
         max_steps=config.max_steps,
     )
 
-# %% ../../nbs/train/01_config.ipynb #05cc4248
+# %% ../../nbs/train/01_config.ipynb #ab7dfe78
 _FEW_STEPS = 1_000
 
 
@@ -192,15 +179,14 @@ class Arithmetic:
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None."
-        if self.steps >= _FEW_STEPS:
-            return None
         smaller = max(1, self.batch_size * self.steps // _FEW_STEPS)
         remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * self.batch_size // smaller:,}"
         if self.by_max_steps or smaller == self.batch_size:
             remedy = f"raise {'max_steps' if self.by_max_steps else 'num_train_epochs'}"
-        return f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more): {remedy}"
+        advice = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more): {remedy}"
+        return advice if self.steps < _FEW_STEPS else None
 
-# %% ../../nbs/train/01_config.ipynb #adc7b087
+# %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
     dataset: TokenizedDataset,  # Only `lengths` and `tokens` are used
     plan: BatchPlan,
@@ -209,13 +195,6 @@ def run_arithmetic(
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
     epochs = plan.epochs_done(plan.total_steps)
-    return Arithmetic(
-        sequences=len(dataset.lengths),
-        tokens=dataset.tokens,
-        epochs=epochs,
-        steps=plan.total_steps,
-        tokens_per_step=dataset.tokens * epochs / plan.total_steps,
-        parameters=parameters,
-        batch_size=config.per_device_train_batch_size,
-        by_max_steps=config.max_steps > 0,
-    )
+    steps, batch_size = plan.total_steps, config.per_device_train_batch_size
+    size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
+    return Arithmetic(*size, batch_size, by_max_steps=config.max_steps > 0)

@@ -6,14 +6,14 @@
 __all__ = ['check_processes', 'make_accelerator', 'start_trackers', 'StopRequest', 'signal_exit', 'agree_to_stop',
            'stop_on_signals']
 
-# %% ../../nbs/train/04_launch.ipynb #71813f03
+# %% ../../nbs/train/04_launch.ipynb #571adffc
 import atexit
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from time import sleep
@@ -30,43 +30,29 @@ from .optim import choose_precision
 # %% ../../nbs/train/04_launch.ipynb #4cdbeb0a
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/train/04_launch.ipynb #ada5c003
-def _reset_accelerate(device: bool) -> None:
-    "Make Accelerate forget the precision of this Python process and, with `device`, also device and processes."
-    # Private in Accelerate; it has no public alternative other than a new Python process
-    AcceleratorState._reset_state(reset_partial_state=device)
-
-
-def _join_processes(config: TrainingConfig) -> PartialState:
-    "Find the device, and join the other processes if there are any."
+# %% ../../nbs/train/04_launch.ipynb #0b08539c
+def check_processes(config: TrainingConfig) -> None:
+    "Find the device and the other processes, and raise an error if these are not as many as `n_gpus`."
     on_cpu = device_type(config) == "cpu"
     state = PartialState(cpu=on_cpu)  # Without `cpu`, processes on CPUs do not find each other
     if (state.device.type == "cpu") != on_cpu:
-        _reset_accelerate(device=True)
+        # Private in Accelerate, like the call below; the public alternative is a new Python process
+        AcceleratorState._reset_state(reset_partial_state=True)
         state = PartialState(cpu=on_cpu)
-    return state
-
-# %% ../../nbs/train/04_launch.ipynb #62d512c5
-def check_processes(
-    config: TrainingConfig,  # Only `n_gpus` and `use_cpu` are used
-) -> None:
-    "Raise an error unless as many processes were launched as `n_gpus` asks for."
-    running = _join_processes(config).num_processes
-    if config.n_gpus is not None and max(config.n_gpus, 1) != running:
+    wanted = state.num_processes if config.n_gpus is None else max(config.n_gpus, 1)
+    if wanted != state.num_processes:
         raise ValueError(
-            f"n_gpus={config.n_gpus}, but {running} {'process was' if running == 1 else 'processes were'} launched: "
-            f"start the run with `accelerate launch --num_processes {max(config.n_gpus, 1)} script.py`"
+            f"n_gpus must be the number of launched processes, {state.num_processes}, got {config.n_gpus}: "
+            f"start the run with `accelerate launch --num_processes {wanted} script.py`"
         )
 
 
-def make_accelerator(
-    config: TrainingConfig,
-) -> Accelerator:
-    "Create an `Accelerator` with the device, precision and trackers of the config."
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    "Create an `Accelerator` with the device, precision and trackers of a config."
     check_processes(config)
     precision = choose_precision(device_type(config), config.bf16, config.fp16)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
-        _reset_accelerate(device=False)
+        AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=precision,
         cpu=device_type(config) == "cpu",
@@ -75,60 +61,44 @@ def make_accelerator(
     )
 
 
-def start_trackers(
-    accelerator: Accelerator,  # From `make_accelerator`
-    config: TrainingConfig,
-) -> None:
-    "Start the trackers of the config, if it has any, and report its options to them."
+def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+    "Start the trackers of a config, if it has any, and report its options to them."
     if config.trackers:
         options = asdict(config).items()
         values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in options}
         accelerator.init_trackers("langmlm", values, init_kwargs={"wandb": {"name": config.run_name}})
 
-# %% ../../nbs/train/04_launch.ipynb #3a3e0786
+# %% ../../nbs/train/04_launch.ipynb #335da7d5
+@dataclass
 class StopRequest:
     "Signal that asks a run to stop after the current step."
 
-    def __init__(self):
-        self.received = 0  # Number of the signal that this process received; 0: none
-        self.agreed = 0  # The same after agreement with the other processes
+    received: int = 0  # Number of the signal that this process received; 0: none
+    agreed: int = 0  # The same after agreement with the other processes
 
-    def receive(
-        self,
-        number: int,  # Number of the signal
-        frame: FrameType | None = None,  # Passed by Python, not used
-    ) -> None:
-        "Record the first signal; raise at the second."
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        "Handle a signal as Python's handlers do: record the first, raise at the second."
         if self.received:
             raise signal_exit(number)
         self.received = number
         name = signal.Signals(number).name
-        logger.warning("%s: stopping with a checkpoint after the current step; a second %s stops at once", name, name)
+        logger.warning("%s: stopping with a checkpoint after the current step; a second signal stops at once", name)
 
 
-def signal_exit(
-    number: int,  # Number of the signal
-    message: str = "",  # How to resume
-) -> BaseException:  # Raise it: the exit status becomes 128 + number; in a notebook only the cell ends
-    "Create the exception that ends a process as the signal would have."
+def signal_exit(number: int, message: str = "") -> BaseException:
+    "Create an exception that ends a process with status 128 + `number`, as the signal would have, or a notebook cell."
     return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
 
-# %% ../../nbs/train/04_launch.ipynb #3cc78f46
-_EXIT_DELAY = 0.5  # Seconds until gloo's threads have released the last tensor; Python < 3.14 aborts if it ends earlier
-
-
+# %% ../../nbs/train/04_launch.ipynb #75a247a2
 @cache
 def _cpu_group() -> distributed.ProcessGroup:
     "Create a process group that communicates on the CPU."
-    atexit.register(sleep, _EXIT_DELAY)
+    atexit.register(sleep, 0.5)  # Until gloo's threads have released the last tensor, else Python < 3.14 aborts
     return distributed.new_group(backend="gloo")
 
 
-def agree_to_stop(
-    request: StopRequest,  # Its `agreed` is set
-    accelerator: Accelerator,
-) -> bool:  # The same in all processes
-    "Return whether any process received a signal to stop."
+def agree_to_stop(request: StopRequest, accelerator: Accelerator) -> bool:
+    "Set `request.agreed`, and return whether any process received a signal; the same in all processes."
     request.agreed = request.received
     if accelerator.num_processes > 1:
         number = torch.tensor(request.received)

@@ -24,7 +24,7 @@ from transformers import RobertaForMaskedLM
 
 from ..data.batching import BatchPlan, random_bits
 from ..data.loader import BatchLoader, StepBatches
-from ..progress import live_display, progress_bar
+from ..progress import progress_bar
 from .checkpoint import optimizer_tensors, restore_optimizer
 from .config import TrainingConfig
 from .evaluate import evaluate, is_evaluation_due
@@ -166,7 +166,7 @@ class _Monitor:
         self._state, self._plan, self._bar = state, run_folder.plan, bar
         self._is_main_process = run_folder.accelerator.is_main_process
         self.history = History(state.log_history)
-        self._refresh = live_display(self.history, shown)
+        self._refresh = self.history.display_live(shown)
 
     def add(self, batches: StepBatches, waited: float) -> None:
         "Count a step."

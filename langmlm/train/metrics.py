@@ -54,13 +54,13 @@ def _tabulate(log_history: list[dict]) -> list[list[str]]:
             table.append(["..."] * len(header))
     return table
 
-# %% ../../nbs/train/03_metrics.ipynb #2cf605fd
+# %% ../../nbs/train/03_metrics.ipynb #09e11a86
 @dataclass
 class History:
     "Log of a run; displays itself as a table, and `plot` draws the loss."
 
     log_history: list[dict] = field(default_factory=list)  # Entries, oldest first, as in `trainer_state.json`
-    _live_cell: int | None = field(default=None, init=False, compare=False)  # Number of the cell that displays it live
+    _live_cell = None  # Number of the notebook cell that displays the table live
 
     def __str__(self) -> str:
         table = _tabulate(self.log_history)
@@ -77,15 +77,12 @@ class History:
 
     def _ipython_display_(self) -> None:
         "Display nothing in a cell that displays the table live, so that ending it in `.train()` does not repeat it."
-        if self._live_cell is None or self._live_cell != _current_cell():
+        if self._live_cell != _current_cell():
             raise NotImplementedError  # IPython falls back to `_repr_html_`
 
-    def display_live(
-        self,
-        shown: bool | None = None,  # False: show nothing; else in notebooks only
-    ) -> Callable[[], None] | None:  # Call it to refresh the table; None: nothing is displayed
-        "Display the table in the notebook cell that is running."
-        refresh = live_display(_LiveTable(self), shown)
+    def display_live(self, shown: bool | None = None) -> Callable[[], None] | None:
+        "Display the table in a notebook, unless `shown` is False; return a function that refreshes it if displayed."
+        refresh = live_display(_LiveHistory(self), shown)
         self._live_cell = _current_cell() if refresh else None
         return refresh
 
@@ -97,21 +94,19 @@ class History:
         "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
         return _plot_history(self.log_history, file, unigram_entropy)
 
-# %% ../../nbs/train/03_metrics.ipynb #b02adad8
-class _LiveTable:
-    "The table of a history for a live display, which updates regardless of `History._ipython_display_`."
+# %% ../../nbs/train/03_metrics.ipynb #43700e30
+class _LiveHistory(History):
+    "The same history for its live display, which `History._ipython_display_` would suppress."
+
+    _ipython_display_ = None
 
     def __init__(self, history: History):
-        self._repr_html_ = history._repr_html_
-        self.history = history
-
-    def __repr__(self) -> str:
-        return repr(self.history)
+        self.__dict__ = history.__dict__
 
 
 def _current_cell() -> int:
     "Return the number of the notebook cell that is running."
-    from IPython import get_ipython  # Optional dependency, present wherever this is called
+    from IPython import get_ipython  # Not a requirement of langmlm, but present in a notebook
 
     return get_ipython().execution_count
 
@@ -154,21 +149,11 @@ def training_flops(
     head = (hidden**2 + hidden * config.vocab_size) * predictions
     return 6 * (layers + head)
 
-# %% ../../nbs/train/03_metrics.ipynb #f39de36d
+# %% ../../nbs/train/03_metrics.ipynb #ca3d172a
 _PEAK_TFLOPS = {  # The first name that occurs in the name of the GPU counts
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H200": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "A10": 125,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-    "V100": 125,
-    "T4": 65,
-}
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
+    "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
+}  # fmt: skip
 
 
 @lru_cache
@@ -191,16 +176,11 @@ def peak_flops(
         seconds.append(perf_counter() - start)
     return 2 * size**3 / min(seconds[1:])
 
-# %% ../../nbs/train/03_metrics.ipynb #3a5ec12d
+# %% ../../nbs/train/03_metrics.ipynb #54ea9e5f
 class SpeedMeter:
     "Speed, utilization and memory since it was created; prints as one line."
 
-    def __init__(
-        self,
-        device: torch.device,
-        precision: str,  # As for `peak_flops`
-        model_config: RobertaConfig,
-    ):
+    def __init__(self, device: torch.device, precision: str, model_config: RobertaConfig):
         self.device, self.precision, self.model_config = device, precision, model_config
         self.tokens = self.computed_tokens = self.padding = 0
         self.flops = self.waited = 0.0
@@ -208,7 +188,7 @@ class SpeedMeter:
 
     def add(
         self,
-        step_batches: Any,  # `tokens` of all processes; `computed_tokens`, `padding`, `lengths`, `predictions` of this one
+        step_batches: Any,  # `tokens` of all processes; `computed_tokens`, `padding`, `lengths`, `predictions` of one
         waited: float,  # Seconds spent waiting for the data
     ) -> None:
         "Count an optimizer step."
@@ -218,11 +198,8 @@ class SpeedMeter:
         self.flops += training_flops(self.model_config, step_batches.lengths, step_batches.predictions)
         self.waited += waited
 
-    def exclude(
-        self,
-        seconds: float,  # Spent on something else than training, such as an evaluation
-    ) -> None:
-        "Leave a period out of the measured time."
+    def exclude(self, seconds: float) -> None:
+        "Leave seconds that were not spent on training, such as those of an evaluation, out of the measured time."
         self._start += seconds
 
     def reading(self) -> dict[str, float]:  # Keyed as in the log
@@ -243,7 +220,7 @@ class SpeedMeter:
         use = f"{speed:,.0f} tokens/s, {mfu:.0%} of the device's peak (MFU), {padding:.1%} padding"
         return f"{use}, {wait:.1%} of the time waiting for data, {memory:.1f} GB"
 
-# %% ../../nbs/train/03_metrics.ipynb #87e8421b
+# %% ../../nbs/train/03_metrics.ipynb #b9dce40e
 @dataclass(frozen=True)
 class Estimate:
     "Time that the rest of a run takes, without saving checkpoints; prints as one line."
@@ -258,5 +235,5 @@ class Estimate:
 
     def __str__(self) -> str:
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
-        steps = f"{self.steps_left:,} step{'s' * (self.steps_left != 1)}"
-        return f"about {hours} h {minutes} min: {steps} of {self.seconds_per_step:.3g} s"
+        steps = "step" if self.steps_left == 1 else "steps"
+        return f"about {hours} h {minutes} min: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"

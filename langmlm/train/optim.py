@@ -80,7 +80,7 @@ def make_optimizer(
         return adamw
     return _MuonWithAdamW(Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw)
 
-# %% ../../nbs/train/02_optim.ipynb #75fba906
+# %% ../../nbs/train/02_optim.ipynb #24ef815f
 def step_if_finite(
     optimizer: Optimizer,  # From `make_optimizer`
     grad_norm: Tensor,  # Scalar float32 on the device: norm of all gradients
@@ -88,13 +88,13 @@ def step_if_finite(
     "Take an optimizer step unless a gradient is infinite or NaN."
     finite = torch.isfinite(grad_norm)
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"]:
-        # `found_inf` is an undocumented attribute that GradScaler sets; the public alternative is a GradScaler of scale 1
+        # Undocumented attribute, set by GradScaler; the public alternative is a GradScaler with a scale of 1
         optimizer.found_inf = 1 - finite.float()
         optimizer.step()
     elif finite:
         optimizer.step()
 
-# %% ../../nbs/train/02_optim.ipynb #e4200f70
+# %% ../../nbs/train/02_optim.ipynb #b0d99ed6
 def _bf16_is_native(device_type: str) -> bool:
     "Return whether this machine multiplies matrices in bf16 without emulation."
     if device_type == "cuda":
@@ -113,6 +113,4 @@ def choose_precision(
         raise ValueError("bf16 and fp16 cannot both be True")
     if fp16 and device_type == "cpu":
         raise ValueError("fp16=True needs a GPU; on a CPU leave bf16 at None to follow the hardware")
-    if fp16:
-        return "fp16"
-    return "bf16" if bf16 or (bf16 is None and _bf16_is_native(device_type)) else "no"
+    return "fp16" if fp16 else "bf16" if bf16 or (bf16 is None and _bf16_is_native(device_type)) else "no"

@@ -1,4 +1,4 @@
-"Kill a process that tokenizes at random moments, until it comes to its end."
+"Kill a tokenizing process at random moments until it finishes."
 
 import multiprocessing
 import random
@@ -7,16 +7,15 @@ import time
 from pathlib import Path
 
 from langmlm.text.corpus import open_corpus
-from langmlm.tokens.tokenizer import load_tokenizer
-from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.tokens.shards import write_dataset
+from langmlm.tokens.tokenizer import TokenizerConfig, load_tokenizer
 
 _SERVER = multiprocessing.get_context("forkserver")  # Imports once, and forks a process for each attempt
 _SERVER.set_forkserver_preload(["kills"])
 
 
 def make_dataset(text: str, tokenizer: str, shard_characters: int, config: dict, ready=None) -> None:
-    "Tokenize a text; say when the work begins."
+    "Tokenize a text, and set an event when the work begins."
     corpus, loaded = open_corpus(text), load_tokenizer(tokenizer)
     if ready is not None:
         ready.set()
@@ -24,12 +23,12 @@ def make_dataset(text: str, tokenizer: str, shard_characters: int, config: dict,
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    "The bytes of every file in a folder and below, by name."
+    "Read all files below a folder, by name."
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def attempt(job: tuple, kill_after: float | None = None) -> float | None:
-    "Run a job in a process; with `kill_after`, kill it so many seconds after it began. Seconds it took, None if killed."
+    "Run a job in a process, killed after some seconds if given; return the seconds it took, or None if it was killed."
     ready = _SERVER.Event()
     process = _SERVER.Process(target=make_dataset, args=(*job, ready))
     process.start()
@@ -40,19 +39,19 @@ def attempt(job: tuple, kill_after: float | None = None) -> float | None:
         process.kill()
         process.join()
         return None
-    assert process.exitcode == 0, f"the process ended with {process.exitcode}"
+    assert process.exitcode == 0, f"the process exited with {process.exitcode}"
     return time.monotonic() - began
 
 
 def kill_often(job: tuple, target: Path, kills: int, seed: int) -> dict:
-    "Kill a job at random moments, resuming each time, and let it end: what stood at each kill, and what came of it."
+    "Kill a job at random moments, resume it each time, and compare its result with that of an undisturbed job."
     seconds, draw, shards = attempt(job), random.Random(seed), []
     whole = contents(target)
     shutil.rmtree(target)
     while len(shards) < kills:
         if attempt(job, draw.uniform(0, seconds)) is None:
             shards.append(len(list(target.parent.glob(f".{target.name}.*.unfinished/shard-*.json"))))
-        else:  # It came to its end before: begin anew
+        else:  # It finished before the kill: start again
             assert contents(target) == whole
             shutil.rmtree(target)
     attempt(job)

@@ -1,4 +1,4 @@
-"Tokenizing that is killed, shared, or fed with anything ends with the dataset that one undisturbed process makes."
+"Tokenizing that is killed, resumed or shared writes the same bytes as one undisturbed process."
 
 import json
 import os
@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from kills import contents, kill_often
 from transformers import AutoTokenizer
 
-from langmlm.text.corpus import open_corpus
 from langmlm.data.dataset import open_dataset
-from langmlm.tokens.shards import join_dataset
+from langmlm.text.corpus import open_corpus
+from langmlm.tokens.shards import join_dataset, write_dataset
 from langmlm.tokens.tokenizer import TokenizerConfig
-from langmlm.tokens.shards import write_dataset
 
 SHARD_CHARACTERS = 50_000
 KILLS = 4  # `benchmarks/scale.py kills` does more
@@ -26,17 +25,17 @@ WORDS = st.lists(st.sampled_from(["Yes.", "no", "3.14", "日本。", "naïve", "
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "Three files of some megabytes, with copies and blank lines."
+    "Three files of some megabytes, with duplicate documents and empty lines."
     folder = tmp_path_factory.mktemp("text")
     for name in "abc":
-        lines = [f"{name} {number % 300} " + "some words to cut, and a sentence. " * (number % 13) for number in range(2_500)]
+        lines = [f"{name} {number % 300} " + "some words to split, and a sentence. " * (number % 13) for number in range(2_500)]
         (folder / f"{name}.txt").write_text("\n\n".join(lines), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    "Every option that has a part in writing."
+    "Every option that affects writing."
     target = tmp_path_factory.mktemp("dataset") / "dataset"
     how = {"max_length": 64, "split_on": "sentence", "stride": 4, "validation_fraction": 0.1}
     return how | {"path_to_save_dataset": str(target)}
@@ -44,14 +43,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(text: Path, options: dict, data: dict[str, Path]) -> dict[str, bytes]:
-    "What one process makes that nothing disturbs."
+    "The files that one undisturbed process writes."
     tokenizer, config = AutoTokenizer.from_pretrained(data["tokenizer"]), TokenizerConfig(**options)
     write_dataset(open_corpus(text), tokenizer, config, SHARD_CHARACTERS)
     return contents(Path(options["path_to_save_dataset"]))
 
 
-def test_kills_change_nothing(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
-    "Killed at random moments and resumed each time: every byte is as it would have been, and nothing else is left."
+def test_killed_runs_resume_to_identical_bytes(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
+    "Killed at random moments and resumed each time, a job writes the same bytes and leaves nothing else behind."
     target = tmp_path / "dataset"
     job = str(text), str(data["tokenizer"]), SHARD_CHARACTERS, options | {"path_to_save_dataset": str(target)}
     assert kill_often(job, target, KILLS, seed=0)["equal"]
@@ -59,8 +58,8 @@ def test_kills_change_nothing(text: Path, options: dict, undisturbed: dict, data
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_two_processes_are_one(text: Path, options: dict, data: dict, tmp_path: Path):
-    "Under a launcher two processes share the shards, one looks for copies, and one dataset comes out."
+def test_two_processes_equal_one(text: Path, options: dict, data: dict, tmp_path: Path):
+    "Two processes of a launcher share the shards, one finds the duplicates, and the dataset equals that of one process."
     options = options | {"drop_duplicates": True, "path_to_save_dataset": str(tmp_path / "alone")}
     tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
     write_dataset(open_corpus(text), tokenizer, TokenizerConfig(**options), SHARD_CHARACTERS)
@@ -78,8 +77,8 @@ def test_two_processes_are_one(text: Path, options: dict, data: dict, tmp_path: 
     assert not list(tmp_path.glob(".*"))
 
 
-def test_parts_are_one(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
-    "Three machines make a part each; joined, in any order, they are what one makes."
+def test_joined_parts_equal_one_process(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
+    "Three parts made separately and joined in any order equal the dataset of one process."
     tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
     for part in range(3):
         config = TokenizerConfig(**options | {"path_to_save_dataset": tmp_path / "dataset", "shard": (part, 3)})
@@ -96,10 +95,10 @@ def test_parts_are_one(text: Path, options: dict, undisturbed: dict, data: dict,
     stride=st.integers(0, 36),
     shard_characters=st.integers(1, 300),
 )
-def test_documents_come_back(
+def test_documents_round_trip(
     data: dict, tmp_path: Path, documents: list[str], split_on: str, max_length: int, stride: int, shard_characters: int
 ):
-    "Every document is in the dataset exactly once and in order, whatever the cut; overlaps are as long as `stride` says."
+    "Every document is in the dataset exactly once and in order, however it is split; overlaps are `stride` tokens long."
     documents = [document for document in documents if document.strip()]
     if not documents:
         return
@@ -107,8 +106,8 @@ def test_documents_come_back(
     target = tmp_path / "dataset"
     config = TokenizerConfig(max_length=max_length, split_on=split_on, stride=stride, path_to_save_dataset=target)
     write_dataset(open_corpus(iter(documents)), tokenizer, config, shard_characters)
-    rows = iter(corpus := open_dataset(target))
-    assert corpus.lengths.max() <= max_length
+    rows = iter(dataset := open_dataset(target))
+    assert dataset.lengths.max() <= max_length
     for document in documents:
         encoded = tokenizer(document, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         restored = next(rows)[1:-1].tolist()

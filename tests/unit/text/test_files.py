@@ -37,7 +37,7 @@ def test_detect_format():
     assert detect_format("folder.csv/Tweets.2024.JSONL.GZ") == ("jsonl", "gz")
     unknown = [detect_format(name) for name in ("notes.md", "corpus", "corpus.xz")]
     assert unknown == [(None, None), (None, None), (None, "xz")]
-    combinations = {detect_format(f"a.{form}.{packed}") for form in FORMATS for packed in COMPRESSIONS}
+    combinations = {detect_format(f"a.{form}.{compression}") for form in FORMATS for compression in COMPRESSIONS}
     assert combinations == set(product(FORMATS, COMPRESSIONS))
     assert {detect_format(f"all.{extension}") for extension in ("zip", "tar", "tgz", "7z", "rar")} == {(None, None)}
 

@@ -15,8 +15,17 @@ from hypothesis import strategies as st
 from nasty_files import csv_file, is_empty, json_file
 
 from langmlm.text.files import FORMATS
-from langmlm.text.readers import DOCUMENTS, ENCODING_ERRORS, EMPTY, ReadOptions, check_text_column
-from langmlm.text.readers import detect_wide_encoding, drop_empty_documents, extract_texts, read_texts
+from langmlm.text.readers import (
+    DOCUMENTS,
+    EMPTY,
+    ENCODING_ERRORS,
+    ReadOptions,
+    check_text_column,
+    detect_wide_encoding,
+    drop_empty_documents,
+    extract_texts,
+    read_texts,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -61,8 +70,8 @@ def test_any_bytes(data: bytes, block: int):
         text = data.decode()
     except UnicodeDecodeError as error:
         before = data[: error.start]
-        place = f"line {before.count(10) + 1}, byte {len(before) - before.rfind(10)} of the line"
-        fails(f"a.txt, {place}: {data[error.start]:#04x} is not UTF-8", data, block=block)
+        location = f"line {before.count(10) + 1}, byte {len(before) - before.rfind(10)} of the line"
+        fails(f"a.txt, {location}: {data[error.start]:#04x} is not UTF-8", data, block=block)
     else:
         lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
         assert read(data, block=block) == [line for line in lines if not is_empty(line)]

@@ -1,0 +1,92 @@
+"The package is what the notebooks export, keeps to its layers and budgets, and installs with what it declares."
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from book import demonstration_problems, read_book
+from package import (
+    budget_problems,
+    file_problems,
+    import_graph,
+    imported_libraries,
+    layer_problems,
+    measure_package,
+    pin_problems,
+    read_package,
+    read_settings,
+    requirement_problems,
+)
+from sandbox import ROOT, changes, demand_none, run_command, snapshot, tool
+
+PACKAGE = "langmlm"
+SOURCES = read_package(ROOT / PACKAGE)
+
+
+def test_export_is_fresh(project: Path):
+    "The committed package is what the notebooks export."
+    before = snapshot(project / PACKAGE)
+    shutil.rmtree(project / PACKAGE)
+    run_command([tool("nbdev_export")], project, project)
+    demand_none(changes(before, snapshot(project / PACKAGE)))
+
+
+def test_every_module_has_a_notebook():
+    "And every notebook that exports one has a module."
+    assert sorted(SOURCES) == sorted(notebook.module for notebook in read_book(ROOT / "nbs") if notebook.module)
+
+
+def test_imports_point_downwards():
+    "Layers, private names, and what reads no files."
+    graph, problems = import_graph(SOURCES, PACKAGE)
+    demand_none(problems + layer_problems(graph) + file_problems(graph))
+
+
+def test_budgets(record_property):
+    "Modules, lines, public names and the longest chain of imports; the summary shows them."
+    size = measure_package(SOURCES, import_graph(SOURCES, PACKAGE)[0])
+    record_property("summary", str(size))
+    demand_none(budget_problems(size))
+
+
+def test_every_public_name_has_a_demonstration():
+    "In the notebook that exports it."
+    problems = [
+        f"{notebook.path.relative_to(ROOT)}: {problem}"
+        for notebook in read_book(ROOT / "nbs")
+        if notebook.module in SOURCES
+        for problem in demonstration_problems(notebook, SOURCES[notebook.module])
+    ]
+    demand_none(problems)
+
+
+def test_requirements_are_what_is_imported():
+    "No library is imported undeclared, and none is declared in vain."
+    demand_none(requirement_problems(imported_libraries(SOURCES, PACKAGE), read_settings(ROOT)["requirements"]))
+
+
+def test_constraints_are_in_step():
+    "constraints.txt pins every requirement to a version that settings.ini allows."
+    settings = read_settings(ROOT)
+    requirements = settings["requirements"] + " " + settings["dev_requirements"]
+    demand_none(pin_problems(requirements, (ROOT / "constraints.txt").read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+def test_wheel(project: Path):
+    "The built wheel runs DESIGN's example in an empty environment, with the newest fastcore and without nbdev."
+    folder = project.parent
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "wheel", project]
+    run_command(build, project, project)
+    (wheel,) = (folder / "wheel").glob("*.whl")
+    lines = (project / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(line for line in lines if not line.startswith("fastcore==")), encoding="utf-8")
+
+    empty = folder / "empty"
+    empty.mkdir()
+    python = folder / "environment" / "bin" / "python"
+    run_command([sys.executable, "-m", "venv", folder / "environment"], empty)
+    run_command([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel], empty)
+    run_command([python, project / "tests" / "integration" / "snippet.py", "--without-nbdev"], empty)

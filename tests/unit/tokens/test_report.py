@@ -1,0 +1,99 @@
+"Statistics of a corpus, and how they are displayed."
+
+import numpy as np
+import pytest
+
+from langmlm.tokens import report as module
+from langmlm.tokens.report import LENGTH_EDGES, Report, add_statistics, count_lengths, count_text, pack_bits
+
+
+@pytest.fixture
+def manifest() -> dict:
+    "A manifest of 6,000 documents."
+    lengths = np.random.default_rng(0).lognormal(2.5, 1, 6_000).astype(int)
+    statistics = add_statistics(300, []) | {"documents": 6_000, "bytes": 400_000, "words": 70_000, "tokens": 90_000}
+    statistics |= {"long_documents": 12, "pieces": 30, "duplicates": 600, "unusual": {"U+FFFD": 5, "U+0000": 2}}
+    statistics |= {"lengths": count_lengths(lengths), "used": pack_bits(np.arange(300) < 30), "longest_token": "<b>"}
+    manifest = {"max_length": 64, "long_lines": "split", "vocab_size": 300, "drop_duplicates": False}
+    return manifest | {"statistics": statistics, "splits": {"train": {"documents": 6_000, "sequences": 6_018}}}
+
+
+def test_count_text(documents: list[str]):
+    "Bytes and words are those that Python counts; unusual characters are found, ordinary ones are not."
+    size, words, _ = count_text(documents)
+    assert size == sum(len(document.encode()) for document in documents)
+    assert words == sum(len(document.split()) for document in documents)
+    assert count_text(["zero\0 \0 \x85 caf\xe9", "\ufeff\ufffd half-\xadhidden"])[2].total() == 6
+    assert not count_text(["\ttab, naïve\u00a0日本\r\n"])[2]
+    with pytest.raises(UnicodeEncodeError, match="surrogates"):
+        count_text(["\ud83d"])
+
+
+def test_unusual_characters_begin_with_known_bytes():
+    "The table of bytes finds every character that the regular expression finds."
+    for number in [*range(0xD800), *range(0xE000, 0x11000), *range(0xF0000, 0x110000, 97)]:
+        if module._UNUSUAL.fullmatch(chr(number)):
+            assert module._CLASSES[chr(number).encode()[0]] == 2, hex(number)
+
+
+def test_count_lengths():
+    "Every document is in one bin, empty ones in the first."
+    bins = count_lengths(np.array([0, 1, 1, 2, 511, 512, 10**9]))
+    assert sum(bins) == 7 and bins[:3] == [1, 2, 1] and len(bins) == len(LENGTH_EDGES) + 1
+
+
+def test_add_statistics():
+    "Counts are added, used tokens united, and the longest token stays; parts of other sizes are an error."
+    nothing = add_statistics(3, [])
+    assert add_statistics(3, [nothing, nothing]) == nothing
+    first = nothing | {"documents": 2, "unusual": {"U+0000": 1}, "longest_token": "the", "skipped": {"empty": 1}}
+    first |= {"used": pack_bits(np.array([False, True, False])), "lengths": count_lengths(np.array([1, 1]))}
+    second = nothing | {"documents": 3, "unusual": {"U+FFFD": 5}, "longest_token": "weather", "skipped": {"empty": 2}}
+    second |= {"used": pack_bits(np.array([False, True, True])), "lengths": count_lengths(np.array([0, 1, 5]))}
+    both = add_statistics(3, [first, second])
+    assert both["documents"] == 5 and both["unusual"] == {"U+0000": 1, "U+FFFD": 5} and both["skipped"] == {"empty": 3}
+    assert both["longest_token"] == "weather" and both["used"] == second["used"]
+    assert both["lengths"] == count_lengths(np.array([1, 1, 0, 1, 5]))
+    with pytest.raises(ValueError, match="shorter"):
+        add_statistics(3, [first, second | {"lengths": [1]}])
+
+
+def test_report_is_a_mapping(manifest: dict):
+    "The report has the keys of the manifest."
+    report = Report(manifest)
+    assert dict(report) == manifest and len(report) == len(manifest)
+    with pytest.raises(KeyError, match="words"):
+        report["words"]
+
+
+def test_report_as_text(manifest: dict):
+    "The table names what was counted, in correct plurals."
+    text = str(Report(manifest))
+    assert "5 x U+FFFD replacement character, 2 x U+0000 NUL" in text and "12 documents, split into 30 sequences" in text
+    assert "30 of 300 tokens (10.0%)" in text and "6,018 (train)" in text
+    rows = dict(module._report_rows(manifest))
+    assert rows["duplicates"] == "600" and rows["validation split"] == "none"
+    one = manifest | {"splits": manifest["splits"] | {"validation": {"documents": 1, "sequences": 2}}, "drop_duplicates": True}
+    rows = dict(module._report_rows(one))
+    assert rows["validation split"] == "1 document" and rows["duplicates"] == "0 dropped"
+    assert rows["sequences"] == "6,018 (train) and 2 (validation)"
+
+
+def test_report_as_html(manifest: dict):
+    "Cells are escaped, and neither the table nor the picture forces a width."
+    html = Report(manifest)._repr_html_()
+    assert "&lt;b&gt;" in html and "<b>" not in html and 'alt="' in html
+    assert "max-width:100%" in html and "width=" not in html and "overflow-wrap:anywhere" in html
+
+
+def test_plot(manifest: dict):
+    "The histogram has one pair of axes, and an empty corpus has one, too."
+    assert len(Report(manifest).plot().axes) == 1
+    empty = Report(manifest | {"statistics": manifest["statistics"] | {"lengths": count_lengths(np.zeros(0, int))}})
+    assert "lengths             none" in str(empty)
+
+
+def test_character_names():
+    "Characters without a name in Unicode have one here."
+    names = [module._character_name(code_point) for code_point in ("U+0000", "U+FFFD", "U+E000", "U+0003")]
+    assert names == ["U+0000 NUL", "U+FFFD replacement character", "U+E000 private use", "U+0003 control character"]

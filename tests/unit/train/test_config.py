@@ -1,0 +1,134 @@
+"Training options: validation, the batch plan and the token arithmetic of a run."
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from langmlm.config import ConfigError
+from langmlm.train.config import Arithmetic, TrainingConfig, device_type, plan_batches, run_arithmetic
+
+CONFIG = TrainingConfig(num_train_epochs=2, per_device_train_batch_size=4, bf16=False)
+LENGTHS = np.random.default_rng(0).integers(8, 65, 700).astype(np.int32)
+DATASET = SimpleNamespace(lengths=LENGTHS, tokens=int(LENGTHS.sum()), max_length=64)
+ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1_000_000, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_epochs": 1.5}, "num_train_epochs must be int, got 1.5"),
+        ({"packing": "yes"}, "packing must be bool, got 'yes'"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be at least 1, got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"eval_steps": 0}, "eval_steps must be at least 1, got 0"),
+        ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),
+        ({"save_steps": 0}, "save_steps must be at least 1, got 0"),
+        ({"save_total_limit": 0}, "save_total_limit must be at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to use num_train_epochs, got 0"),
+        ({"max_steps": -2}, "max_steps must be at least 1"),
+        ({"n_gpus": -1}, "n_gpus must be 0 or more, got -1"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+        ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm must be 0 or more, got inf"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"max_rollbacks": -1}, "max_rollbacks must be 0 or more, got -1"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
+        ({"adam_epsilon": 0.0}, "adam_epsilon must be above 0, got 0.0"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio must be at least 0 and below 1, got 1.0"),
+        ({"adam_beta1": 1.0}, "adam_beta1 must be at least 0 and below 1, got 1.0"),
+        ({"adam_beta2": -0.1}, "adam_beta2 must be at least 0 and below 1, got -0.1"),
+        ({"mlm_probability": 1.0}, "mlm_probability must be above 0 and below 1, got 1.0"),
+        ({"lr_scheduler_type": "sawtooth"}, "one of linear, cosine, constant_with_warmup, constant, got 'sawtooth'"),
+        ({"optim": "sgd"}, "optim must be one of adamw_torch_fused, adamw_torch, muon, got 'sgd'"),
+        ({"save_strategy": "hourly"}, "save_strategy must be one of steps, epoch, no, got 'hourly'"),
+        ({"on_loss_spike": "pray"}, "on_loss_spike must be one of rollback, warn, ignore, got 'pray'"),
+        ({"run_name": ""}, "run_name must be a non-empty string, got ''"),
+        ({"report_to": ["tensorbord"]}, "got 'tensorbord'"),
+        ({"fp16": True, "use_cpu": True}, "fp16=True needs a GPU"),
+        ({"fp16": True, "bf16": True}, "bf16 and fp16 cannot both be True"),
+    ],
+)
+def test_invalid_value(changes: dict, message: str):
+    "The error names the option, the value and the valid values."
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig(**changes)
+    (error,) = caught.value.errors
+    assert message in error
+
+
+def test_errors_are_reported_together():
+    "One message has all invalid values."
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig(learning_rate=-1.0, warmup_ratio=5, save_strategy="hourly", max_rollbacks=-1, eval_steps=0)
+    assert len(caught.value.errors) == 5
+
+
+def test_valid_limits():
+    "The smallest valid values, and None where it is a value."
+    TrainingConfig(max_steps=1, warmup_steps=0, max_grad_norm=0, seed=0, max_rollbacks=0, n_gpus=0, adam_beta1=0)
+    TrainingConfig(eval_steps=None, save_total_limit=None, n_gpus=None, learning_rate=1, output_dir=Path("run"))
+
+
+def test_run_folder():
+    "Checkpoints go to `output_dir`, else to a folder with the name of the run, which is the time by default."
+    assert TrainingConfig(run_name="tweets").run_folder == Path("tweets")
+    assert TrainingConfig(run_name="tweets", output_dir="elsewhere").run_folder == Path("elsewhere")
+    assert TrainingConfig().run_name.startswith("mlm-20")
+
+
+def test_trackers():
+    "Trackers are those that are named, or all that are installed; a missing package is named."
+    assert CONFIG.trackers == TrainingConfig(report_to="none").trackers == []
+    with patch("langmlm.train.config._INSTALLED_TRACKERS", ["tensorboard", "wandb"]):
+        assert TrainingConfig(report_to="all").trackers == ["tensorboard", "wandb"]
+        assert TrainingConfig(report_to=["wandb", "none"]).trackers == ["wandb"]
+        with pytest.raises(ConfigError, match="report_to='mlflow' needs a package.*pip install mlflow"):
+            TrainingConfig(report_to=["mlflow"])
+
+
+def test_device_type():
+    "`use_cpu` and `accelerate launch --cpu` override the accelerator."
+    on_cpu = replace(CONFIG, use_cpu=True)
+    gpu = {"is_available": lambda: True, "current_accelerator": lambda: torch.device("cuda")}
+    with patch.multiple("torch.accelerator", **gpu):
+        assert (device_type(CONFIG), device_type(on_cpu)) == ("cuda", "cpu")
+        with patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
+            assert device_type(CONFIG) == "cpu"
+    with patch("torch.accelerator.is_available", lambda: False):
+        assert device_type(CONFIG) == "cpu"
+
+
+def test_plan_batches():
+    "Options become batch sizes; the global batch does not depend on the number of processes."
+    plan = plan_batches(DATASET, CONFIG)
+    assert (plan.seed, plan.token_budget, plan.sequences_per_batch, plan.batches_per_step) == (42, 4 * 64, None, 2)
+    halved = plan_batches(DATASET, replace(CONFIG, gradient_accumulation_steps=1), num_processes=2)
+    assert halved.batches_per_step == 2 and halved.total_steps == plan.total_steps
+    assert all(np.array_equal(*rows) for rows in zip(halved.batches(3)[1], plan.batches(3)[1], strict=True))
+    assert plan_batches(DATASET, replace(CONFIG, packing=False)).total_steps == 2 * math.ceil(700 / 8)
+    assert plan_batches(DATASET, replace(CONFIG, max_steps=7)).total_steps == 7
+
+
+def test_arithmetic():
+    "The size of a run, as numbers and as a line with correct plurals."
+    assert ARITHMETIC.steps == plan_batches(DATASET, CONFIG).total_steps
+    assert ARITHMETIC.tokens_per_step == pytest.approx(2 * DATASET.tokens / ARITHMETIC.steps)
+    assert isinstance(ARITHMETIC, Arithmetic) and not ARITHMETIC.by_max_steps
+    assert f"; 2 epochs = {ARITHMETIC.steps} steps of " in str(ARITHMETIC)
+    assert "; 1 epoch = 1 step of " in str(replace(ARITHMETIC, epochs=1.0, steps=1))
+
+
+def test_advice():
+    "A run of few steps gets a batch size, or the option to raise."
+    assert replace(ARITHMETIC, steps=5_000).advice() is None is replace(ARITHMETIC, steps=1_000).advice()
+    assert "per_device_train_batch_size=2 gives about 1,400" in replace(ARITHMETIC, steps=700).advice()
+    assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, batch_size=1).advice()
+    assert "raise max_steps" in replace(ARITHMETIC, by_max_steps=True).advice()

@@ -1,0 +1,40 @@
+"What the documentation does with notebook cells beyond nbdev: `procs` in settings.ini names these processors."
+
+import ast
+
+from nbdev.process import Processor
+
+
+def fold_exports(cell) -> None:
+    "Fold exported source, which nbdev shows open: the API entry stands above it."
+    if cell.cell_type == "code" and cell.source:
+        cell.source = cell.source.replace("#| code-fold: show\n", "#| code-fold: true\n", 1)
+
+
+class hide_imports(Processor):
+    "Leave out the import cells of chapters; pages that export nothing keep theirs, so that their code is complete."
+
+    def begin(self):
+        self.is_chapter = getattr(self.nb, "has_docs_", False)
+
+    def cell(self, cell):
+        if self.is_chapter and cell.cell_type == "code" and cell.source and is_import_only(cell.source):
+            cell.source = "#| include: false\n" + cell.source
+
+
+def is_import_only(source: str) -> bool:
+    "Whether code consists of imports."
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return False
+    return bool(body) and all(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in body)
+
+
+def embed_html(cell) -> None:
+    "Turn HTML outputs into raw blocks, because Quarto adds jquery and require.js from a CDN to pages with `text/html`."
+    for output in cell.get("outputs", []) if cell.cell_type == "code" else []:
+        html = (output.get("data") or {}).pop("text/html", None)
+        if html is not None and "text/markdown" not in output["data"]:
+            text = html if isinstance(html, str) else "".join(html)
+            output["data"]["text/markdown"] = ["```{=html}\n", text.strip("\n") + "\n", "```\n"]
