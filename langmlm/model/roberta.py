@@ -25,6 +25,7 @@ from ..config import ConfigError, find_type_errors
 from ..data.masking import IGNORE_INDEX
 from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
 from .layers import replace_layers
+from .triton_attention import attend_triton, has_triton_kernel, token_bounds
 
 # %% ../../nbs/model/01_roberta.ipynb #4037c0a5
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +186,17 @@ def _flat_attention(
     value: Tensor,
     attention_mask: None,  # Not used: `cu_seqlens` has the boundaries
     cu_seqlens: Tensor,  # [sequences + 1] int32
-    blocks: list[EqualLengthBlock] | None,  # None on a CUDA device, which reads `cu_seqlens`
+    blocks: list[EqualLengthBlock] | None,  # None on a CUDA device
+    bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
+    seed: Tensor | None = None,  # [1] int64, decides what the Triton kernel drops
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,  # Options of other attention functions
 ) -> tuple[Tensor, None]:  # [1, tokens, heads, head size], and no attention weights
     "Attend in a flat batch, with the signature that transformers expects."
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if bounds is not None:
+        return attend_triton(query, key, value, bounds, dropout, scaling, seed)[None], None
     if blocks is not None:
         return attend_equal_lengths(query, key, value, blocks, dropout, scaling)[None], None
     max_seqlen = module.config.max_position_embeddings - module.config.pad_token_id - 1
@@ -200,6 +205,22 @@ def _flat_attention(
 
 AttentionInterface.register(_FLAT_ATTENTION, _flat_attention)
 AttentionMaskInterface.register(_FLAT_ATTENTION, lambda *args, **kwargs: None)  # No mask is built
+
+# %% ../../nbs/model/01_roberta.ipynb #8bb0856e
+def _attention_arguments(
+    config: RobertaConfig,
+    hidden: Tensor,  # [1, tokens, hidden size], the input of the first layer
+    cu_seqlens: Tensor,  # [sequences + 1] int32
+) -> list[dict[str, Any]]:  # Of each layer
+    "Return the arguments of `_flat_attention` that describe a batch, without reading it on the host if it is on a GPU."
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    blocks = None if cu_seqlens.is_cuda else group_equal_lengths(cu_seqlens, heads)
+    shared = {"cu_seqlens": cu_seqlens, "blocks": blocks}
+    if not has_triton_kernel(hidden, config.hidden_size // heads):
+        return [shared] * layers
+    shared["bounds"] = token_bounds(cu_seqlens, hidden.shape[1])
+    seeds = torch.randint(2**63 - 1, (layers,), device=hidden.device)
+    return [shared | {"seed": seed} for seed in seeds.split(1)]
 
 # %% ../../nbs/model/01_roberta.ipynb #f4c3c2fa
 class FlatMaskedLM(nn.Module):
@@ -225,13 +246,12 @@ class FlatMaskedLM(nn.Module):
         # These modules of RobertaForMaskedLM are internal. The public alternative, the model's own forward, computes
         # the last layer and the head at every position.
         encoder, head = self.model.roberta, self.model.lm_head
-        blocks = None if cu_seqlens.is_cuda else group_equal_lengths(cu_seqlens, encoder.config.num_attention_heads)
-        boundaries = {"cu_seqlens": cu_seqlens, "blocks": blocks}
         hidden = encoder.embeddings(input_ids=input_ids[None], position_ids=position_ids[None])
         *layers, last = encoder.encoder.layer
-        for layer in layers:
-            hidden = layer(hidden, **boundaries)
-        attended, _ = last.attention.self(hidden, **boundaries)
+        *arguments, last_arguments = _attention_arguments(encoder.config, hidden, cu_seqlens)
+        for layer, given in zip(layers, arguments):
+            hidden = layer(hidden, **given)
+        attended, _ = last.attention.self(hidden, **last_arguments)
         masked = last.attention.output(attended[0, masked_positions], hidden[0, masked_positions])
         masked = last.feed_forward_chunk(masked)
         return head.layer_norm(gelu(head.dense(masked)))
