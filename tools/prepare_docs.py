@@ -1,4 +1,4 @@
-"Do what `nbdev_docs` does before it hands over to Quarto: configuration, index of names, processed notebooks."
+"Do what `nbdev_docs` does before it starts Quarto: configuration, index of names, processed notebooks."
 
 import sys
 from pathlib import Path
