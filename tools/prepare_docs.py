@@ -1,4 +1,4 @@
-"Do what `nbdev_docs` does before it hands over to Quarto: configuration, index of names, processed notebooks."
+"Do what `nbdev_docs` does before it starts Quarto: configuration, index of names, processed notebooks."
 
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml

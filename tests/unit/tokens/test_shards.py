@@ -179,7 +179,7 @@ def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerCo
     "An I/O error keeps finished shards, and the resumed call writes the same bytes."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     with pytest.raises(OSError, match="disk full"):
-        write_dataset(Failing(corpus.parts, corpus.reading), tokenizer, config, CHARACTERS)
+        write_dataset(Failing(corpus.parts, corpus.options), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
     assert module._read_shards(unfinished)
     write_dataset(corpus, tokenizer, config, CHARACTERS)
