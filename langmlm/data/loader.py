@@ -42,7 +42,6 @@ class BatchLoader:
     plan: BatchPlan  # Which sequences each step takes
     rules: MaskingRules
     pad_token_id: int
-    max_length: int  # Tokens in a sequence at most
     sizes: BatchSizes | None = None  # Least sizes of the padded tensors; None: batches are not padded
     process_index: int = 0
     num_processes: int = 1
@@ -99,5 +98,5 @@ class BatchLoader:
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
         "Pad a batch, and move it to page-locked memory, if the loader is set to."
         if self.sizes is not None:
-            batch = pad_batch(batch, self.plan.token_budget, self.max_length, self.pad_token_id, self.sizes)
+            batch = pad_batch(batch, self.plan.token_budget, self.dataset.max_length, self.pad_token_id, self.sizes)
         return batch.pin() if self.pin_memory else batch
