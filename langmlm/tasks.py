@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
@@ -96,61 +97,17 @@ class MLMTask:
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Validation split; needed with `eval_steps`
     ):
-        if config.eval_steps and validation is None:
-            raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
         self.model, self.tokenizer, self.dataset, self.config = model, tokenizer, dataset, config
-        self.accelerator = make_accelerator(config)
-        plan = plan_batches(dataset, config, self.accelerator.num_processes)
-        description = describe_run(model.config, dataset, tokenizer, config, plan, self.accelerator)
-        self.loader = self._make_loader(plan, description["environment"]["precision"])
-        self.validation = replace(self.loader, dataset=validation) if config.eval_steps else None
-        self.module, self.optimizer = self._prepare_model(plan)
-        self.run_folder = RunFolder(config, self.accelerator, tokenizer, plan, description, start)
+        self.accelerator = accelerator = make_accelerator(config)
+        plan = plan_batches(dataset, config, accelerator.num_processes)
+        description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
+        self.loader, self.validation = _make_loaders(dataset, validation, tokenizer, plan, config, accelerator)
+        self.module, self.optimizer, self._compiled, self._captured = _prepare_model(model, plan, config, accelerator)
+        self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
         self.state = TrainState(initial_weights=start.weights)
         if start.trainer_state:
-            self.state = restore_state(start.trainer_state, description, plan, self.accelerator)
+            self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
-
-    def _make_loader(self, plan: BatchPlan, precision: str) -> BatchLoader:
-        "Create the loader of the training batches; shapes are padded where every new one costs a compilation."
-        config, accelerator, lengths = self.config, self.accelerator, self.dataset.lengths
-        on_gpu, sizes = accelerator.device.type == "cuda", None
-        if on_gpu and config.packing:
-            sizes = fixed_sizes(lengths, plan.token_budget, config.mlm_probability)
-        elif on_gpu or precision != "no":
-            sizes = BatchSizes()
-        return BatchLoader(
-            dataset=self.dataset,
-            plan=plan,
-            rules=masking_rules(self.tokenizer, config.mlm_probability, config.seed, config.whole_word_masking),
-            pad_token_id=self.tokenizer.pad_token_id,
-            sizes=sizes,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            pin_memory=on_gpu,
-        )
-
-    def _prepare_model(self, plan: BatchPlan) -> tuple[nn.Module, Optimizer]:
-        "Wrap the model for flat batches, compile it where that pays, and hand it to Accelerate."
-        model, config, accelerator = self.model, self.config, self.accelerator
-        if config.gradient_checkpointing:
-            model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable()  # The second is the name before transformers 6
-        betas = config.adam_beta1, config.adam_beta2
-        optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
-        module, batches = FlatMaskedLM(model), plan.total_steps * config.gradient_accumulation_steps
-        self._compiled, self._captured = should_compile(config.torch_compile, accelerator.device, batches), False
-        if self._compiled:
-            logger.info("the model is compiled during the first steps, which takes about a minute")
-            processes, automatic = accelerator.num_processes, config.torch_compile is None
-            self._captured = compile_model(module, accelerator.device, processes, fall_back=automatic)
-        return accelerator.prepare(module, optimizer)
-
-    def _parts(self) -> dict[str, Any]:
-        "Return the arguments that `fit` and `estimate_time` share."
-        names = ("model", "module", "optimizer", "accelerator", "loader", "state", "config")
-        return {name: getattr(self, name) for name in names} | {"set_to_none": not self._captured}
 
     def arithmetic(self) -> Arithmetic:
         "Return the size of the run: sequences, tokens, steps, tokens in a step, parameters."
@@ -161,19 +118,79 @@ class MLMTask:
         steps: int = 3,  # Steps to measure, at least 1
     ) -> Estimate:  # Prints as a sentence
         "Estimate how long the run will take, from a few steps that are done and undone."
-        return estimate_time(**self._parts(), steps=steps, warmup=3 if self._compiled else 1)
+        return estimate_time(**_shared_arguments(self), steps=steps, warmup=3 if self._compiled else 1)
 
     def train(
         self,
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
-        arithmetic = self.arithmetic()
         if self.accelerator.is_main_process:
-            logger.info("%s", arithmetic)
-            if advice := arithmetic.advice():
-                logger.warning("%s", advice)
-        return fit(**self._parts(), validation=self.validation, run_folder=self.run_folder, stop_at_step=stop_at_step)
+            _log_arithmetic(self.arithmetic())
+        return fit(
+            **_shared_arguments(self), validation=self.validation, run_folder=self.run_folder, stop_at_step=stop_at_step
+        )
+
+# %% ../nbs/tasks.ipynb #9587af43
+def _make_loaders(
+    dataset: TokenizedDataset,
+    validation: TokenizedDataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: BatchPlan,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> tuple[BatchLoader, BatchLoader | None]:
+    "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
+    if config.eval_steps and validation is None:
+        raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
+    on_gpu, sizes = accelerator.device.type == "cuda", None
+    if on_gpu and config.packing:
+        sizes = fixed_sizes(dataset.lengths, plan.token_budget, config.mlm_probability)
+    elif on_gpu or accelerator.mixed_precision != "no":
+        sizes = BatchSizes()
+    loader = BatchLoader(
+        dataset=dataset,
+        plan=plan,
+        rules=masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking),
+        pad_token_id=tokenizer.pad_token_id,
+        sizes=sizes,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        pin_memory=on_gpu,
+    )
+    return loader, replace(loader, dataset=validation) if config.eval_steps else None
+
+# %% ../nbs/tasks.ipynb #5846ec3c
+def _prepare_model(
+    model: RobertaForMaskedLM, plan: BatchPlan, config: TrainingConfig, accelerator: Accelerator
+) -> tuple[nn.Module, Optimizer, bool, bool]:  # The last two: compiled, with captured CUDA graphs
+    "Wrap the model for flat batches, compile it where that pays, and hand it to Accelerate."
+    if config.gradient_checkpointing:
+        model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()  # The second is the name before transformers 6
+    betas = config.adam_beta1, config.adam_beta2
+    optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
+    module, batches = FlatMaskedLM(model), plan.total_steps * config.gradient_accumulation_steps
+    compiled, captured = should_compile(config.torch_compile, accelerator.device, batches), False
+    if compiled:
+        logger.info("the model is compiled during the first steps, which takes about a minute")
+        processes, automatic = accelerator.num_processes, config.torch_compile is None
+        captured = compile_model(module, accelerator.device, processes, fall_back=automatic)
+    return *accelerator.prepare(module, optimizer), compiled, captured
+
+
+def _shared_arguments(task: MLMTask) -> dict[str, Any]:
+    "Return the arguments that `fit` and `estimate_time` share."
+    names = ("model", "module", "optimizer", "accelerator", "loader", "state", "config")
+    return {name: getattr(task, name) for name in names} | {"set_to_none": not task._captured}
+
+
+def _log_arithmetic(arithmetic: Arithmetic) -> None:
+    "Log the size of a run, and an advice if it has few steps."
+    logger.info("%s", arithmetic)
+    if advice := arithmetic.advice():
+        logger.warning("%s", advice)
 
 # %% ../nbs/tasks.ipynb #9cafb2bf
 def create_mlm(
@@ -201,9 +218,7 @@ def create_mlm(
     return MLMTask(model, loaded, dataset, config, start, validation)
 
 # %% ../nbs/tasks.ipynb #a85dfc86
-def _make_configs(
-    model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None
-) -> tuple[ModelConfig, TrainingConfig]:
+def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:
     "Create both configs; the errors of both are reported together."
     configs, errors = [], []
     given = [(ModelConfig, "model_config", model_config), (TrainingConfig, "training_config", training_config)]
@@ -220,18 +235,16 @@ def _make_configs(
     return tuple(configs)
 
 
-def _with_saved_options(
-    training_config: dict | TrainingConfig | None, start: StartingPoint
-) -> dict | TrainingConfig | None:
+def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoint) -> dict | TrainingConfig | None:
     "Let a resumed run keep its options and its folder, except for what is given now."
-    if start.trainer_state is None or not isinstance(training_config, dict | None):
-        return training_config
-    given, known = training_config or {}, [entry.name for entry in fields(TrainingConfig)]
+    if start.trainer_state is None or not isinstance(given, dict | None):
+        return given
+    given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     return saved | given
 
-
+# %% ../nbs/tasks.ipynb #f3365fa3
 def _load_matching(
     name: str, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset, model_config: dict | ModelConfig | None
 ) -> RobertaForMaskedLM:
@@ -240,10 +253,9 @@ def _load_matching(
     errors = find_mismatches(model.config, tokenizer, dataset.max_length)
     given = asdict(model_config) if isinstance(model_config, ModelConfig) else model_config or {}
     for key, value in given.items():
-        if value is not None and key != "use_cache" and getattr(model.config, key) != value:  # An encoder has no cache
-            errors.append(
-                f"model_config has {key}={value}, but the model has {getattr(model.config, key)}: leave model_config out"
-            )
+        present = getattr(model.config, key, None)
+        if value not in (None, present) and key != "use_cache":  # An encoder has no cache
+            errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")
     if errors:
         raise ConfigError(f"checkpoint_path={name!r}", errors)
     return model

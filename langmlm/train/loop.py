@@ -85,29 +85,22 @@ def fit(
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
-    plan, total_steps = loader.plan, loader.plan.total_steps
-    last_step = total_steps if stop_at_step is None else min(stop_at_step, total_steps)
     module.train()
     with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, run_folder, state) as monitor:
-        for batches, waited in loader.prefetch(state.step, last_step):
-            learning_rate = _next_learning_rate(state, total_steps, config)
-            metrics = train_step(
-                module, optimizer, accelerator, batches, state.step, learning_rate, config, set_to_none
-            )
-            state.add(metrics)  # They stay on the device: reading them would wait for it
+        for batches, waited in loader.prefetch(state.step, stop_at_step):
+            lr = _next_learning_rate(state, loader.plan.total_steps, config)
+            state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
             monitor.add(batches, waited)
 
-            should_stop, is_last = agree_to_stop(stop, accelerator), state.step == total_steps
+            should_stop, is_last = agree_to_stop(stop, accelerator), state.step == loader.plan.total_steps
             should_log = is_last or state.step % config.logging_steps == 0
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
-            save = should_stop or state.step == stop_at_step or should_save(state.step, config, plan)
-            spike = None
-            if should_log or should_evaluate or save or state.is_non_finite_on_cpu():
-                state.read_metrics(accelerator)
-                spike = detect_loss_spike(state, config, check_trend=should_log, scaled=accelerator.scaler is not None)
+            save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
+            should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
+            spike = detect_loss_spike(state, config, accelerator, check_trend=should_log) if should_read else None
 
             if should_log and (spike is None or spike.finite):
-                monitor.log_metrics(learning_rate)
+                monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
                 checkpoints = run_folder.regular_checkpoints(state)
                 event = handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints)
@@ -121,8 +114,7 @@ def fit(
                 run_folder.save(model, optimizer, state)
             if should_stop:
                 break
-        monitor.log_session()
-        _finish(model, optimizer, run_folder, state, stop)
+        _finish(monitor, model, optimizer, run_folder, state, stop)
     return monitor.history
 
 # %% ../../nbs/train/09_loop.ipynb #c72fc028
@@ -134,9 +126,15 @@ def _next_learning_rate(state: TrainState, total_steps: int, config: TrainingCon
 
 
 def _finish(
-    model: RobertaForMaskedLM, optimizer: Optimizer, run_folder: RunFolder, state: TrainState, stop: StopRequest
+    monitor,
+    model: RobertaForMaskedLM,
+    optimizer: Optimizer,
+    run_folder: RunFolder,
+    state: TrainState,
+    stop: StopRequest,
 ) -> None:
     "Save what is missing at the end of a session, and pass on a signal that ended it."
+    monitor.log_session()
     try:
         run_folder.finish(model, optimizer, state)
     except OSError as error:
@@ -229,10 +227,10 @@ def estimate_time(
         raise ValueError(f"steps must be at least 1, got {steps}")
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-    total_steps, seconds = loader.plan.total_steps, []
+    seconds = []
     module.train()
     with _fork_rng(accelerator):
-        for batches, _ in loader.prefetch(state.step, min(state.step + warmup + steps, total_steps)):
+        for batches, _ in loader.prefetch(state.step, state.step + warmup + steps):
             began = perf_counter()
             metrics = train_step(module, optimizer, accelerator, batches, state.step, 0.0, config, set_to_none)
             metrics.tolist()  # Waits for the device
@@ -241,4 +239,4 @@ def estimate_time(
     optimizer.load_state_dict(saved[1])
     if scaler:
         accelerator.scaler.load_state_dict(scaler)
-    return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), total_steps - state.step)
+    return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), loader.plan.total_steps - state.step)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from fastcore.basics import patch
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
@@ -113,101 +114,6 @@ class RunFolder:
                 logger.warning("%s: %s", self.path, action)
             set_aside_newer(self.path, step)
 
-    def save(self, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
-        "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
-        trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
-        keep = {state.step, *self._needed_for_rollback(state)}
-
-        def write() -> None:
-            save_checkpoint(self.path, model, self.tokenizer, optimizer, trainer_state)
-            if self.config.save_total_limit:
-                prune_checkpoints(self.path, self.config.save_total_limit, keep)
-
-        self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
-
-    def save_log(self, state: TrainState) -> None:
-        "Write the log to `trainer_state.json`, and pass the numbers of this step to the trackers."
-        trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
-        entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
-        numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
-        try:
-            self.accelerator.log(numbers, step=state.step)
-        except Exception as error:  # Trackers raise whatever their servers make them raise
-            logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
-        try:
-            if self.accelerator.is_main_process:
-                write_json(self.path / TRAINER_STATE, trainer_state)
-        except OSError as error:
-            logger.warning("%s did not get the entry of step %d: %s", TRAINER_STATE, state.step, error.strerror)
-
-    def finish(self, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
-        "End a session: retry a checkpoint that failed and, after the last step, write the final model."
-        missing = []
-        if self._save_failed:
-            self.save(model, optimizer, state)
-            missing += [f"checkpoint-{state.step}"] if self._save_failed else []
-        if state.step == self.plan.total_steps:
-            folder = self.path / "final_model"
-            if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer), model, optimizer):
-                missing.append(folder.name)
-            self._finish_trackers()
-        if missing:
-            raise OSError(
-                f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
-                f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
-            )
-
-    def describe_latest(self) -> str:
-        "Name the latest checkpoint in words."
-        checkpoints = list_checkpoints(self.path)
-        return f"the latest checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
-
-    def regular_checkpoints(self, state: TrainState) -> list[Path]:  # Lowest step first
-        "List the checkpoints that a rollback may use, here and in the folder that the run was resumed from."
-        found = {}
-        if self.start.trainer_state:
-            older = list_checkpoints(Path(self.start.weights).parent)
-            found = {checkpoint_step(path): path for path in older}
-            found = {step: path for step, path in found.items() if step <= self.start.trainer_state["global_step"]}
-        found |= {checkpoint_step(path): path for path in list_checkpoints(self.path)}
-        return [found[step] for step in self._regular_steps(found, state)]
-
-    def _regular_steps(self, steps: Iterable[int], state: TrainState) -> list[int]:
-        "Sort the steps whose checkpoints do not depend on when the run was interrupted, so that a rollback is repeatable."
-        if self.config.save_strategy == "no":
-            return sorted(steps)
-        rollbacks = {entry["step"] for entry in state.log_history if "rollback" in entry}
-        return sorted(step for step in steps if step in rollbacks or should_save(step, self.config, self.plan))
-
-    def _needed_for_rollback(self, state: TrainState) -> list[int]:
-        "Return the steps of the checkpoints that stay, whatever the limit, while a rollback may need them."
-        if self.config.on_loss_spike != "rollback" or state.step == self.plan.total_steps:
-            return []
-        steps = self._regular_steps({*map(checkpoint_step, list_checkpoints(self.path)), state.step}, state)
-        last_check = state.step - state.step % self.config.logging_steps
-        return checkpoints_for_rollback(steps, last_check) + steps[-(self.config.save_total_limit or 0) :]
-
-    def _write(self, name: str, write: Callable[[], None], model: RobertaForMaskedLM, optimizer: Optimizer) -> bool:
-        "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
-        began = perf_counter()
-        error = _attempt(self.accelerator, write)
-        if error is None and self.accelerator.is_main_process:
-            logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
-        elif self.accelerator.is_main_process:
-            if (said := disk_error(error)) is None:
-                raise error
-            space = _describe_space(self.path, model, optimizer)
-            logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), said, space)
-        return error is None
-
-    def _finish_trackers(self) -> None:
-        "Close the trackers; the processes stay connected, since the caller may continue with them."
-        try:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-        except Exception as error:  # Trackers raise whatever their servers make them raise
-            logger.warning("the trackers could not be closed: %r", error)
-
 # %% ../../nbs/train/10_run_folder.ipynb #ac6f33a5
 def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception | None:
     "Do something in the main process; return its exception, and in the other processes one that stands for it."
@@ -220,6 +126,37 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
     failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device))
     return error or (RuntimeError("the main process failed; its error message says why") if failed else None)
 
+# %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
+@patch
+def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
+    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
+    keep = {state.step, *self._needed_for_rollback(state)}
+
+    def write() -> None:
+        save_checkpoint(self.path, model, self.tokenizer, optimizer, trainer_state)
+        if self.config.save_total_limit:
+            prune_checkpoints(self.path, self.config.save_total_limit, keep)
+
+    self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
+
+
+@patch
+def _write(
+    self: RunFolder, name: str, write: Callable[[], None], model: RobertaForMaskedLM, optimizer: Optimizer
+) -> bool:
+    "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
+    began = perf_counter()
+    error = _attempt(self.accelerator, write)
+    if error is None and self.accelerator.is_main_process:
+        logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
+    elif self.accelerator.is_main_process:
+        if (said := disk_error(error)) is None:
+            raise error
+        space = _describe_space(self.path, model, optimizer)
+        logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), said, space)
+    return error is None
+
 
 def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimizer) -> str:
     "Say how much space a checkpoint needs and how much is free."
@@ -230,3 +167,87 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
     except OSError as error:
         free = f"the free space is unknown: {error.strerror}"
     return f"a checkpoint needs about {needed / 1e6:,.1f} MB, {free}"
+
+# %% ../../nbs/train/10_run_folder.ipynb #61762221
+@patch
+def save_log(self: RunFolder, state: TrainState) -> None:
+    "Write the log to `trainer_state.json`, and pass the numbers of this step to the trackers."
+    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
+    entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
+    numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
+    try:
+        self.accelerator.log(numbers, step=state.step)
+    except Exception as error:  # Trackers raise whatever their servers make them raise
+        logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
+    try:
+        if self.accelerator.is_main_process:
+            write_json(self.path / TRAINER_STATE, trainer_state)
+    except OSError as error:
+        logger.warning("%s did not get the entry of step %d: %s", TRAINER_STATE, state.step, error.strerror)
+
+
+@patch
+def _finish_trackers(self: RunFolder) -> None:
+    "Close the trackers; the processes stay connected, since the caller may continue with them."
+    try:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+    except Exception as error:  # Trackers raise whatever their servers make them raise
+        logger.warning("the trackers could not be closed: %r", error)
+
+# %% ../../nbs/train/10_run_folder.ipynb #253cf825
+@patch
+def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "End a session: retry a checkpoint that failed and, after the last step, write the final model."
+    missing = []
+    if self._save_failed:
+        self.save(model, optimizer, state)
+        missing += [f"checkpoint-{state.step}"] if self._save_failed else []
+    if state.step == self.plan.total_steps:
+        folder = self.path / "final_model"
+        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer), model, optimizer):
+            missing.append(folder.name)
+        self._finish_trackers()
+    if missing:
+        raise OSError(
+            f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
+            f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
+        )
+
+
+@patch
+def describe_latest(self: RunFolder) -> str:
+    "Name the latest checkpoint in words."
+    checkpoints = list_checkpoints(self.path)
+    return f"the latest checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
+
+# %% ../../nbs/train/10_run_folder.ipynb #5267f01c
+@patch
+def regular_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # Lowest step first
+    "List the checkpoints that a rollback may use, here and in the folder that the run was resumed from."
+    found = {}
+    if self.start.trainer_state:
+        older = list_checkpoints(Path(self.start.weights).parent)
+        found = {checkpoint_step(path): path for path in older}
+        found = {step: path for step, path in found.items() if step <= self.start.trainer_state["global_step"]}
+    found |= {checkpoint_step(path): path for path in list_checkpoints(self.path)}
+    return [found[step] for step in self._regular_steps(found, state)]
+
+
+@patch
+def _regular_steps(self: RunFolder, steps: Iterable[int], state: TrainState) -> list[int]:
+    "Sort the steps whose checkpoints do not depend on when the run was interrupted, so that a rollback is repeatable."
+    if self.config.save_strategy == "no":
+        return sorted(steps)
+    rollbacks = {entry["step"] for entry in state.log_history if "rollback" in entry}
+    return sorted(step for step in steps if step in rollbacks or should_save(step, self.config, self.plan))
+
+
+@patch
+def _needed_for_rollback(self: RunFolder, state: TrainState) -> list[int]:
+    "Return the steps of the checkpoints that stay, whatever the limit, while a rollback may need them."
+    if self.config.on_loss_spike != "rollback" or state.step == self.plan.total_steps:
+        return []
+    steps = self._regular_steps({*map(checkpoint_step, list_checkpoints(self.path)), state.step}, state)
+    last_check = state.step - state.step % self.config.logging_steps
+    return checkpoints_for_rollback(steps, last_check) + steps[-(self.config.save_total_limit or 0) :]

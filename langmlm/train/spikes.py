@@ -69,14 +69,15 @@ def _find_spike(losses: Sequence[Sequence[float]]) -> LossSpike | None:
 
 # %% ../../nbs/train/08_spikes.ipynb #e9d192bf
 def detect_loss_spike(
-    state: TrainState,  # With all metrics read
+    state: TrainState,
     config: TrainingConfig,  # With `on_loss_spike="ignore"`, finite losses are not compared
+    accelerator: Accelerator,  # With a loss scale, infinite gradients are normal
     check_trend: bool,  # Whether to compare finite losses
-    scaled: bool,  # Whether a loss scale is used, under which infinite gradients are normal
 ) -> LossSpike | None:
-    "Return a spike if a loss or gradient since the last log entry is not finite, or if the losses diverge."
+    "Read the metrics; return a spike if a loss or gradient since the last log entry is not finite, or losses diverge."
+    state.read_metrics(accelerator)
     for step, loss, _, grad_norm in state.unlogged:
-        if not math.isfinite(loss if scaled else loss + grad_norm):
+        if not math.isfinite(loss if accelerator.scaler else loss + grad_norm):
             reason = f"the loss of step {step} is {loss:.3g} and its gradient norm {grad_norm:.3g}"
             return LossSpike(max(0, step - min(_WINDOWS)), reason, finite=False)
     return _find_spike(state.recent_losses()) if check_trend and config.on_loss_spike != "ignore" else None

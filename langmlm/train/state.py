@@ -109,6 +109,9 @@ def describe_run(
     return {"identity": identity, "config": given, "environment": environment}
 
 # %% ../../nbs/train/06_state.ipynb #776176c7
+_SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights")
+
+
 def make_trainer_state(
     state: TrainState,  # With all metrics read
     description: dict[str, dict],  # From `describe_run`
@@ -130,9 +133,6 @@ def make_trainer_state(
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         },
     }
-
-
-_SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights")
 
 # %% ../../nbs/train/06_state.ipynb #ca19f69c
 def restore_state(
@@ -164,6 +164,7 @@ def restore_state(
     return state
 
 # %% ../../nbs/train/06_state.ipynb #61c250e3
+# Options that may differ from the checkpoint's
 _FREE = (
     "learning_rate",
     "lr_scheduler_type",
