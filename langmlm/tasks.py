@@ -6,13 +6,15 @@
 __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 
 # %% ../nbs/tasks.ipynb #a559bad7
+import copy
 import logging
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
@@ -32,7 +34,7 @@ from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenize
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.launch import make_accelerator
-from .train.loop import estimate_time, fit
+from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.run_folder import RunFolder, check_run_folder
@@ -101,8 +103,8 @@ class MLMTask:
         self.accelerator = accelerator = make_accelerator(config)
         plan = plan_batches(dataset, config, accelerator.num_processes)
         description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
-        self.loader, self.validation = _make_loaders(dataset, validation, tokenizer, plan, config, accelerator)
-        self.module, self.optimizer, self._compiled, self._captured = _prepare_model(model, plan, config, accelerator)
+        self.loader, self.validation = _make_loaders(self, validation, plan)
+        self.module, self.optimizer, self._compiled, self._captured = _prepare_model(self, plan)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
         self.state = TrainState(initial_weights=start.weights)
         if start.trainer_state:
@@ -118,7 +120,7 @@ class MLMTask:
         steps: int = 3,  # Steps to measure, at least 1
     ) -> Estimate:  # Prints as a sentence
         "Estimate how long the run will take, from a few steps that are done and undone."
-        return estimate_time(**_shared_arguments(self), steps=steps, warmup=3 if self._compiled else 1)
+        return _measure_steps(self, steps)
 
     def train(
         self,
@@ -127,29 +129,25 @@ class MLMTask:
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
             _log_arithmetic(self.arithmetic())
-        return fit(
-            **_shared_arguments(self), validation=self.validation, run_folder=self.run_folder, stop_at_step=stop_at_step
-        )
+        names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
+        parts = {name: getattr(self, name) for name in names}
+        return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
 
 # %% ../nbs/tasks.ipynb #9587af43
 def _make_loaders(
-    dataset: TokenizedDataset,
-    validation: TokenizedDataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: BatchPlan,
-    config: TrainingConfig,
-    accelerator: Accelerator,
+    task: MLMTask, validation: TokenizedDataset | None, plan: BatchPlan
 ) -> tuple[BatchLoader, BatchLoader | None]:
     "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
+    config, accelerator, tokenizer = task.config, task.accelerator, task.tokenizer
     if config.eval_steps and validation is None:
         raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
     on_gpu, sizes = accelerator.device.type == "cuda", None
     if on_gpu and config.packing:
-        sizes = fixed_sizes(dataset.lengths, plan.token_budget, config.mlm_probability)
+        sizes = fixed_sizes(task.dataset.lengths, plan.token_budget, config.mlm_probability)
     elif on_gpu or accelerator.mixed_precision != "no":
         sizes = BatchSizes()
     loader = BatchLoader(
-        dataset=dataset,
+        dataset=task.dataset,
         plan=plan,
         rules=masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking),
         pad_token_id=tokenizer.pad_token_id,
@@ -161,10 +159,9 @@ def _make_loaders(
     return loader, replace(loader, dataset=validation) if config.eval_steps else None
 
 # %% ../nbs/tasks.ipynb #5846ec3c
-def _prepare_model(
-    model: RobertaForMaskedLM, plan: BatchPlan, config: TrainingConfig, accelerator: Accelerator
-) -> tuple[nn.Module, Optimizer, bool, bool]:  # The last two: compiled, with captured CUDA graphs
-    "Wrap the model for flat batches, compile it where that pays, and hand it to Accelerate."
+def _prepare_model(task: MLMTask, plan: BatchPlan) -> tuple[nn.Module, Optimizer, bool, bool]:
+    "Wrap the model for flat batches and hand it to Accelerate; say whether it is compiled, and with CUDA graphs."
+    model, config, accelerator = task.model, task.config, task.accelerator
     if config.gradient_checkpointing:
         model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -179,11 +176,28 @@ def _prepare_model(
         captured = compile_model(module, accelerator.device, processes, fall_back=automatic)
     return *accelerator.prepare(module, optimizer), compiled, captured
 
-
-def _shared_arguments(task: MLMTask) -> dict[str, Any]:
-    "Return the arguments that `fit` and `estimate_time` share."
-    names = ("model", "module", "optimizer", "accelerator", "loader", "state", "config")
-    return {name: getattr(task, name) for name in names} | {"set_to_none": not task._captured}
+# %% ../nbs/tasks.ipynb #9acafe04
+def _measure_steps(task: MLMTask, steps: int) -> Estimate:
+    "Measure some steps, undo them, and extrapolate to the steps that are left."
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    saved = copy.deepcopy((task.model.state_dict(), task.optimizer.state_dict()))
+    scaler, device = task.accelerator.scaler, task.accelerator.device
+    scale = scaler.state_dict() if scaler else None
+    seconds, warmup = [], 3 if task._compiled else 1
+    task.module.train()
+    with keep_random_state(device):
+        for batches, _ in task.loader.prefetch(task.state.step, task.state.step + warmup + steps):
+            began, parts = perf_counter(), (task.module, task.optimizer, task.accelerator, batches)
+            metrics = train_step(*parts, task.state.step, 0.0, task.config, not task._captured)
+            metrics.tolist()  # Waits for the device
+            seconds.append(perf_counter() - began)
+    task.model.load_state_dict(saved[0])
+    task.optimizer.load_state_dict(saved[1])
+    if scale:
+        scaler.load_state_dict(scale)
+    steps_left = task.loader.plan.total_steps - task.state.step
+    return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), steps_left)
 
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
