@@ -1,0 +1,194 @@
+"The micro-batches of a step are a pure function of data, plan, seed and step; processes share them; padding adds no tokens."
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from langmlm.data.batching import make_flat_batch
+from langmlm.data.loader import BatchLoader, StepBatches
+from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, fixed_sizes
+from langmlm.testing import tiny_run
+
+
+@pytest.fixture(scope="module")
+def loader(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BatchLoader:
+    "The loader of a run with three micro-batches in a step."
+    folder = tmp_path_factory.mktemp("loader") / "run"
+    run = tiny_run(data["tokenizer"].parent, output_dir=folder, gradient_accumulation_steps=3, num_train_epochs=3)
+    return run.loader
+
+
+def same_batch(one: MaskedBatch, two: MaskedBatch) -> bool:
+    "Whether two micro-batches are equal in all tensors."
+    return all(torch.equal(value, vars(two)[name]) for name, value in vars(one).items())
+
+
+def same_step(one: StepBatches, two: StepBatches) -> bool:
+    "Whether two steps have equal micro-batches under equal numbers."
+    assert [index for index, _ in one.batches] == [index for index, _ in two.batches]
+    return all(same_batch(mine, theirs) for (_, mine), (_, theirs) in zip(one.batches, two.batches, strict=True))
+
+
+def sequences(input_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> list[list[int]]:
+    "The sequences of a micro-batch, in an order of their own."
+    bounds = cu_seqlens.tolist()
+    return sorted(input_ids[begin:end].tolist() for begin, end in zip(bounds, bounds[1:]))
+
+
+def test_counts(loader: BatchLoader):
+    "Tokens, lengths, predictions and padding are those of the micro-batches."
+    for step in range(loader.plan.total_steps):
+        loaded = loader.load(step)
+        batches = [batch for _, batch in loaded.batches]
+        assert isinstance(loaded, StepBatches) and [index for index, _ in loaded.batches] == list(range(len(batches)))
+        assert loaded.tokens == sum(len(batch.input_ids) for batch in batches) == loaded.computed_tokens
+        assert loaded.predictions == sum(len(batch.labels) for batch in batches)
+        lengths = np.concatenate([np.diff(batch.cu_seqlens) for batch in batches])
+        assert loaded.lengths.sum() == loaded.tokens and np.array_equal(np.sort(loaded.lengths), np.sort(lengths))
+        assert loaded.padding == 0 and all(len(batch.input_ids) <= loader.plan.token_budget for batch in batches)
+
+
+def test_sequences_of_the_plan(loader: BatchLoader):
+    "Unmasked, the micro-batches are the sequences of the plan, and an epoch holds every token once."
+    for step in (0, loader.plan.total_steps - 1):
+        _, rows = loader.plan.batches(step)
+        for (_, batch), own in zip(loader.load(step).batches, rows, strict=True):
+            ids = batch.input_ids.clone()
+            ids[batch.masked_positions] = batch.labels
+            assert sequences(ids, batch.cu_seqlens) == sorted(loader.dataset[row].tolist() for row in own)
+    first_epoch = range(loader.plan.epoch_ends[0])
+    assert sum(loader.load(step).tokens for step in first_epoch) == loader.dataset.tokens
+
+
+def test_deterministic_and_different(loader: BatchLoader):
+    "A step is the same whenever it is loaded; other steps, other epochs and other seeds are not."
+    again = replace(loader)
+    assert all(same_step(loader.load(step), again.load(step)) for step in (3, 0, 1))
+    assert not same_batch(loader.load(0).batches[0][1], loader.load(1).batches[0][1])
+    reseeded = replace(loader, rules=replace(loader.rules, seed=7)).load(0).batches[0][1]
+    assert not same_batch(loader.load(0).batches[0][1], reseeded)
+    masks = []
+    for epoch in (0, 1):  # The masks of the longest sequence
+        longest = int(loader.dataset.lengths.argmax())
+        for step in range(loader.plan.total_steps):
+            number, rows = loader.plan.batches(step)
+            for index, own in enumerate(rows):
+                if number == epoch and longest in own:
+                    batch = loader.load(step).batches[index][1]
+                    begin = int(batch.cu_seqlens[make_flat_batch(loader.dataset, own, loader.pad_token_id).rows.tolist().index(longest)])
+                    end = begin + int(loader.dataset.lengths[longest])
+                    inside = (batch.masked_positions >= begin) & (batch.masked_positions < end)
+                    masks.append((batch.masked_positions[inside] - begin).tolist())
+    assert len(masks) == 2 and masks[0] != masks[1]
+
+
+def test_prefetch_order(loader: BatchLoader):
+    "Steps come in order, each as `load` returns it, with the seconds of waiting; an empty range gives nothing."
+    total = loader.plan.total_steps
+    prefetched = list(loader.prefetch(2, total))
+    assert len(prefetched) == total - 2 and all(waited >= 0 for _, waited in prefetched)
+    assert all(same_step(batches, loader.load(step)) for step, (batches, _) in enumerate(prefetched, 2))
+    assert list(loader.prefetch(0, 0)) == list(loader.prefetch(5, 5)) == list(loader.prefetch(6, 5)) == []
+
+
+def test_prefetch_is_one_step_ahead(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch):
+    "While a step is computed, the next one is loaded in another thread, and none beyond the last."
+    loaded, event = [], threading.Event()
+
+    def load(self, step: int) -> int:
+        loaded.append((step, threading.current_thread() is threading.main_thread()))
+        if step == 1:
+            event.set()
+        return step
+
+    monkeypatch.setattr(BatchLoader, "load", load)
+    prefetched = loader.prefetch(0, 3)
+    assert next(prefetched)[0] == 0
+    assert event.wait(600)  # Nobody has asked for step 1
+    assert [step for step, _ in loaded] == [0, 1]
+    assert [step for step, _ in prefetched] == [1, 2] and [step for step, _ in loaded] == [0, 1, 2]
+    assert not any(in_main_thread for _, in_main_thread in loaded)
+
+
+def test_errors_while_prefetching(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch):
+    "An error in the thread reaches the caller, at the step that has it."
+
+    def load(self, step: int) -> int:
+        if step == 2:
+            raise OSError("the dataset is gone")
+        return step
+
+    monkeypatch.setattr(BatchLoader, "load", load)
+    prefetched = loader.prefetch(0, 5)
+    assert [next(prefetched)[0], next(prefetched)[0]] == [0, 1]
+    with pytest.raises(OSError, match="the dataset is gone"):
+        next(prefetched)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_share_a_step(loader: BatchLoader, processes: int):
+    "Together they have the micro-batches of one process; one without any computes the first one without predictions."
+    for step in range(loader.plan.total_steps):
+        alone = loader.load(step)
+        shared = [
+            replace(loader, process_index=index, num_processes=processes).load(step) for index in range(processes)
+        ]
+        assert all(each.tokens == alone.tokens for each in shared)
+        assert sum(each.predictions for each in shared) == alone.predictions
+        found = {}
+        for index, each in enumerate(shared):
+            if index < len(alone.batches):
+                found |= dict(each.batches)
+                assert [number for number, _ in each.batches] == list(range(index, len(alone.batches), processes))
+            else:
+                ((number, batch),) = each.batches
+                assert (number, each.predictions, len(batch.labels)) == (0, 0, 0)
+                assert torch.equal(batch.cu_seqlens, alone.batches[0][1].cu_seqlens)
+        assert sorted(found) == [index for index, _ in alone.batches]
+        assert all(same_batch(found[index], batch) for index, batch in alone.batches)
+
+
+def test_padding(loader: BatchLoader):
+    "Padded batches have few shapes or one, and hold the same tokens, labels and sequences first."
+    options = loader.dataset.lengths, loader.plan.token_budget, loader.rules.mlm_probability
+    found = {}
+    for name, sizes in (("few", BatchSizes()), ("one", fixed_sizes(*options))):
+        padded = replace(loader, sizes=sizes)
+        shapes, padding = set(), 0
+        for step in range(loader.plan.total_steps):
+            plain, loaded = loader.load(step), padded.load(step)
+            assert (loaded.tokens, loaded.predictions) == (plain.tokens, plain.predictions)
+            assert np.array_equal(loaded.lengths, plain.lengths)
+            assert loaded.padding == loaded.computed_tokens - plain.computed_tokens >= 0
+            padding += loaded.padding
+            for (_, full), (_, batch) in zip(loaded.batches, plain.batches, strict=True):
+                shapes.add(tuple(len(value) for value in vars(full).values()))
+                assert full.input_ids[: len(batch.input_ids)].tolist() == batch.input_ids.tolist()
+                assert full.labels[: len(batch.labels)].tolist() == batch.labels.tolist()
+                assert set(full.labels[len(batch.labels) :].tolist()) <= {IGNORE_INDEX}
+                assert set(full.input_ids[len(batch.input_ids) :].tolist()) <= {loader.pad_token_id}
+                assert full.cu_seqlens[: len(batch.cu_seqlens)].tolist() == batch.cu_seqlens.tolist()
+                assert full.cu_seqlens.diff().max() <= loader.max_length
+        found[name] = len(shapes), padding
+    assert found["one"][0] == 1 < found["few"][0] and 0 < found["few"][1] < found["one"][1]
+
+
+def test_validation_batches(loader: BatchLoader):
+    "All sequences once, in the order of the dataset, with the same masks every time; processes share them."
+    batches, again = list(loader.load_in_order()), list(loader.load_in_order())
+    assert all(same_batch(*pair) for pair in zip(batches, again, strict=True))
+    assert sum(len(batch.input_ids) for batch in batches) == loader.dataset.tokens
+    first_row = 0
+    for batch in batches:
+        ids = batch.input_ids.scatter(0, batch.masked_positions, batch.labels)
+        rows = range(first_row, first_row := first_row + len(batch.cu_seqlens) - 1)
+        assert sequences(ids, batch.cu_seqlens) == sorted(loader.dataset[row].tolist() for row in rows)
+    assert first_row == len(loader.dataset)
+    shares = [list(replace(loader, process_index=index, num_processes=2).load_in_order()) for index in (0, 1)]
+    assert [len(share) for share in shares] == [-(-len(batches) // 2), len(batches) // 2]
+    for number, batch in enumerate(batches):
+        assert same_batch(shares[number % 2][number // 2], batch)

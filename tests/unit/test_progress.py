@@ -1,0 +1,73 @@
+"Progress bars and live tables appear where somebody can see them."
+
+import io
+from unittest.mock import patch
+
+import pytest
+
+from langmlm.progress import live_display, progress_bar
+
+
+class Terminal(io.StringIO):
+    "A stream that says it is a terminal."
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("shown", "in_notebook", "stream", "visible"),
+    [
+        (None, False, io.StringIO, False),
+        (None, False, Terminal, True),
+        (None, True, io.StringIO, True),
+        (True, False, io.StringIO, True),
+        (False, True, Terminal, False),
+        (False, False, Terminal, False),
+    ],
+)
+def test_where_bars_are_shown(shown, in_notebook: bool, stream: type, visible: bool):
+    "By default in notebooks and terminals only; `shown` decides otherwise."
+    with patch("langmlm.progress.in_notebook", lambda: in_notebook), patch("sys.stderr", stream()) as written:
+        with progress_bar(10, "Training", " steps", initial=3, shown=shown) as bar:
+            assert (not bar.disable) == visible
+            bar.update(7)
+            bar.refresh()
+    assert bool(written.getvalue()) == visible
+
+
+def test_what_a_bar_shows():
+    "Description, unit, and how much was done before."
+    with patch("sys.stderr", io.StringIO()) as written:
+        with progress_bar(10, "Training", " steps", initial=3, shown=True) as bar:
+            assert (bar.n, bar.total) == (3, 10)
+            bar.update(4)
+            bar.refresh()
+    assert "Training:  70%" in written.getvalue() and "7/10" in written.getvalue() and "steps" in written.getvalue()
+
+
+def test_unknown_total():
+    "A bar without a total counts."
+    with patch("sys.stderr", io.StringIO()):
+        with progress_bar(None, "Reading", " documents", shown=True) as bar:
+            bar.update(5)
+    assert bar.total is None and bar.n == 5
+
+
+def test_no_live_display_outside_of_notebooks():
+    "There is nothing to refresh, and the value is not asked for its form."
+    assert live_display(object()) is None is live_display(object(), shown=True)
+    with patch("langmlm.progress.in_notebook", lambda: True):
+        assert live_display(object(), shown=False) is None
+
+
+def test_live_display_in_a_notebook():
+    "The value is displayed once, and the function updates that display."
+    table = object()
+    with patch("langmlm.progress.in_notebook", lambda: True), patch("IPython.display.display") as display:
+        refresh = live_display(table)
+        display.assert_called_once_with(table, display_id=True)
+        refresh()
+        refresh()
+    assert [call.args for call in display.return_value.update.call_args_list] == [(table,)] * 2
+    display.assert_called_once()

@@ -1,0 +1,624 @@
+"Checkpoints are complete, every damage is noticed, nothing is read through pickle, and a path says where a run starts."
+
+import ast
+import json
+import logging
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, RobertaForMaskedLM
+
+import langmlm
+from langmlm import tasks
+from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
+from langmlm.model.roberta import build_model
+from langmlm.testing import tiny_run
+from langmlm.train.checkpoint import (
+    OPTIMIZER,
+    TRAINER_STATE,
+    StartingPoint,
+    checkpoint_step,
+    find_starting_point,
+    list_checkpoints,
+    load_model,
+    load_optimizer,
+    newest_checkpoint,
+    optimizer_tensors,
+    prune_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+    save_model,
+    set_aside_newer,
+)
+
+PACKAGE = Path(langmlm.__file__).parent
+MODEL_FILES = [
+    "config.json",
+    "model.safetensors",
+    "merges.txt",
+    "vocab.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
+
+@pytest.fixture(scope="module")
+def run(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tasks.MLMTask:
+    "A finished run with checkpoints of three steps."
+    folder = tmp_path_factory.mktemp("checkpoint") / "run"
+    run = tiny_run(data["tokenizer"].parent, output_dir=folder, max_steps=9, save_steps=3, logging_steps=3)
+    run.train()
+    return run
+
+
+@pytest.fixture
+def folder(run: tasks.MLMTask, tmp_path: Path) -> Path:
+    "A copy of the folder of that run."
+    shutil.copytree(run.config.run_folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Path:
+    "A checkpoint in that copy."
+    return folder / "checkpoint-6"
+
+
+def names(folder: Path) -> list[str]:
+    "The folders in a folder."
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def new_model(run: tasks.MLMTask, seed: int) -> RobertaForMaskedLM:
+    "A model like that of a run, with stock attention and random weights."
+    return build_model(AutoConfig.from_pretrained(run.config.run_folder / "final_model"), seed)
+
+
+def make_optimizer(model: torch.nn.Module, fused: bool = True) -> torch.optim.AdamW:
+    "An optimizer for a model."
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+
+
+def take_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    "Do a step without dropout."
+    model.eval()
+    ids = torch.as_tensor(run.dataset[0].astype("int64"))[None]
+    model(input_ids=ids).logits.logsumexp(-1).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    "Whether two models are equal, to the bit."
+    weights = two.state_dict()
+    return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
+
+
+# The optimizer
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_optimizer_state(run: tasks.MLMTask, fused: bool):
+    "Saved by the names of parameters; a restored optimizer continues like the saved one, fused or not, to the bit."
+    stock, other = new_model(run, seed=1), new_model(run, seed=7)
+    optimizer, successor = make_optimizer(stock, fused), make_optimizer(other, fused)
+    assert optimizer_tensors(optimizer, stock) == {}
+    take_step(run, stock, optimizer)
+    take_step(run, other, successor)  # Its own state is replaced
+    other.load_state_dict(stock.state_dict())
+    tensors = optimizer_tensors(optimizer, stock)
+    assert "lm_head.bias:exp_avg" in tensors and "lm_head.bias:step" in tensors
+    restore_optimizer(successor, other, tensors)
+    take_step(run, stock, optimizer)
+    take_step(run, other, successor)
+    assert same_weights(stock, other)
+    restored = optimizer_tensors(successor, other)
+    assert restored.keys() == tensors.keys()
+    assert all(torch.equal(value, restored[key]) for key, value in optimizer_tensors(optimizer, stock).items())
+
+
+def test_restored_state_is_a_copy(run: tasks.MLMTask):
+    "Steps after it do not change the tensors that were restored."
+    stock = new_model(run, seed=1)
+    optimizer = make_optimizer(stock)
+    take_step(run, stock, optimizer)
+    tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer, stock).items()}
+    before = {key: value.clone() for key, value in tensors.items()}
+    restore_optimizer(optimizer, stock, tensors)
+    take_step(run, stock, optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in tensors.items())
+
+
+def test_optimizer_state_of_another_model(run: tasks.MLMTask):
+    "Names and shapes must fit; the error names the parameters, and the present state stays."
+    stock = new_model(run, seed=1)
+    optimizer = make_optimizer(stock)
+    take_step(run, stock, optimizer)
+    before = optimizer_tensors(optimizer, stock)
+    wrong = {
+        "lm_head.extra:step": torch.ones(1),
+        "lm_head.bias:exp_avg": torch.ones(3),
+        "lm_head.bias:step": torch.ones(()),
+    }
+    for key in list(wrong)[:2]:
+        with pytest.raises(ValueError, match=f"does not fit the model's parameters {key.partition(':')[0]}$"):
+            restore_optimizer(optimizer, stock, {key: wrong[key]})
+    with pytest.raises(ValueError, match="lm_head.bias, lm_head.extra$"):
+        restore_optimizer(optimizer, stock, wrong)
+    assert optimizer_tensors(optimizer, stock).keys() == before.keys()
+
+
+# Saving
+
+
+def test_files(run: tasks.MLMTask, checkpoint: Path):
+    "A model that stock `transformers` loads, its tokenizer, the optimizer, the state, and a manifest of all files."
+    found = sorted(path.name for path in checkpoint.iterdir())
+    assert set(found) == {*MODEL_FILES, OPTIMIZER, TRAINER_STATE, MANIFEST}
+    assert {MANIFEST, *read_json(checkpoint / MANIFEST)["files"]} == set(found) and find_damage(checkpoint) == []
+    assert read_json(checkpoint / MANIFEST)["kind"] == "checkpoint"
+    assert read_json(checkpoint / TRAINER_STATE)["global_step"] == 6 == checkpoint_step(checkpoint)
+    final = run.config.run_folder / "final_model"
+    assert not {OPTIMIZER, TRAINER_STATE} & {path.name for path in final.iterdir()}
+    for saved in (final, run.config.run_folder / "checkpoint-9"):
+        assert same_weights(RobertaForMaskedLM.from_pretrained(saved), run.model)
+        assert same_weights(load_model(saved), run.model)
+        assert AutoTokenizer.from_pretrained(saved)("Return a list.") == run.tokenizer("Return a list.")
+        assert not any("gamma" in name or "beta" in name for name in load_file(saved / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("write_json", OSError(28, "No space left on device")),
+        ("save_file", Exception("I/O error: No space left on device (os error 28)")),
+        ("write_manifest", KeyboardInterrupt()),
+        ("write_tokenizer_files", MemoryError()),
+    ],
+)
+def test_failed_saves_leave_nothing(run: tasks.MLMTask, folder: Path, function: str, error: BaseException):
+    "Neither a new checkpoint nor a part of it; an older one of the same step stays."
+    before = sorted(path.name for path in folder.iterdir())
+    for step in (6, 40):
+        parts = folder, run.model, run.tokenizer, run.optimizer, {"global_step": step, "log_history": []}
+        with patch(f"langmlm.train.checkpoint.{function}", side_effect=error), pytest.raises(type(error)):
+            save_checkpoint(*parts)
+        assert sorted(path.name for path in folder.iterdir()) == before and is_intact(folder / "checkpoint-6")
+    with pytest.raises(TypeError, match="not JSON"):
+        save_checkpoint(*parts[:-1], {"global_step": 40, "wrong": object()})
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert save_checkpoint(*parts) == folder / "checkpoint-40" and is_intact(folder / "checkpoint-40")
+
+
+def test_progress_bars_of_transformers(run: tasks.MLMTask, tmp_path: Path):
+    "They are hidden while a model is saved or loaded, and as they were afterwards, whatever happens."
+    from transformers.utils import logging as transformers_logging
+
+    shown_before = transformers_logging.is_progress_bar_enabled()
+    try:
+        for enable, shown in (
+            (transformers_logging.enable_progress_bar, True),
+            (transformers_logging.disable_progress_bar, False),
+        ):
+            enable()
+            save_model(tmp_path / "model", run.model, run.tokenizer)
+            load_model(tmp_path / "model")
+            (tmp_path / "model" / "model.safetensors").write_bytes(b"torn")
+            with pytest.raises(ValueError):
+                load_model(tmp_path / "model")
+            assert transformers_logging.is_progress_bar_enabled() is shown
+    finally:
+        (transformers_logging.enable_progress_bar if shown_before else transformers_logging.disable_progress_bar)()
+
+
+# Listing, pruning, setting aside
+
+
+def test_list(folder: Path, tmp_path: Path):
+    "By step, not by name; damaged ones too, other things not."
+    for name in (
+        "checkpoint-10",
+        "checkpoint-",
+        "checkpoint-x",
+        "checkpoint-3-old",
+        "superseded-checkpoint-3",
+        "other-5",
+    ):
+        (folder / name).mkdir()
+    (folder / "checkpoint-11").touch()
+    assert [path.name for path in list_checkpoints(folder)] == [f"checkpoint-{step}" for step in (3, 6, 9, 10)]
+    assert list_checkpoints(tmp_path / "missing") == []
+
+
+def test_prune(folder: Path):
+    "The newest intact ones stay; damaged ones neither count nor go; those that are needed stay beyond the limit."
+    prune_checkpoints(folder, save_total_limit=3)
+    assert names(folder) == ["checkpoint-3", "checkpoint-6", "checkpoint-9", "final_model"]
+    (folder / "checkpoint-9" / OPTIMIZER).unlink()
+    prune_checkpoints(folder, save_total_limit=1, keep=[3])
+    assert names(folder) == ["checkpoint-3", "checkpoint-6", "checkpoint-9", "final_model"]
+    prune_checkpoints(folder, save_total_limit=1, keep=[6])
+    assert names(folder) == ["checkpoint-6", "checkpoint-9", "final_model"]
+    assert not [path for path in folder.iterdir() if path.name.endswith(".outdated")]
+
+
+def test_prune_that_fails(folder: Path, caplog: pytest.LogCaptureFixture):
+    "The new checkpoint is safe, so a warning is enough; the next time it is tried again."
+    caplog.set_level(logging.WARNING, "langmlm")
+    with patch("langmlm.train.checkpoint.remove_folder", side_effect=OSError(30, "Read-only file system")):
+        prune_checkpoints(folder, save_total_limit=1)
+    (message,) = caplog.messages
+    assert "could not be deleted" in message and "Read-only file system" in message and str(folder) in message
+    prune_checkpoints(folder, save_total_limit=1)
+    assert names(folder) == ["checkpoint-9", "final_model"]
+
+
+def test_newest(folder: Path, caplog: pytest.LogCaptureFixture):
+    "Damaged ones are skipped, with a warning that names the damage."
+    caplog.set_level(logging.WARNING, "langmlm")
+    assert newest_checkpoint(folder).name == "checkpoint-9" and caplog.messages == []
+    (folder / "checkpoint-9" / OPTIMIZER).write_bytes((folder / "checkpoint-9" / OPTIMIZER).read_bytes()[:1_000])
+    assert newest_checkpoint(folder).name == "checkpoint-6"
+    assert "checkpoint-9, which is damaged: optimizer.safetensors has 1,000 bytes instead of " in caplog.text
+    for step in (3, 6):
+        (folder / f"checkpoint-{step}" / MANIFEST).unlink()
+    for path in (folder, folder / "final_model"):
+        with pytest.raises(ValueError, match="has no intact checkpoint"):
+            newest_checkpoint(path)
+
+
+def test_set_aside(run: tasks.MLMTask, folder: Path, caplog: pytest.LogCaptureFixture):
+    "Later checkpoints get another name, and what was set aside before stays."
+    caplog.set_level(logging.WARNING, "langmlm")
+    set_aside_newer(folder, step=9)
+    assert caplog.messages == []
+    for number in range(3):
+        set_aside_newer(folder, step=6)
+        assert newest_checkpoint(folder).name == "checkpoint-6"
+        if number < 2:
+            shutil.copytree(run.config.run_folder / "checkpoint-9", folder / "checkpoint-9")
+    aside = [f"superseded-checkpoint-9{again}" for again in ("", "-2", "-3")]
+    assert names(folder) == ["checkpoint-3", "checkpoint-6", "final_model", *aside]
+    assert all(is_intact(folder / name) for name in aside)
+    assert (
+        caplog.messages[0] == "continuing with the weights of step 6: renamed checkpoint-9 to superseded-checkpoint-9"
+    )
+
+
+# Damage
+
+
+def all_damages(content: bytes) -> list[bytes | None]:
+    "Flips of single bits, truncations, an addition, and no file at all (None)."
+    places = (0, 8, len(content) // 3, len(content) // 2, len(content) - 1)
+    flips = [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in places]
+    return [*flips, content[: len(content) // 2], content[:-1], b"", content + b"\0", None]
+
+
+def test_every_damage_of_every_file_is_noticed(folder: Path, checkpoint: Path):
+    "The first sentence names the file; the checkpoint cannot be used, and its run falls back to an older one."
+    shutil.rmtree(folder / "checkpoint-9")
+    files, moment = sorted(checkpoint.iterdir()), 10**18
+    assert len(files) >= 6
+    for file in files:
+        content = file.read_bytes()
+        for damaged in all_damages(content):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            if damaged is not None:
+                os.utime(file, ns=(moment := moment + 10**9, moment))  # Some kernels have coarse clocks
+            assert file.name in find_damage(checkpoint)[0]
+            with pytest.raises(ValueError, match=f"is damaged: .*{file.name}.* Name the folder of its run"):
+                find_starting_point(checkpoint)
+            assert Path(find_starting_point(folder).weights).name == "checkpoint-3"
+        file.write_bytes(content)
+        os.utime(file, ns=(moment := moment + 10**9, moment))
+    assert find_damage(checkpoint) == [] and Path(find_starting_point(folder).weights) == checkpoint
+
+
+def test_extra_files(checkpoint: Path):
+    "Weights in another format, which transformers might prefer, do not go unnoticed."
+    (checkpoint / "pytorch_model.bin").write_bytes(b"")
+    assert find_damage(checkpoint) == ["pytorch_model.bin does not belong to it"]
+    with pytest.raises(ValueError, match="pytorch_model.bin does not belong to it"):
+        find_starting_point(checkpoint)
+
+
+# Loading
+
+
+def test_models_that_cannot_be_loaded(run: tasks.MLMTask, folder: Path, tmp_path: Path):
+    "No model, another architecture, and weights that are none; the error names the path."
+    for path in (folder / "checkpoint-10", tmp_path):
+        with pytest.raises(
+            ValueError, match=f"checkpoint_path='{path}' is neither a model folder nor a model on the Hub"
+        ):
+            load_model(path)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=50, **small)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="bert' has model_type='bert'; only 'roberta' can be trained"):
+        load_model(tmp_path / "bert")
+    final = folder / "final_model"
+    for content in (b"", b"torn", (final / "model.safetensors").read_bytes()[:-10]):
+        (final / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=f"checkpoint_path='{final}' has no weights that can be loaded safely"):
+            load_model(final)
+
+
+def test_missing_weights_and_half_precision(run: tasks.MLMTask, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A body without a head gets a random one, with a warning; weights are float32 whatever they were saved in."
+    caplog.set_level(logging.WARNING, "langmlm")
+    run.model.roberta.save_pretrained(tmp_path / "body")
+    assert torch.equal(
+        load_model(tmp_path / "body").roberta.embeddings.word_embeddings.weight,
+        run.model.roberta.embeddings.word_embeddings.weight,
+    )
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("langmlm")]
+    assert "body has no weights for" in message and "lm_head.dense.weight" in message and "randomly" in message
+    half = new_model(run, seed=1).to(torch.bfloat16)
+    save_model(tmp_path / "half", half, run.tokenizer)
+    assert {weight.dtype for weight in load_model(tmp_path / "half").parameters()} == {torch.float32}
+
+
+def test_loaded_weights_are_not_the_file(run: tasks.MLMTask, folder: Path):
+    "A model in memory does not change with its file, nor the file with the model."
+    final = folder / "final_model"
+    model, content = load_model(final), (final / "model.safetensors").read_bytes()
+    with open(final / "model.safetensors", "r+b") as stream:
+        stream.write(bytes(len(content)))
+    assert same_weights(model, run.model)
+    with torch.no_grad():
+        model.lm_head.bias += 1
+    assert (final / "model.safetensors").read_bytes() == bytes(len(content))
+
+
+def test_optimizer_of_a_checkpoint(run: tasks.MLMTask, checkpoint: Path):
+    "Restored from the file; a damaged file is named, a missing one is another error."
+    model = load_model(checkpoint)
+    optimizer = make_optimizer(model)
+    load_optimizer(checkpoint, optimizer, model)
+    saved = load_file(checkpoint / OPTIMIZER)
+    assert optimizer_tensors(optimizer, model).keys() == saved.keys() and len(saved) > 20
+    assert all(torch.equal(value, saved[key]) for key, value in optimizer_tensors(optimizer, model).items())
+    with pytest.raises(FileNotFoundError):
+        load_optimizer(checkpoint.parent / "final_model", optimizer, model)
+    (checkpoint / OPTIMIZER).write_bytes(b"torn")
+    with pytest.raises(ValueError, match="optimizer.safetensors is damaged"):
+        load_optimizer(checkpoint, optimizer, model)
+
+
+# Pickle
+
+
+@pytest.fixture
+def attack(tmp_path: Path) -> Iterator[object]:
+    "An object whose pickle makes a folder when it is loaded; in the end the folder must not exist."
+
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    yield Attack()
+    assert not (tmp_path / "attacked").exists()
+    pickle.loads(pickle.dumps(Attack()))  # It would have worked
+    assert (tmp_path / "attacked").exists()
+
+
+def load_everything(folder: Path) -> None:
+    "Load what a resumed run loads from a checkpoint."
+    model = load_model(find_starting_point(folder).weights)
+    load_optimizer(folder, make_optimizer(model), model)
+
+
+def test_pickles_in_every_file(checkpoint: Path, attack: object, tmp_path: Path):
+    "In place of every file of a checkpoint, and in files that other tools would load."
+    load_everything(checkpoint)
+    bad = tmp_path / "copy" / "checkpoint-6"
+    others = ["pytorch_model.bin", "optimizer.pt", "training_args.bin", "scheduler.pt", "rng_state.pth"]
+    for name in [*sorted(file.name for file in checkpoint.iterdir()), *others]:
+        shutil.copytree(checkpoint, bad)
+        (bad / name).write_bytes(pickle.dumps(attack))
+        with pytest.raises(ValueError, match=name):
+            load_everything(bad)
+        shutil.rmtree(bad)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", OPTIMIZER, TRAINER_STATE, "pytorch_model.bin"])
+def test_pickles_with_a_manifest(run: tasks.MLMTask, checkpoint: Path, attack: object, name: str):
+    "Somebody who has written the manifest anew still cannot run code."
+    (checkpoint / name).write_bytes(pickle.dumps(attack, protocol=2))
+    if name == "pytorch_model.bin":  # Which is not even looked at beside the real weights
+        write_manifest(checkpoint, "checkpoint")
+        load_everything(checkpoint)
+        (checkpoint / "model.safetensors").unlink()
+    write_manifest(checkpoint, "checkpoint")
+    with pytest.raises((ValueError, OSError)):
+        load_everything(checkpoint)
+
+
+def test_foreign_weights(run: tasks.MLMTask, attack: object, tmp_path: Path):
+    "Weights of other tools in PyTorch's format are loaded, but only tensors; anything else in the file is an error."
+    foreign = tmp_path / "foreign"
+    save_model(foreign, run.model, run.tokenizer)
+    (foreign / "model.safetensors").unlink()
+    torch.save(run.model.state_dict(), foreign / "pytorch_model.bin")
+    assert torch.equal(load_model(foreign).lm_head.bias, run.model.lm_head.bias)
+    for content in (pickle.dumps(attack, protocol=2), b"", b"PK"):
+        (foreign / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=f"checkpoint_path='{foreign}'"):
+            load_model(foreign)
+    torch.save(attack, foreign / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no weights that can be loaded safely"):
+        load_model(foreign)
+    torch.save({**run.model.state_dict(), "attack": attack}, foreign / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no weights that can be loaded safely"):
+        load_model(foreign)
+
+
+def test_code_beside_a_model(tmp_path: Path, attack: object):
+    "Custom code in the folder of a model is never imported."
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (folder / "mine.py").write_text(f"import os; os.mkdir({str(tmp_path / 'attacked')!r})")
+    for model_type in ("mine", "roberta"):
+        write_json(
+            folder / "config.json",
+            {"model_type": model_type, "auto_map": {"AutoConfig": "mine.Config", "AutoModelForMaskedLM": "mine.Model"}},
+        )
+        with pytest.raises((ValueError, OSError)):
+            load_model(find_starting_point(folder).weights)
+
+
+_heard: list[list[str]] = []  # Holds one list while somebody listens
+
+
+@cache  # An audit hook cannot be removed
+def _listen_to_pickles() -> None:
+    "Note every class and function that a pickle names, whichever library loads it."
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "pickle.find_class" and _heard:
+            _heard[0].append(".".join(map(str, arguments)))
+
+    sys.addaudithook(hook)
+
+
+@pytest.fixture
+def unpickled() -> Iterator[list[str]]:
+    "What is unpickled during a test."
+    _listen_to_pickles()
+    _heard.append([])
+    yield _heard[0]
+    _heard.clear()
+
+
+def test_nothing_of_ours_is_unpickled(run: tasks.MLMTask, data: dict[str, Path], folder: Path, unpickled: list[str]):
+    "Tokenizer, dataset, checkpoint: a resumed run calls neither pickle nor torch.load, whatever library reads them."
+    pickle.loads(pickle.dumps(Path()))
+    assert unpickled  # The listener works
+    unpickled.clear()
+    called = AssertionError("something is unpickled")
+    with (
+        patch("torch.load", side_effect=called),
+        patch("pickle.load", side_effect=called),
+        patch("pickle.loads", side_effect=called),
+    ):
+        resumed = tiny_run(data["tokenizer"].parent, checkpoint_path=folder / "checkpoint-6")
+        resumed.train()
+    assert unpickled == [] and resumed.state.step == 9
+    assert same_weights(resumed.model, run.model)
+
+
+def test_no_module_loads_pickles():
+    "No module imports a library that loads pickles, or calls a function that might; weights are read with `weights_only`."
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported = {(node.module or "").partition(".")[0]}
+                if node.module == "pickle":
+                    assert [alias.name for alias in node.names] == ["UnpicklingError"], file
+                    continue
+            else:
+                imported = set()
+            assert not imported & {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, file
+            if isinstance(node, ast.Call):
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "torch.jit.load", "np.load", "numpy.load"), file
+                assert options.get("allow_pickle", "False") == "False" == options.get("trust_remote_code", "False"), (
+                    file
+                )
+                if "ForMaskedLM.from_pretrained" in called:
+                    assert options["weights_only"] == "True", file
+
+
+# Where a run starts
+
+
+def test_starting_points(folder: Path):
+    "A run's folder and its checkpoints are resumed; models are started from; nothing means random weights."
+    assert find_starting_point(None) == StartingPoint(None, None)
+    for path, step in ((folder, 9), (folder / "checkpoint-6", 6), (str(folder / "checkpoint-3"), 3)):
+        for resume in ("auto", "full"):
+            start = find_starting_point(path, resume)
+            assert start.trainer_state["global_step"] == step == checkpoint_step(Path(start.weights))
+        start = find_starting_point(path, "weights")
+        assert start.trainer_state is None and Path(start.weights).name == f"checkpoint-{step}"
+    assert find_starting_point(folder / "final_model") == StartingPoint(str(folder / "final_model"))
+    (folder / "final_model" / TRAINER_STATE).touch()  # As the checkpoints of other tools have it
+    assert find_starting_point(folder / "final_model").trainer_state is None
+    assert find_starting_point("owner/some-model") == StartingPoint("owner/some-model")
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "message"),
+    [
+        (
+            "checkpoint-9",
+            "auto",
+            "is damaged: optimizer.safetensors has 4 bytes instead of .* Name the folder of its run",
+        ),
+        ("checkpoint-9", "full", "is damaged: optimizer.safetensors has 4 bytes instead of "),
+        ("final_model", "full", "final_model' is not a checkpoint of langmlm and cannot be resumed; resume='weights'"),
+        ("owner/some-model", "full", "is not a checkpoint of langmlm and cannot be resumed"),
+        (None, "full", "resume='full' needs a checkpoint_path to resume from"),
+        ("empty", "auto", "contains neither a checkpoint nor a model: to start a new run, leave it out"),
+        ("empty", "weights", "contains neither a checkpoint nor a model"),
+        ("", "yes", "resume must be 'auto', 'full' or 'weights', got 'yes'"),
+    ],
+)
+def test_no_starting_point(folder: Path, name: str | None, resume: str, message: str):
+    "The error says what to do."
+    (folder / "checkpoint-9" / OPTIMIZER).write_bytes(b"torn")
+    (folder / "empty").mkdir()  # Of a run that was killed before its first save
+    with pytest.raises(ValueError, match=message):
+        find_starting_point(None if name is None else folder / name, resume)
+
+
+def test_damaged_checkpoints_of_a_run(folder: Path):
+    "The newest intact one is used, also for its weights only; if there is none, the error says so."
+    (folder / "checkpoint-9" / OPTIMIZER).write_bytes(b"torn")
+    assert find_starting_point(folder).trainer_state["global_step"] == 6
+    assert Path(find_starting_point(folder, "weights").weights).name == "checkpoint-6"
+    for name in ("checkpoint-3", "checkpoint-6"):
+        (folder / name / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="has no intact checkpoint"):
+        find_starting_point(folder)
+
+
+@pytest.mark.parametrize("missing", [MANIFEST, OPTIMIZER, TRAINER_STATE])
+def test_checkpoint_without_one_of_its_files(checkpoint: Path, missing: str):
+    "It is still a checkpoint, and a damaged one: it is never mistaken for a model to start from."
+    (checkpoint / missing).unlink()
+    with pytest.raises(ValueError, match=f"is damaged: {missing} is missing"):
+        find_starting_point(checkpoint)
+    assert find_starting_point(checkpoint, "weights").trainer_state is None
+
+
+@pytest.mark.parametrize(
+    "content", [[], 3, {}, {"global_step": 6, "log_history": []}, {"langmlm": {}, "global_step": 6}]
+)
+def test_state_of_another_tool(checkpoint: Path, content: object):
+    "A whole checkpoint, with a state that we have not written."
+    (checkpoint / TRAINER_STATE).write_text(json.dumps(content))
+    write_manifest(checkpoint, "checkpoint")
+    with pytest.raises(ValueError, match="was not written by langmlm, so the run cannot be resumed; resume='weights'"):
+        find_starting_point(checkpoint)
+
+
+def test_hostile_names_in_a_manifest(checkpoint: Path):
+    "A manifest that leads out of the checkpoint makes it a damaged one."
+    manifest = {"kind": "checkpoint", "files": {"../../secret": {"bytes": 1, "xxh3": "5f3a"}}}
+    write_json(checkpoint / MANIFEST, manifest | {"digest": hash_json(manifest)})
+    with pytest.raises(ValueError, match="names files outside the folder: ../../secret"):
+        find_starting_point(checkpoint)

@@ -1,0 +1,164 @@
+"An evaluation measures what stock transformers would, on the same tokens every time."
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import RobertaForMaskedLM
+
+from langmlm import tasks
+from langmlm.data.masking import BatchSizes, fixed_sizes
+from langmlm.testing import tiny_run
+from langmlm.train.checkpoint import save_model
+from langmlm.train.evaluate import evaluate, is_evaluation_due
+
+
+@pytest.fixture(scope="module")
+def start_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tasks.MLMTask]:
+    "Create a run with a validation split."
+    folder = tmp_path_factory.mktemp("evaluate")
+
+    def create(**changes) -> tasks.MLMTask:
+        settings = {"eval_steps": 20, "max_steps": 50, "output_dir": tmp_path_factory.mktemp("run") / "run", **changes}
+        return tiny_run(folder, 120, {"validation_fraction": 0.2, "vocab_size": 500}, **settings)
+
+    return create
+
+
+@pytest.fixture(scope="module")
+def run(start_run: Callable) -> tasks.MLMTask:
+    "A run that has begun."
+    run = start_run()
+    run.train(stop_at_step=10)
+    return run
+
+
+def measure(run: tasks.MLMTask, **changes) -> dict[str, float]:
+    "Evaluate, with a changed loader."
+    return evaluate(run.module, replace(run.validation, **changes), run.accelerator)
+
+
+def test_equals_stock_transformers(run: tasks.MLMTask, tmp_path: Path):
+    "Loss and accuracy of the model as stock `transformers` loads it, one sequence at a time; measured: equal to 1e-7."
+    save_model(tmp_path / "model", run.model, run.tokenizer)
+    stock, losses, correct = RobertaForMaskedLM.from_pretrained(tmp_path / "model").eval(), [], []
+    for batch in run.validation.load_in_order():
+        bounds = batch.cu_seqlens.tolist()
+        for begin, end in zip(bounds, bounds[1:]):
+            inside = (batch.masked_positions >= begin) & (batch.masked_positions < end)
+            positions = batch.masked_positions[inside] - begin
+            with torch.no_grad():
+                logits = stock(input_ids=batch.input_ids[None, begin:end]).logits[0, positions]
+            losses += F.cross_entropy(logits, batch.labels[inside], reduction="none").tolist()
+            correct += (logits.argmax(-1) == batch.labels[inside]).tolist()
+    measured = measure(run)
+    assert len(losses) > 50 and list(measured) == ["eval_loss", "eval_accuracy", "eval_perplexity"]
+    assert measured["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert measured["eval_accuracy"] == pytest.approx(sum(correct) / len(correct), abs=1e-5)
+    assert measured["eval_perplexity"] == pytest.approx(math.exp(measured["eval_loss"]))
+
+
+def test_the_same_every_time(run: tasks.MLMTask):
+    "Whatever the step, the generators of random numbers, and the size of the chunks; and nothing else changes."
+    first = measure(run)
+    run.module.train()
+    torch.manual_seed(7)
+    generator, state = torch.get_rng_state(), run.state.step
+    run.state.step = 50
+    assert measure(run) == first
+    run.state.step = state
+    assert torch.equal(torch.get_rng_state(), generator)
+    for rows in (1, 3, 10_000):
+        with patch.dict("langmlm.train.evaluate.LOGITS_ROWS", {"cpu": rows}):
+            assert measure(run) == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_is_restored(run: tasks.MLMTask, training: bool):
+    "Dropout is off during an evaluation, and on again after it if it was on before."
+    run.module.train(training)
+    measure(run)
+    assert run.module.training is training is run.model.training
+
+
+def test_padding_does_not_count(run: tasks.MLMTask):
+    "Padded batches give the same numbers; measured: equal to 1e-7."
+    first, plan = measure(run), run.loader.plan
+    sizes = fixed_sizes(run.dataset.lengths, plan.token_budget, run.config.mlm_probability)
+    for padded in (BatchSizes(), sizes):
+        measured = measure(run, sizes=padded)
+        assert measured["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-5)
+        assert measured["eval_accuracy"] == first["eval_accuracy"]
+
+
+def test_shares_of_processes(run: tasks.MLMTask):
+    "The sums over the shares of two processes are those of one, also where one has no batch at all."
+    for processes in (2, 100):
+        sums = torch.zeros(3, dtype=torch.float64)
+
+        class Share:
+            "An Accelerator of one of many processes, which collects the sums."
+
+            device, autocast = run.accelerator.device, run.accelerator.autocast
+            unwrap_model = staticmethod(run.accelerator.unwrap_model)
+
+            @staticmethod
+            def reduce(own: torch.Tensor) -> torch.Tensor:
+                sums.add_(own.double())
+                return torch.tensor([1.0, 1.0, 1.0])
+
+        for index in range(processes):
+            evaluate(run.module, replace(run.validation, process_index=index, num_processes=processes), Share)
+        loss, correct, predictions = sums.tolist()
+        expected = measure(run)
+        assert loss / predictions == pytest.approx(expected["eval_loss"], rel=1e-5)
+        assert correct / predictions == pytest.approx(expected["eval_accuracy"], rel=1e-6)
+
+
+def test_known_logits(run: tasks.MLMTask):
+    "A decoder that always predicts one token is right where that token is the label, and infinitely perplexed elsewhere."
+    labels = torch.cat([batch.labels for batch in run.validation.load_in_order()])
+    favorite = int(labels.mode().values)
+    decoder = run.model.lm_head.decoder
+    kept = decoder.bias.detach().clone()
+    with torch.no_grad():
+        decoder.bias[favorite] += 1e6
+    measured = measure(run)
+    with torch.no_grad():
+        decoder.bias.copy_(kept)
+    assert measured["eval_accuracy"] == pytest.approx((labels == favorite).float().mean().item())
+    assert math.isfinite(measured["eval_perplexity"]) and measured["eval_perplexity"] > 1e300
+
+
+def test_nothing_to_predict(run: tasks.MLMTask):
+    "A split that is too short for a single mask is an error with a remedy."
+    nothing = replace(run.validation.rules, mlm_probability=1e-12)
+    with pytest.raises(ValueError, match="no token of the split 'validation' is masked: raise validation_fraction"):
+        measure(run, rules=nothing)
+
+
+def test_when(run: tasks.MLMTask):
+    "Every `eval_steps`, and after the last step; never without."
+    plan = run.loader.plan
+    assert [step for step in range(1, 51) if is_evaluation_due(step, run.config, plan)] == [20, 40, 50]
+    assert not any(is_evaluation_due(step, replace(run.config, eval_steps=None), plan) for step in range(1, 51))
+
+
+def test_log(start_run: Callable):
+    "Results and their time are logged at their steps; the time does not count as training."
+    history = start_run(logging_steps=25).train()
+    entries = [entry for entry in history.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in entries] == [20, 40, 50]
+    assert all(entry["eval_runtime"] >= 0 and 0 < entry["epoch"] for entry in entries)
+    assert [entry["step"] for entry in history.log_history if "loss" in entry] == [25, 50]
+
+
+def test_missing_validation_split(run: tasks.MLMTask):
+    "With `eval_steps`, a task needs a validation split."
+    with pytest.raises(ValueError, match="eval_steps=20 needs a validation split"):
+        tasks.MLMTask(run.model, run.tokenizer, run.dataset, run.config)

@@ -1,0 +1,381 @@
+"What is in the folder of a run, and what happens when it cannot be written."
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+from accelerate import Accelerator
+
+from langmlm import tasks
+from langmlm.disk import LOCK, is_intact, read_json
+from langmlm.testing import tiny_run
+from langmlm.train.checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
+from langmlm.train.run_folder import RunFolder, check_run_folder, should_save
+
+FULL = OSError(28, "No space left on device")
+FULL_IN_RUST = Exception("I/O error: No space left on device (os error 28)")
+
+
+@pytest.fixture
+def start_run(data: dict[str, Path], tmp_path: Path) -> Callable[..., tasks.MLMTask]:
+    "Create a run that is not trained here: its steps are counted only."
+
+    def create(name: str = "run", checkpoint_path: Path | None = None, **changes) -> tasks.MLMTask:
+        settings = {"output_dir": tmp_path / name, **changes}
+        return tiny_run(data["tokenizer"].parent, checkpoint_path=checkpoint_path, **settings)
+
+    return create
+
+
+def save(run: tasks.MLMTask, *steps: int) -> list[list[int]]:
+    "Save checkpoints of some steps; the steps of the checkpoints in the folder after each."
+    left = []
+    for run.state.step in steps:
+        run.run_folder.save(run.model, run.optimizer, run.state)
+        left.append([checkpoint_step(path) for path in list_checkpoints(run.config.run_folder)])
+    return left
+
+
+def names(folder: Path) -> list[str]:
+    "The entries of a folder, hidden ones included."
+    return sorted(path.name for path in folder.iterdir())
+
+
+# When
+
+
+def test_when_to_save(start_run: Callable):
+    "Every `save_steps` or after each epoch, and after the last step; or never."
+    run = start_run(save_steps=5)
+    plan, config, total = run.loader.plan, run.config, run.loader.plan.total_steps
+
+    def due(**changes) -> list[int]:
+        return [step for step in range(1, total + 1) if should_save(step, replace(config, **changes), plan)]
+
+    assert total > 10 and due() == sorted({*range(5, total, 5), total})
+    assert due(save_steps=1_000) == [total] and due(save_steps=1) == list(range(1, total + 1))
+    assert due(save_strategy="epoch") == plan.epoch_ends.tolist() and len(plan.epoch_ends) == 2
+    assert due(save_strategy="no") == []
+
+
+# Whose folder
+
+
+def test_folder_of_another_run(tmp_path: Path):
+    "A folder with results is an error that says what to do; its own run may resume there."
+    nothing, folder = StartingPoint(), tmp_path / "run"
+    check_run_folder(folder, nothing)
+    folder.mkdir()
+    (folder / LOCK).touch()
+    check_run_folder(folder, nothing)
+    (folder / TRAINER_STATE).touch()  # Of a run that was killed before it had a checkpoint
+    with pytest.raises(FileExistsError, match="holds another run: .* or delete it, since it has no checkpoint"):
+        check_run_folder(folder, nothing)
+    (folder / TRAINER_STATE).unlink()
+    (folder / "final_model").mkdir()
+    with pytest.raises(FileExistsError, match="holds another run"):
+        check_run_folder(folder, nothing)
+    (folder / "checkpoint-10").mkdir()
+    for start in (nothing, StartingPoint("elsewhere/checkpoint-10", {}), StartingPoint(str(folder / "checkpoint-10"))):
+        with pytest.raises(FileExistsError, match=f"output_dir='{folder}' holds another run: .* resume it with"):
+            check_run_folder(folder, start)
+    check_run_folder(folder, StartingPoint(str(folder / "checkpoint-10"), trainer_state={}))
+    check_run_folder(tmp_path / "x" / ".." / "run", StartingPoint(str(folder / "checkpoint-10"), trainer_state={}))
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file' is a file: name a folder"):
+        check_run_folder(tmp_path / "file", nothing)
+
+
+def test_lock(start_run: Callable, tmp_path: Path):
+    "One run in a folder at a time; the lock ends with the session, also with a failed one."
+    run = start_run()
+    with run.run_folder.hold(step=0):
+        assert names(tmp_path / "run") == [LOCK]
+        other = start_run()
+        with pytest.raises(RuntimeError, match="is in use by another run"), other.run_folder.hold(step=0):
+            pass
+    with pytest.raises(ZeroDivisionError), run.run_folder.hold(step=0):
+        raise ZeroDivisionError
+    with other.run_folder.hold(step=0):
+        pass
+
+
+def test_repair(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "What killed runs left is deleted or restored, with a warning, the first time only; files of others stay."
+    caplog.set_level(logging.WARNING, "langmlm")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".checkpoint-5.0a1b2c3d.partial", ".final_model.4e5f6a7b.replaced", ".checkpoint-x.0a1b2c3d.partial"):
+        (folder / name).mkdir()
+    (folder / ".trainer_state.json.0a1b2c3d.partial").touch()
+    (folder / ".notes.0a1b2c3d.partial").touch()
+    run = start_run()
+    with run.run_folder.hold(step=0):
+        left = names(folder)
+    assert left == [".checkpoint-x.0a1b2c3d.partial", LOCK, ".notes.0a1b2c3d.partial", "final_model"]
+    assert len(caplog.messages) == 3 and all(message.startswith(str(folder)) for message in caplog.messages)
+    second = RunFolder(
+        run.config, run.accelerator, run.tokenizer, run.loader.plan, run.run_folder.identity, {}, StartingPoint()
+    )
+    with pytest.raises(FileExistsError, match="holds another run"), second.hold(step=0):  # The restored model
+        pass
+    (folder / ".checkpoint-5.0a1b2c3d.partial").mkdir()
+    with run.run_folder.hold(step=0):
+        assert ".checkpoint-5.0a1b2c3d.partial" in names(folder)
+
+
+def test_newer_checkpoints_are_set_aside(start_run: Callable, tmp_path: Path):
+    "When a session begins, and only when it does."
+    run = start_run()
+    save(run, 20, 40)
+    older = start_run(checkpoint_path=tmp_path / "run" / "checkpoint-20")
+    assert "checkpoint-40" in names(tmp_path / "run")
+    with older.run_folder.hold(step=older.state.step):
+        assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-20"]
+    assert is_intact(tmp_path / "run" / "superseded-checkpoint-40")
+
+
+# Which checkpoints stay
+
+
+def test_regular_checkpoints(start_run: Callable, tmp_path: Path):
+    "Those at steps that do not depend on interruptions: due ones, and those after rollbacks."
+    run = start_run(save_steps=5)
+    total = run.loader.plan.total_steps
+    run.state.log_history.append({"step": 8, "rollback": {"to_step": 5}})
+    for step in (5, 7, 8, 10, total):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    found = [checkpoint_step(path) for path in run.run_folder.regular_checkpoints(run.state)]
+    assert found == [5, 8, 10, total]
+    run.run_folder.config = replace(run.config, save_strategy="no")  # All there are come from interruptions
+    found = [checkpoint_step(path) for path in run.run_folder.regular_checkpoints(run.state)]
+    assert found == [5, 7, 8, 10, total]
+
+
+def test_checkpoints_of_the_folder_it_came_from(start_run: Callable, tmp_path: Path):
+    "A run that is resumed into another folder may use the checkpoints up to there; its own come first."
+    save(start_run(save_steps=5), 5, 10, 15)
+    moved = start_run("moved", checkpoint_path=tmp_path / "run" / "checkpoint-10")
+    save(moved, 10, 15)
+    found = [path.relative_to(tmp_path).as_posix() for path in moved.run_folder.regular_checkpoints(moved.state)]
+    assert found == ["run/checkpoint-5", "moved/checkpoint-10", "moved/checkpoint-15"]
+
+
+def test_limit_and_rollbacks(start_run: Callable):
+    "With `save_total_limit=1`, those that a rollback may need stay until the end, also when it is interrupted."
+    run = start_run(max_steps=200, save_steps=40, save_total_limit=1, logging_steps=10)
+    left = save(run, 40, 80, 90, 120, 160, 170, 180, 200)  # Interrupted at 90, 170 and 180
+    assert left[-4:] == [[80, 120, 160], [80, 120, 160, 170], [80, 120, 160, 180], [200]]
+    straight = start_run("straight", max_steps=200, save_steps=40, save_total_limit=1, logging_steps=10)
+    assert save(straight, 40, 80, 120, 160, 200)[-2:] == [[80, 120, 160], [200]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"save_total_limit": 1, "on_loss_spike": "ignore"}, [10]),
+        ({"save_total_limit": 1, "on_loss_spike": "warn"}, [10]),
+        ({"save_total_limit": 2, "on_loss_spike": "ignore"}, [7, 10]),
+        ({"save_total_limit": None}, [2, 5, 7, 10]),
+    ],
+)
+def test_limit(start_run: Callable, changes: dict, left: list[int]):
+    "A run that never rolls back keeps to the limit at any time; None keeps all."
+    assert save(start_run(save_steps=5, max_steps=50, **changes), 2, 5, 7, 10)[-1] == left
+
+
+def test_rolled_back_twice_with_a_limit(start_run: Callable):
+    "Over many steps with irregular interruptions, a checkpoint 64 or more steps old exists as soon as it can."
+    run = start_run(max_steps=400, save_steps=20, save_total_limit=1, logging_steps=10)
+    interrupted = [13, 37, 59, 101, 142, 187, 203, 299, 333]
+    for step in sorted({*range(20, 400, 20), *interrupted}):
+        (left,) = save(run, step)
+        regular = [saved for saved in left if saved % 20 == 0]
+        last_check = step - step % 10
+        assert not regular or min(regular) <= max(20, last_check - 64)
+        assert len(left) <= 6 and step in left and len(set(left) & set(interrupted)) <= 1
+
+
+# Errors while writing
+
+
+def test_disk_errors(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "At every file of a checkpoint: logged with the space that is needed, nothing is left, and training may continue."
+    run = start_run(save_total_limit=1, on_loss_spike="ignore")
+    save(run, 5, 10)
+    run.state.step = 15
+    for function, error in (("write_json", FULL), ("save_file", FULL_IN_RUST), ("write_manifest", FULL)):
+        caplog.clear()
+        with patch(f"langmlm.train.checkpoint.{function}", side_effect=error):
+            run.run_folder.save(run.model, run.optimizer, run.state)
+        assert names(tmp_path / "run") == ["checkpoint-10"]
+        (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        said = record.getMessage()
+        assert record.levelno == logging.ERROR
+        assert said.startswith(f"checkpoint-15 could not be saved in '{tmp_path / 'run'}': No space left on device (")
+        assert "a checkpoint needs about " in said and " MB are free" in said
+        with pytest.raises(
+            OSError, match="checkpoint-15 could not be saved in .*the weights of step 15 are in memory only"
+        ):
+            with patch(f"langmlm.train.checkpoint.{function}", side_effect=error):
+                run.run_folder.finish(run.model, run.optimizer, run.state)
+    with patch("shutil.disk_usage", side_effect=OSError(2, "No such file or directory")):
+        with patch("langmlm.train.checkpoint.save_file", side_effect=FULL_IN_RUST):
+            run.run_folder.save(run.model, run.optimizer, run.state)
+    assert "the free space is unknown: No such file or directory" in caplog.text
+    run.run_folder.finish(run.model, run.optimizer, run.state)  # There is space now
+    assert names(tmp_path / "run") == ["checkpoint-15"]
+    run.run_folder.finish(run.model, run.optimizer, run.state)  # And nothing is missing any more
+
+
+def test_needed_space(start_run: Callable, caplog: pytest.LogCaptureFixture):
+    "The space that the message names is that of weights and optimizer; measured: within 10 % of what a checkpoint takes."
+    run = start_run()
+    run.train(stop_at_step=1)
+    with patch("langmlm.train.checkpoint.write_manifest", side_effect=FULL):
+        save(run, 2)
+    said = next(message for message in caplog.messages if "needs about" in message)
+    needed = float(said.partition("needs about ")[2].partition(" MB")[0]) * 1e6
+    checkpoint = run.config.run_folder / "checkpoint-1"
+    taken = sum((checkpoint / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors"))
+    assert 0.5 * taken - 1e5 < needed < 2 * taken + 1e5
+
+
+def test_mistakes_are_not_disk_errors(start_run: Callable, tmp_path: Path):
+    "Anything but the disk ends the run."
+    run = start_run()
+    save(run, 10)
+    with patch("langmlm.train.checkpoint.save_file", side_effect=TypeError("a mistake")):
+        with pytest.raises(TypeError, match="a mistake"):
+            save(run, 15)
+    assert names(tmp_path / "run") == ["checkpoint-10"]
+
+
+def test_failed_pruning(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A checkpoint that cannot be deleted does not count as one that could not be saved."
+    run = start_run(save_total_limit=1, on_loss_spike="ignore")
+    with patch("langmlm.train.checkpoint.remove_folder", side_effect=OSError(30, "Read-only file system")):
+        assert save(run, 5, 10)[-1] == [5, 10]
+    assert "could not be deleted" in caplog.text
+    run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert save(run, 15) == [[15]]
+
+
+def test_log_on_a_full_disk(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A log that cannot be written is a warning; the next one has all entries."
+    run = start_run()
+    (tmp_path / "run").mkdir()
+    run.state.step = 15
+    run.state.log({"step": 15, "loss": 6.0})
+    with patch("langmlm.train.run_folder.write_json", side_effect=FULL):
+        run.run_folder.save_log(run.state)
+    assert names(tmp_path / "run") == []
+    assert "trainer_state.json did not get the entry of step 15: No space left on device" in caplog.messages
+    run.run_folder.save_log(run.state)
+    assert read_json(tmp_path / "run" / TRAINER_STATE)["log_history"] == [{"step": 15, "loss": 6.0}]
+
+
+class Recorder:
+    "Stands for the Accelerator of a run with trackers."
+
+    def __init__(self, accelerator: Accelerator, **changes):
+        self.__dict__.update(changes)
+        self.accelerator = accelerator
+
+    def __getattr__(self, name: str):
+        return getattr(self.accelerator, name)
+
+
+def test_trackers(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "They get the numbers of this step only; whatever they raise is a warning, and the log is written all the same."
+    run = start_run(logging_dir=tmp_path / "logs", report_to=["tensorboard"])
+    (tmp_path / "run").mkdir()
+    log, tracker = Mock(), Mock()
+    run.run_folder.accelerator = Recorder(run.accelerator, log=log, trackers=[tracker])
+    run.state.log_history += [{"step": 10, "loss": 7.0}]
+    run.state.step = 20
+    run.state.log_history += [
+        {"step": 20, "loss": 6.0},
+        {"step": 20, "rollback": {"to_step": 5}},
+        {"step": 20, "eval_loss": 6.5},
+    ]
+    run.run_folder.save_log(run.state)
+    log.assert_called_once_with({"step": 20, "loss": 6.0, "eval_loss": 6.5}, step=20)
+    log.side_effect = tracker.finish.side_effect = ConnectionError("the server is away")
+    (tmp_path / "run" / TRAINER_STATE).unlink()
+    run.run_folder.save_log(run.state)
+    assert "the trackers did not get the entry of step 20: ConnectionError('the server is away')" in caplog.text
+    assert len(read_json(tmp_path / "run" / TRAINER_STATE)["log_history"]) == 4
+    run.state.step = run.loader.plan.total_steps
+    run.run_folder.finish(run.model, run.optimizer, run.state)
+    tracker.finish.assert_called_once()
+    assert "the trackers could not be closed: ConnectionError('the server is away')" in caplog.text
+    assert (tmp_path / "run" / "final_model").is_dir()
+
+
+# The end
+
+
+def test_end_of_a_session(start_run: Callable, tmp_path: Path):
+    "Before the last step nothing is written; after it, the final model; what fails is retried by the next session."
+    run = start_run()
+    save(run, 3)
+    run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert names(tmp_path / "run") == ["checkpoint-3"]
+    last = run.loader.plan.total_steps
+    with patch("langmlm.train.checkpoint.save_file", side_effect=FULL):
+        save(run, last)
+        with pytest.raises(OSError) as caught:
+            run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert str(caught.value) == (
+        f"checkpoint-{last} could not be saved in {str(tmp_path / 'run')!r}; the weights of step {last} are in memory only "
+        f"(the latest checkpoint is {tmp_path / 'run' / 'checkpoint-3'}): free some space and call train() again, which saves them"
+    )
+    with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
+        with pytest.raises(OSError, match=r"^final_model could not be saved"):
+            run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert is_intact(tmp_path / "run" / f"checkpoint-{last}")
+    run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert (tmp_path / "run" / "final_model" / "model.safetensors").exists()
+
+
+def test_nothing_was_ever_saved(start_run: Callable):
+    "The message does not name a checkpoint that does not exist."
+    run = start_run()
+    run.state.step = run.loader.plan.total_steps
+    assert run.run_folder.describe_latest() == "there is no checkpoint"
+    with (
+        patch("langmlm.train.run_folder.save_checkpoint", side_effect=FULL),
+        patch("langmlm.train.run_folder.save_model", side_effect=FULL),
+    ):
+        save(run, run.state.step)
+        message = rf"checkpoint-{run.state.step} and final_model could not be saved .*\(there is no checkpoint\)"
+        with pytest.raises(OSError, match=message):
+            run.run_folder.finish(run.model, run.optimizer, run.state)
+
+
+def test_other_processes(start_run: Callable, tmp_path: Path):
+    "Only the main process writes; the others learn whether it worked."
+    run = start_run()
+    failed = []
+    other = Recorder(run.accelerator, is_main_process=False, reduce=lambda tensor: tensor + sum(failed))
+    run.run_folder.accelerator = other
+    with run.run_folder.hold(step=0):
+        save(run, 5)
+        run.run_folder.save_log(run.state)
+    assert not (tmp_path / "run").exists()
+    failed.append(1)
+    save(run, 10)
+    with pytest.raises(OSError, match="checkpoint-10 could not be saved"):
+        run.run_folder.finish(run.model, run.optimizer, run.state)
+    with pytest.raises(RuntimeError, match="the main process failed; its error message says why"):
+        with run.run_folder.hold(step=0):
+            pass
+
+
+def test_precision(start_run: Callable):
+    "As Accelerate names it."
+    assert start_run().run_folder.precision == "no" and start_run("bf16", bf16=True).run_folder.precision == "bf16"

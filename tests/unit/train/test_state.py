@@ -1,0 +1,311 @@
+"The state of a run is saved and restored whole; a run that differs in what it depends on cannot be resumed."
+
+import json
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import accelerate
+import pytest
+import torch
+import transformers
+
+from langmlm import tasks
+from langmlm.testing import tiny_run
+from langmlm.train.checkpoint import find_starting_point, save_checkpoint
+from langmlm.train.state import (
+    LOSS_HISTORY,
+    TrainState,
+    check_same_run,
+    describe_environment,
+    make_trainer_state,
+    restore_state,
+    run_identity,
+)
+
+ALONE = SimpleNamespace(reduce=lambda tensor: tensor)  # The only part of an Accelerator that metrics need
+
+
+def read(*metrics: list[float], **fields) -> TrainState:
+    "A state that has done some steps and read their metrics."
+    state = TrainState(**fields)
+    for values in metrics:
+        state.add(torch.tensor(values))
+    state.read_metrics(ALONE)
+    return state
+
+
+def test_metrics():
+    "Loss sum, predictions and gradient norm by step; steps without predictions have no loss."
+    state = read([70.0, 10.0, 1.5], [0.0, 0.0, 0.0], [130.0, 20.0, 1.25])
+    assert state.step == 3
+    assert state.unlogged_steps() == [(1, 70, 10, 1.5), (2, 0, 0, 0), (3, 130, 20, 1.25)]
+    assert state.recent_losses() == [(1, 7.0), (3, 6.5)]
+
+
+def test_metrics_are_read_once():
+    "Pending steps are not counted as read; the numbers of later steps are right; all are read in one reduction."
+    reduced = []
+    accelerator = SimpleNamespace(reduce=lambda tensor: reduced.append(tensor.shape) or tensor)
+    state = TrainState(step=10)
+    state.add(torch.tensor([70.0, 10.0, 1.5]))
+    state.add(torch.tensor([60.0, 10.0, 1.5]))
+    assert state.unlogged_steps() == [] == state.recent_losses() and state.step == 12
+    state.read_metrics(accelerator)
+    state.read_metrics(accelerator)
+    assert reduced == [(2,)] and not state.pending
+    state.add(torch.tensor([50.0, 10.0, 1.5]))
+    assert [step for step, *_ in state.unlogged_steps()] == [11, 12]
+    state.read_metrics(accelerator)
+    assert state.recent_losses() == [(11, 7.0), (12, 6.0), (13, 5.0)]
+
+
+def test_metrics_of_several_processes():
+    "Loss sums are added over all processes; predictions and gradient norm are the same in all."
+    state = TrainState()
+    state.add(torch.tensor([70.0, 20.0, 1.5]))
+    state.read_metrics(SimpleNamespace(reduce=lambda tensor: tensor + 60))  # As if another process had 60
+    assert state.unlogged_steps() == [(1, 130, 20, 1.5)] and state.recent_losses() == [(1, 6.5)]
+
+
+def test_non_finite_on_cpu():
+    "Only the latest gradient norm counts, and only where reading it costs nothing."
+    state = TrainState()
+    for norm, expected in ((1.0, False), (math.inf, True), (2.0, False), (math.nan, True)):
+        state.add(torch.tensor([70.0, 10.0, norm]))
+        assert state.is_non_finite_on_cpu() is expected or bool(state.is_non_finite_on_cpu()) is expected
+    state.add(torch.empty(3, device="meta"))  # Like a GPU: not readable at once
+    assert state.is_non_finite_on_cpu() is False
+
+
+def test_log():
+    "An entry covers the steps since the last one; their losses stay in memory, and only the latest."
+    state = read(*([10.0 * loss, 10.0, 1.0] for loss in range(1, 6)))
+    state.log({"step": 5, "loss": 3.0})
+    assert state.log_history == [{"step": 5, "loss": 3.0}] and state.unlogged == [] == state.unlogged_steps()
+    assert state.losses == [(step, float(step)) for step in range(1, 6)] == state.recent_losses()
+    for _ in range(LOSS_HISTORY):
+        state.add(torch.tensor([70.0, 10.0, 1.0]))
+    state.read_metrics(ALONE)
+    assert len(state.recent_losses()) == LOSS_HISTORY and state.recent_losses()[0] == (6, 7.0)
+    state.log({"step": state.step})
+    assert len(state.losses) == LOSS_HISTORY
+
+
+def test_state_dict():
+    "JSON, with everything that later steps depend on; metrics that are not read must be, first."
+    state = read([70.0, 10.0, math.inf], losses=[(1, 7.5)], rollbacks=2, learning_rate_factor=0.25)
+    saved = json.loads(json.dumps(state.state_dict()))
+    assert saved["unlogged"] == [[70.0, 10.0, math.inf]] and saved["losses"] == [[1, 7.5]]
+    assert (saved["rollbacks"], saved["learning_rate_factor"], saved["initial_weights"]) == (2, 0.25, None)
+    state.add(torch.tensor([70.0, 10.0, 1.0]))
+    with pytest.raises(RuntimeError, match="read_metrics must be called before the state is saved"):
+        state.state_dict()
+
+
+# Resuming
+
+
+@pytest.fixture(scope="module")
+def start_run(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tasks.MLMTask]:
+    "Create a run on the small dataset."
+
+    def create(checkpoint_path: Path | None = None, **changes) -> tasks.MLMTask:
+        settings = {"output_dir": tmp_path_factory.mktemp("state") / "run", **changes}
+        return tiny_run(data["tokenizer"].parent, checkpoint_path=checkpoint_path, **settings)
+
+    return create
+
+
+@pytest.fixture(scope="module")
+def run(start_run: Callable) -> tasks.MLMTask:
+    "A run that was rolled back once, and has three steps that are not logged."
+    run = start_run()
+    state = run.state
+    state.step, state.losses, state.rollbacks, state.learning_rate_factor = 4, [(3, 6.875), (4, 6.75)], 1, 0.5
+    state.log_history.append({"step": 4, "loss": 6.8125})
+    for metrics in ([70.0, 10.0, 1.5], [0.0, 0.0, 0.0], [130.0, 20.0, 1.25]):
+        state.add(torch.tensor(metrics))
+    state.read_metrics(run.accelerator)
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run: tasks.MLMTask) -> Path:
+    "A checkpoint of that run."
+    trainer_state = run.run_folder.trainer_state(run.state)
+    return save_checkpoint(run.config.run_folder, run.model, run.tokenizer, run.optimizer, trainer_state)
+
+
+def test_trainer_state(run: tasks.MLMTask):
+    "The fields that other tools read, and what the run depends on."
+    plan, folder = run.loader.plan, run.run_folder
+    trainer_state = folder.trainer_state(run.state)
+    assert trainer_state == make_trainer_state(
+        run.state, plan, run.config, run.accelerator, folder.identity, folder.environment
+    )
+    assert (trainer_state["global_step"], trainer_state["max_steps"]) == (7, plan.total_steps)
+    assert trainer_state["epoch"] == pytest.approx(plan.epochs_done(7), abs=1e-3)
+    assert trainer_state["log_history"] == [{"step": 4, "loss": 6.8125}]
+    saved = trainer_state["langmlm"]
+    assert saved["identity"]["gradient_accumulation_steps x processes"] == 1 and saved["scaler"] is None
+    assert saved["environment"]["precision"] == "no" and saved["config"]["learning_rate"] == 2e-3
+    assert json.loads(json.dumps(trainer_state))["langmlm"]["state"]["rollbacks"] == 1
+
+
+def test_environment(run: tasks.MLMTask):
+    "What decides how numbers are rounded."
+    environment = describe_environment(run.accelerator)
+    assert environment["torch"] == torch.__version__ and environment["accelerate"] == accelerate.__version__
+    assert environment["transformers"] == transformers.__version__
+    assert (environment["device"], environment["processes"], environment["threads"]) == (
+        "cpu",
+        1,
+        torch.get_num_threads(),
+    )
+
+
+def test_state_survives_a_checkpoint(start_run: Callable, run: tasks.MLMTask, checkpoint: Path):
+    "Everything is restored, in the types that it had."
+    resumed = start_run(checkpoint)
+    assert resumed.state.step == 7 and resumed.state.log_history == run.state.log_history
+    assert resumed.state.state_dict() == run.state.state_dict()
+    assert resumed.state.losses == [(3, 6.875), (4, 6.75)] and type(resumed.state.losses[0]) is tuple
+    assert resumed.state.recent_losses() == run.state.recent_losses() == [(3, 6.875), (4, 6.75), (5, 7.0), (7, 6.5)]
+    again = resumed.run_folder.trainer_state(resumed.state)
+    before = run.run_folder.trainer_state(run.state)
+    for name in ("identity", "state", "environment"):
+        assert again["langmlm"][name] == before["langmlm"][name]
+
+
+def test_another_learning_rate_resets_the_rollbacks(start_run: Callable, checkpoint: Path):
+    "The user has chosen a new one, which counts in full."
+    for learning_rate, expected in ((1e-4, (0, 1.0)), (2e-3, (1, 0.5))):
+        state = start_run(checkpoint, learning_rate=learning_rate).state
+        assert (state.rollbacks, state.learning_rate_factor) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, "seed: then 42, now 7"),
+        ({"mlm_probability": 0.3}, "mlm_probability: then 0.15, now 0.3"),
+        ({"whole_word_masking": True}, "whole_word_masking: then False, now True"),
+        ({"packing": False}, "packing: then True, now False"),
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size: then 8, now 4"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps x processes: then 1, now 2"),
+        ({"optim": "muon"}, "optimizer: then adamw, now muon"),
+        (
+            {"max_steps": 5},
+            "the checkpoint has done 7 steps, but this run has only 5: raise num_train_epochs or max_steps",
+        ),
+    ],
+)
+def test_settings_that_must_stay(start_run: Callable, checkpoint: Path, changes: dict, message: str):
+    "The error names the setting, both values, and the way to start a new run."
+    with pytest.raises(ValueError) as caught:
+        start_run(checkpoint, **changes)
+    assert message in str(caught.value)
+    assert "max_steps" in changes or "or pass resume='weights' to start a new run" in str(caught.value)
+
+
+def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog: pytest.LogCaptureFixture):
+    "They are listed in a warning; another implementation of the optimizer is not even a change."
+    caplog.set_level("WARNING", "langmlm")
+    start_run(checkpoint, optim="adamw_torch", logging_steps=3, save_steps=2)
+    assert caplog.messages == []
+    longer = start_run(checkpoint, num_train_epochs=3, learning_rate=1e-3, weight_decay=0.0)
+    (message,) = caplog.messages
+    assert message.startswith("resuming with the settings that are given now: ")
+    total = find_starting_point(checkpoint).trainer_state["max_steps"]
+    for change in (
+        "learning_rate: then 0.002, now 0.001",
+        "weight_decay: then 0.01, now 0.0",
+        "num_train_epochs: then 2, now 3",
+        f"steps: then {total}, now {longer.loader.plan.total_steps}",
+    ):
+        assert change in message
+
+
+def restore(run: tasks.MLMTask, trainer_state: dict, **changes) -> TrainState:
+    "Restore a state in a run."
+    parts = {"accelerator": run.accelerator, "environment": describe_environment(run.accelerator), **changes}
+    return restore_state(
+        trainer_state, plan=run.loader.plan, config=run.config, identity=run.run_folder.identity, **parts
+    )
+
+
+def test_another_environment(run: tasks.MLMTask, checkpoint: Path, caplog: pytest.LogCaptureFixture):
+    "Results may then differ in the last bits, which a warning says; the version of Python does not matter."
+    caplog.set_level("WARNING", "langmlm")
+    trainer_state = deepcopy(find_starting_point(checkpoint).trainer_state)
+    trainer_state["langmlm"]["environment"]["python"] = "3.9.1"
+    restore(run, trainer_state)
+    assert caplog.messages == []
+    trainer_state["langmlm"]["environment"] |= {"torch": "2.9.0", "device": "cuda", "threads": 0}
+    assert restore(run, trainer_state).step == 7
+    (message,) = caplog.messages
+    assert "the resumed run will not be bit-identical" in message
+    assert f"torch: then 2.9.0, now {torch.__version__}" in message and "device: then cuda, now cpu" in message
+    assert "threads: then 0, now " in message and "python" not in message
+
+
+def test_other_processes_do_not_warn(run: tasks.MLMTask, checkpoint: Path, caplog: pytest.LogCaptureFixture):
+    "One process warns for all."
+    caplog.set_level("WARNING", "langmlm")
+    trainer_state = deepcopy(find_starting_point(checkpoint).trainer_state)
+    trainer_state["langmlm"]["environment"]["torch"] = "2.9.0"
+    restore(run, trainer_state, accelerator=SimpleNamespace(is_main_process=False, scaler=None))
+    assert caplog.messages == []
+
+
+def test_loss_scale(run: tasks.MLMTask, checkpoint: Path):
+    "The loss scale of fp16 is saved and restored where there is one on both sides."
+    scaler = Mock(**{"state_dict.return_value": {"scale": 1024.0}})
+    with_scaler = SimpleNamespace(is_main_process=True, scaler=scaler)
+    folder = run.run_folder
+    saved = make_trainer_state(run.state, run.loader.plan, run.config, with_scaler, folder.identity, folder.environment)
+    assert saved["langmlm"]["scaler"] == {"scale": 1024.0}
+    restore(run, saved, accelerator=with_scaler)
+    scaler.load_state_dict.assert_called_once_with({"scale": 1024.0})
+    restore(run, saved)
+    restore(run, find_starting_point(checkpoint).trainer_state, accelerator=with_scaler)
+    scaler.load_state_dict.assert_called_once()
+
+
+def test_restored_state_is_a_copy(run: tasks.MLMTask, checkpoint: Path):
+    "Training on does not change what was read from the checkpoint."
+    trainer_state = find_starting_point(checkpoint).trainer_state
+    before = deepcopy(trainer_state)
+    state = restore(run, trainer_state)
+    state.log({"step": 7})
+    state.add(torch.tensor([1.0, 1.0, 1.0]))
+    assert trainer_state["log_history"] == before["log_history"]
+
+
+def test_identity(run: tasks.MLMTask):
+    "What data, masks and arithmetic depend on, by names that a message can use; options of the schedule are not in it."
+    identity = run_identity(run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan)
+    assert identity == run.run_folder.identity and json.loads(json.dumps(identity)) == identity
+    assert {"seed", "packing", "dataset", "tokenizer", "max_length", "hidden_size", "vocab_size"} <= identity.keys()
+    assert not {"learning_rate", "num_train_epochs", "max_steps", "weight_decay", "run_name"} & identity.keys()
+    check_same_run(identity, identity)
+
+
+def test_differences():
+    "All are listed, digests abbreviated; what only one of the two versions knows is not compared."
+    check_same_run({"dataset": "5f3a", "token_budget": 512}, {"dataset": "5f3a", "token_budget": 512})
+    check_same_run({"seed": 42, "old": 1}, {"seed": 42, "new": 2})
+    for digits in (8, 16):
+        with pytest.raises(ValueError) as caught:
+            check_same_run(
+                {"dataset": "5f3a" * digits, "token_budget": 512, "seed": 42, "old": 1},
+                {"dataset": "77c0" * digits, "token_budget": 1_024, "seed": 42, "new": 2},
+            )
+        expected = ["- dataset: then 5f3a5f3a5f3a..., now 77c077c077c0...", "- token_budget: then 512, now 1024"]
+        assert str(caught.value).splitlines()[1:-1] == expected
+    with pytest.raises(ValueError, match="- dataset: then 5f3a, now 77c0\n"):
+        check_same_run({"dataset": "5f3a"}, {"dataset": "77c0"})
