@@ -29,7 +29,7 @@ from .model.compile import compile_model, should_compile
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .text.corpus import Corpus, open_corpus
 from .tokens.report import Report
-from .tokens.shards import write_dataset
+from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic

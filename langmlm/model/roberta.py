@@ -34,16 +34,16 @@ class ModelConfig:
 
     vocab_size: int | None = None  # Rows of the embedding; None: the number of tokens in the tokenizer
     max_position_embeddings: int | None = None  # None: `max_length + 2`, as positions start at `pad_token_id + 1`
-    num_hidden_layers: int = 12
+    num_hidden_layers: int = 12  # Layers of the encoder
     hidden_size: int = 768  # A multiple of `num_attention_heads`
-    num_attention_heads: int = 12
+    num_attention_heads: int = 12  # Attention heads in each layer
     intermediate_size: int = 3072  # Width of the feed-forward layers
     hidden_act: str = "gelu"  # Name of an activation function in transformers
     hidden_dropout_prob: float = 0.1  # From 0 to below 1
     attention_probs_dropout_prob: float = 0.1  # From 0 to below 1
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = 1e-5  # Added to the variance in layer norms
     initializer_range: float = 0.02  # Standard deviation of the random initialization
-    type_vocab_size: int = 1
+    type_vocab_size: int = 1  # Token types; RoBERTa has one
     tie_word_embeddings: bool = True  # The MLM head shares the weights of the embedding
     classifier_dropout: float | None = None  # For fine-tuning later; not used in pretraining
     pad_token_id: int | None = None  # None: the tokenizer's, as for the next two

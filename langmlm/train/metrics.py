@@ -234,4 +234,5 @@ class Estimate:
     def __str__(self) -> str:
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
         steps = "step" if self.steps_left == 1 else "steps"
-        return f"about {hours} h {minutes} min: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"
+        duration = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+        return f"about {duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"

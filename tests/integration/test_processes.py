@@ -31,7 +31,7 @@ def run_in_processes(number: int, script: Path, *arguments: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=300, env=environment
+        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=1_500, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
 
