@@ -18,7 +18,7 @@ LAYERS += (("cli", "testing"),)
 NO_FILES = ("model", "data.batching", "data.masking")  # These modules reach nothing that reads files:
 READ_FILES = ("disk", "text", "tokens", "data.dataset")
 MAX_MODULES, MAX_LINES, MAX_PUBLIC_NAMES, MAX_CHAIN = 34, 5_000, 200, 12
-OPTIONAL = {"IPython"}  # Imported only where a notebook runs, which has it
+OPTIONAL = {"IPython", "triton"}  # In notebooks, which have it; with PyTorch for GPUs, which brings it
 
 
 class Imported(NamedTuple):
