@@ -25,11 +25,12 @@ from langmlm.model.triton_attention import attend_triton, has_triton_kernel, tok
 
 ROOT = Path(__file__).resolve().parents[3]
 HAS_TRITON = find_spec("triton") is not None
-OLD_NUMPY = tuple(map(int, np.__version__.split(".")[:2])) < (2, 4)
+MISSING = None if HAS_TRITON else "Triton is not installed: PyTorch for CPUs comes without it, and it is large"
+if HAS_TRITON and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
+    MISSING = "Triton's interpreter needs NumPy below 2.4"
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed: PyTorch for CPUs comes without it, and it is large")
-@pytest.mark.skipif(not OLD_NUMPY, reason="Triton's interpreter needs NumPy below 2.4")
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 def test_kernels_in_the_interpreter():
     "In a process of its own, because Triton reads this variable when kernels are defined."
     script = Path(__file__).with_name("triton_interpreted.py")
