@@ -80,7 +80,7 @@ def test_step(start_run: Callable):
     loss_sum, predictions, grad_norm = take_step(run)
     assert torch.equal(run.model.lm_head.dense.weight, before) and 0 < grad_norm < math.inf
     assert predictions == run.loader.load(0).predictions
-    # Measured with seeds 0 to 9: within 0.1 of ln(vocabulary)
+    # Measured with ten seeds: within 0.03 of ln(vocabulary)
     assert loss_sum / predictions == pytest.approx(math.log(run.model.config.vocab_size), abs=0.3)
     assert all(weight.grad is None for weight in run.model.parameters())
     take_step(run, 1, 1e-3)
@@ -145,7 +145,7 @@ def test_steps_with_nan_do_not_change_the_weights(start_run: Callable):
 
 
 def test_gradients_zeroed_in_place(start_run: Callable, straight: tasks.MLMTask):
-    "As captured CUDA graphs need it: the result is the same to rounding, and the tensors stay where they are."
+    "As captured CUDA graphs need it: the result is the same (measured: to the bit), and the tensors stay where they are."
     run = start_run()
     parts = {name: getattr(run, name) for name in ("model", "module", "optimizer", "accelerator", "loader")}
     fit(**parts, validation=None, run_folder=run.run_folder, state=run.state, config=run.config, set_to_none=False)
@@ -154,7 +154,7 @@ def test_gradients_zeroed_in_place(start_run: Callable, straight: tasks.MLMTask)
 
 
 def test_gradient_accumulation(start_run: Callable):
-    "Four micro-batches of one sequence are one of four; measured: weights equal to 1e-7 after four steps."
+    "Four micro-batches of one sequence are one of four; measured: weights equal to 2e-7 after four steps."
 
     def train(**changes) -> tasks.MLMTask:
         run = start_run(model_config=NO_DROPOUT, packing=False, max_steps=4, save_strategy="no", **changes)
@@ -171,7 +171,7 @@ def test_gradient_accumulation(start_run: Callable):
 
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
-    [  # Measured on a CPU: differences of at most 1e-7, 1e-7 and 3e-3
+    [  # Measured on a CPU: differences of 0, 0 and 2.5e-4
         ({"gradient_checkpointing": True}, 1e-5),
         ({"optim": "adamw_torch"}, 1e-5),
         ({"bf16": True}, 0.05),
@@ -193,7 +193,7 @@ def test_padded_shapes(start_run: Callable, straight: tasks.MLMTask):
         run = start_run(model_config={})
         run.loader = replace(run.loader, sizes=sizes)
         run.train()
-        # Measured: 1e-6; dropout draws the same numbers for the real tokens
+        # Measured: 1e-7
         assert losses(run) == pytest.approx(losses(straight), abs=1e-4)
         shares.append(run.state.log_history[-1]["padding_share"])
     assert 0 < shares[0] <= shares[1] < 1 and straight.state.log_history[-1]["padding_share"] == 0
@@ -211,7 +211,7 @@ def test_log(straight: tasks.MLMTask):
         assert rate == learning_rate_at(step - 1, plan.total_steps, warmup, config.learning_rate, "linear")
     for step, epoch in entries(straight, "step", "epoch"):
         assert epoch == pytest.approx(plan.epochs_done(step), abs=1e-3)
-    assert losses(straight)[-1] < losses(straight)[0] - 0.1  # Measured: it falls by 0.5
+    assert losses(straight)[-1] < losses(straight)[0] - 0.1  # Measured with five seeds: it falls by 0.2 to 0.3
     entry = straight.state.log_history[-1]
     assert entry["tokens_per_second"] > 0 and entry["mfu"] > 0 and entry["memory_gb"] > 0
     assert entry["padding_share"] == 0.0 and 0 <= entry["data_wait_share"] < 1
@@ -321,8 +321,8 @@ def test_poisoned_run_recovers(start_run: Callable, straight: tasks.MLMTask):
     assert [path.name for path in list_checkpoints(run.config.run_folder)][0] == "checkpoint-1"  # Of the rollback
     rates, expected = dict(entries(run, "step", "learning_rate")), dict(entries(straight, "step", "learning_rate"))
     assert all(rates[step] == pytest.approx(expected[step] / 2) for step in rates)
-    # Half the learning rate; measured: 0.25 above the undisturbed run, which falls by 0.5
-    assert losses(run)[-1] == pytest.approx(losses(straight)[-1], abs=0.6)
+    # Half the learning rate; measured with five seeds: 0.12 to 0.16 above the undisturbed run
+    assert losses(run)[-1] == pytest.approx(losses(straight)[-1], abs=0.3)
     assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
 
 
@@ -401,7 +401,7 @@ def test_estimate_of_few_steps(start_run: Callable):
 
 PRIVATE = {  # What the modules of training, data and disks use; each has a test, named here
     "train/launch.py": {"AcceleratorState._reset_state"},  # test_launch.py::test_private_api_of_accelerate
-    "train/optim.py": {"torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported"},  # Below
+    "train/optim.py": {"torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported"},  # test_optim.py
 }
 
 
@@ -414,12 +414,6 @@ def test_private_apis():
     for name in ("disk.py", "config.py", "progress.py", "tasks.py", "testing.py"):
         found[name] = private_attributes(PACKAGE / name)
     assert {name: attributes for name, attributes in found.items() if attributes} == PRIVATE
-
-
-def test_private_api_of_torch():
-    "What the processor can do; if this fails, see whether `torch.cpu` has a public function for it by now."
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        assert isinstance(getattr(torch.cpu, name)(), bool), f"torch.cpu.{name} has moved"
 
 
 def private_attributes(file: Path) -> set[str]:

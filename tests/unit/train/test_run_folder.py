@@ -232,7 +232,7 @@ def test_disk_errors(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_needed_space(start_run: Callable, caplog: pytest.LogCaptureFixture):
-    "The space that the message names is that of weights and optimizer; measured: within 10 % of what a checkpoint takes."
+    "The space that the message names is that of weights and optimizer, up to rounding to 0.1 MB."
     run = start_run()
     run.train(stop_at_step=1)
     with patch("langmlm.train.checkpoint.write_manifest", side_effect=FULL):

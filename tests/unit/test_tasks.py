@@ -1,0 +1,305 @@
+"The two functions: everything invalid is reported before anything is written."
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, RobertaForMaskedLM, RobertaTokenizer, pipeline
+
+from langmlm.config import ConfigError
+from langmlm.data.dataset import check_tokenizer, open_dataset
+from langmlm.disk import MANIFEST
+from langmlm.model.roberta import ModelConfig
+from langmlm.tasks import MLMTask, TokenizerTask, create_mlm, create_tokenizer
+from langmlm.text.corpus import docstrings
+from langmlm.tokens.shards import join_dataset
+from langmlm.tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig
+from langmlm.train.config import TrainingConfig
+from langmlm.train.metrics import History
+
+OPTIONS = {"vocab_size": 500, "min_frequency": 2, "max_length": 32}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+SETTINGS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 12, "learning_rate": 2e-3}
+SETTINGS |= {"logging_steps": 4, "save_steps": 5, "save_total_limit": 1, "bf16": False, "disable_tqdm": True}
+
+
+@pytest.fixture(scope="module")
+def report_and_work(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    "A folder with a text, a tokenizer, a dataset and two runs, `docs` finished and `stopped` after 6 steps; the report."
+    work = tmp_path_factory.mktemp("tasks")
+    (work / "data.txt").write_text("\n".join(islice(docstrings(), 150)), encoding="utf-8")
+    with contextlib.chdir(work):
+        report = create_tokenizer("data.txt", OPTIONS).train()
+        for name, stop in (("docs", None), ("stopped", 6)):
+            task = create_mlm("tokenizer", "tokenized_dataset", SMALL, {**SETTINGS, "run_name": name})
+            task.train(stop_at_step=stop)
+    return report, work
+
+
+@pytest.fixture
+def report(report_and_work: tuple[dict, Path]) -> dict:
+    "What was found in the text."
+    return report_and_work[0]
+
+
+@pytest.fixture
+def work(report_and_work: tuple[dict, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    "The folder, as the working directory; tests leave it as it is."
+    monkeypatch.chdir(report_and_work[1])
+    return report_and_work[1]
+
+
+# Tokenizer and dataset
+
+
+def test_tokenizer_of_other_libraries(work: Path):
+    "The folder is one that stock `transformers` loads, fast or slow, and that fits the dataset."
+    assert len(AutoTokenizer.from_pretrained("tokenizer")) == 500
+    check_tokenizer(open_dataset("tokenized_dataset"), RobertaTokenizer.from_pretrained("tokenizer"))
+    task = create_tokenizer("data.txt", OPTIONS)
+    assert isinstance(task, TokenizerTask) and task.config.vocab_size == 500 and task.tokenizer is None
+
+
+def test_finished_work_is_reused(work: Path, report: dict):
+    "The same call again changes no file and gives the same report."
+    stamps = [Path(folder, MANIFEST).stat().st_mtime_ns for folder in ("tokenizer", "tokenized_dataset")]
+    assert dict(create_tokenizer("data.txt", OPTIONS).train()) == dict(report)
+    assert [Path(folder, MANIFEST).stat().st_mtime_ns for folder in ("tokenizer", "tokenized_dataset")] == stamps
+
+
+def test_given_tokenizer(work: Path, report: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "It is used as it is, and decides `max_length`; options that have no effect then are named in a warning."
+    caplog.set_level(logging.WARNING, "langmlm")
+    options = {"path_to_save_dataset": tmp_path / "second", "vocab_size": 300, "lowercase": True}
+    again = create_tokenizer("data.txt", options, tokenizer="tokenizer").train()
+    assert (again["content"], again["max_length"]) == (report["content"], 32)
+    assert caplog.messages == [
+        "tokenizer='tokenizer' is used as it is, so these options have no effect: vocab_size, lowercase"
+    ]
+    assert create_tokenizer("data.txt", {}, tokenizer="tokenizer").config.max_length == 32
+    assert create_tokenizer("data.txt", {"max_length": 24}, tokenizer="tokenizer").config.max_length == 24
+    assert create_tokenizer("data.txt", TokenizerConfig(max_length=20), tokenizer="tokenizer").config.max_length == 20
+    assert set(VOCABULARY_OPTIONS) <= {entry.name for entry in fields(TokenizerConfig)}
+
+
+def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
+    "Parts that are tokenized one by one are the whole."
+    for number in range(2):
+        part = {"shard": (number, 2), "path_to_save_dataset": tmp_path / "shared"}
+        create_tokenizer("data.txt", part, tokenizer="tokenizer").train()
+    joined = join_dataset([tmp_path / "shared.part-0-of-2", tmp_path / "shared.part-1-of-2"], tmp_path / "shared")
+    assert joined["content"] == report["content"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data_path": "no.txt"}, "no.txt"),
+        ({"tokenizer_config": {"vocabsize": 3}}, "'vocabsize' is not an option; did you mean 'vocab_size'?"),
+        ({"tokenizer_config": "roberta-base"}, "tokenizer_config is invalid:\n- it must be a dict, got 'roberta-base'"),
+        ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
+        ({"tokenizer": "tokenized_dataset"}, "neither a tokenizer folder"),
+        (
+            {"tokenizer_config": {"path_to_save_tokenizer": "."}},
+            "path_to_save_tokenizer='.' contains files that are not part",
+        ),
+        ({"tokenizer_config": {"path_to_save_tokenizer": "docs"}}, "contains files that are not part of a tokenizer"),
+        ({"tokenizer_config": {"path_to_save_dataset": "docs"}}, "contains files that are not part of a dataset"),
+        ({"tokenizer_config": {"path_to_save_dataset": "tokenizer"}}, "must be another folder than path_to_save_tokenizer"),
+        ({"tokenizer_config": {"path_to_save_tokenizer": "data.txt"}}, "path_to_save_tokenizer='data.txt' is a file"),
+        ({"tokenizer_config": {"vocab_size": 0, "max_length": "long"}}, "max_length must be int, got 'long'"),
+    ],
+)
+def test_tokenizer_errors(work: Path, arguments: dict, message: str):
+    "Before anything is read or written."
+    before = sorted(work.rglob("*"))
+    with pytest.raises((ValueError, OSError)) as caught:
+        create_tokenizer(**{"data_path": "data.txt", **arguments})
+    assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+def test_text_that_is_not_utf_8(work: Path, tmp_path: Path):
+    "The error names file, line and byte, and no dataset is written."
+    content = (work / "data.txt").read_bytes()
+    line = content.count(b"\n") + 2
+    (tmp_path / "broken.txt").write_bytes(content + b"\ncaf\xe9")
+    paths = {"path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    with pytest.raises(ValueError, match=rf"broken.txt.*\b{line}\b.*is not UTF-8"):
+        create_tokenizer(tmp_path / "broken.txt", OPTIONS | paths).train()
+    assert not (tmp_path / "dataset").exists()
+
+
+# Models
+
+
+def test_finished_run(work: Path):
+    "The last checkpoint, the final model and the log; the model loads elsewhere, and fills masks."
+    assert sorted(path.name for path in (work / "docs").glob("[!.]*")) == [
+        "checkpoint-12",
+        "final_model",
+        "trainer_state.json",
+    ]
+    model = RobertaForMaskedLM.from_pretrained("docs/final_model")
+    assert model.config.vocab_size == 500 and model.config.max_position_embeddings == 34
+    predictions = pipeline("fill-mask", model="docs/final_model")("Return the <mask> of the file.")
+    assert len(predictions) == 5 and all(0 < prediction["score"] < 1 for prediction in predictions)
+
+
+def test_a_new_run(work: Path, tmp_path: Path):
+    "Sizes that the tokenizer and the dataset decide may be given, if they fit."
+    sizes = {"vocab_size": 512, "max_position_embeddings": 66}
+    task = create_mlm("tokenizer", "tokenized_dataset", SMALL | sizes, {**SETTINGS, "output_dir": tmp_path / "run"})
+    assert isinstance(task, MLMTask) and task.model.config.max_position_embeddings == 66
+    assert (task.model.config.vocab_size, len(task.tokenizer)) == (512, 500)
+    assert task.arithmetic().steps == 12 == task.estimate(steps=1).steps_left
+    assert not (tmp_path / "run").exists()
+    history = task.train()
+    assert isinstance(history, History) and [entry["step"] for entry in history.log_history] == [4, 8, 12]
+
+
+def test_a_config_may_be_given(work: Path, tmp_path: Path):
+    "Dataclasses instead of dicts."
+    settings = TrainingConfig(**{**SETTINGS, "output_dir": tmp_path / "run"})
+    task = create_mlm("tokenizer", "tokenized_dataset", ModelConfig(**SMALL), settings)
+    assert task.config is settings and task.model.config.hidden_size == 32
+
+
+def test_resumed_run_keeps_its_options(work: Path):
+    "And its folder, except for what is given now."
+    resumed = create_mlm(
+        "tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"learning_rate": 1e-3}
+    )
+    assert (resumed.state.step, resumed.config.run_folder.name, resumed.config.run_folder.resolve()) == (
+        6,
+        "stopped",
+        work / "stopped",
+    )
+    assert (resumed.config.learning_rate, resumed.config.save_steps, resumed.config.max_steps) == (1e-3, 5, 12)
+    renamed = create_mlm(
+        "tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"run_name": "elsewhere"}
+    )
+    assert (renamed.state.step, renamed.config.run_folder) == (6, Path("elsewhere"))
+    moved = create_mlm(
+        "tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"output_dir": "moved"}
+    )
+    assert moved.config.run_folder == Path("moved") and not Path("moved").exists()
+
+
+def test_resumed_run_that_was_moved(work: Path, tmp_path: Path):
+    "It continues where it is now, not where it was."
+    shutil.copytree("stopped", tmp_path / "copy")
+    resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path=tmp_path / "copy")
+    assert resumed.config.run_folder == tmp_path / "copy" and resumed.state.step == 6
+
+
+def test_started_from_a_model(work: Path):
+    "A new run with the weights of a finished one, or of a checkpoint."
+    for path, resume in (("docs/final_model", "auto"), ("docs/checkpoint-12", "weights"), ("docs", "weights")):
+        further = create_mlm(
+            "tokenizer",
+            "tokenized_dataset",
+            None,
+            {**SETTINGS, "run_name": "further"},
+            checkpoint_path=path,
+            resume=resume,
+        )
+        assert (further.state.step, further.config.run_folder.name) == (0, "further")
+        expected = RobertaForMaskedLM.from_pretrained("docs/final_model").state_dict()
+        assert all(torch.equal(weight, expected[name]) for name, weight in further.model.state_dict().items())
+        assert not further.optimizer.state and Path(further.state.initial_weights).is_dir()
+    matching = create_mlm(
+        "tokenizer", "tokenized_dataset", SMALL, {"run_name": "more"}, checkpoint_path="docs/final_model"
+    )
+    assert matching.model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_config": None}, "needs a model_config (for a new model) or a checkpoint_path (for an existing one)"),
+        ({"model_config": {**SMALL, "vocab_size": 300}}, "vocab_size=300 is too small: the tokenizer has 500"),
+        ({"model_config": {**SMALL, "max_position_embeddings": 32}}, "max_position_embeddings=32 is too small"),
+        ({"model_config": {**SMALL, "num_attention_heads": 3}}, "num_attention_heads"),
+        ({"training_config": {**SETTINGS, "run_name": "docs"}}, "holds another run"),
+        ({"training_config": {**SETTINGS, "output_dir": "data.txt"}}, "output_dir='data.txt' is a file"),
+        ({"training_config": {**SETTINGS, "eval_steps": 5}}, "no split 'validation'"),
+        ({"training_config": "fast"}, "training_config is invalid:\n- it must be a dict, got 'fast'"),
+        ({"tokenized_dataset": "tokenizer"}, "not a dataset folder"),
+        ({"tokenized_dataset": "nowhere"}, "nowhere"),
+        ({"tokenizer": "tokenized_dataset"}, "neither a tokenizer folder"),
+        ({"checkpoint_path": "elsewhere"}, "neither a model folder"),
+        ({"checkpoint_path": "tokenized_dataset"}, "contains neither a checkpoint nor a model"),
+        ({"checkpoint_path": "docs/final_model", "resume": "full"}, "cannot be resumed"),
+        ({"resume": "full"}, "needs a checkpoint_path to resume from"),
+        ({"resume": "maybe"}, "resume must be 'auto', 'full' or 'weights', got 'maybe'"),
+        (
+            {"checkpoint_path": "stopped", "model_config": None, "training_config": {"per_device_train_batch_size": 4}},
+            "per_device_train_batch_size: then 8, now 4",
+        ),
+        (
+            {"checkpoint_path": "stopped", "model_config": None, "training_config": {"run_name": "docs"}},
+            "holds another run",
+        ),
+        (
+            {"checkpoint_path": "docs/final_model", "model_config": {"num_hidden_layers": 3}},
+            "model_config has num_hidden_layers=3, but the model has 2: leave model_config out",
+        ),
+        (
+            {"checkpoint_path": "docs/final_model", "model_config": ModelConfig()},
+            "model_config has num_hidden_layers=12, but the model has 2",
+        ),
+    ],
+)
+def test_model_errors(work: Path, changes: dict, message: str):
+    "The error names the option, the value and the remedy, and nothing is written."
+    arguments = {"tokenizer": "tokenizer", "tokenized_dataset": "tokenized_dataset", "model_config": SMALL}
+    before = sorted(work.rglob("*"))
+    with pytest.raises((ValueError, OSError)) as caught:
+        create_mlm(**{**arguments, "training_config": SETTINGS, **changes})
+    assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+def test_errors_of_both_configs(work: Path):
+    "In one message, each with the name of its config."
+    given = {**SMALL, "hidden_sizes": 64}, {**SETTINGS, "warmup_ratio": 2.0, "learning_rates": 1e-4}
+    with pytest.raises(ConfigError) as caught:
+        create_mlm("tokenizer", "tokenized_dataset", *given)
+    assert len(caught.value.errors) == 3
+    for message in (
+        "model_config: 'hidden_sizes' is not an option",
+        "training_config: warmup_ratio must be",
+        "training_config: 'learning_rates' is not",
+    ):
+        assert message in str(caught.value)
+
+
+def test_other_data(work: Path, tmp_path: Path):
+    "A tokenizer and a dataset that do not belong together, and a model for another tokenizer, are errors."
+    paths = {"path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    create_tokenizer("data.txt", {**OPTIONS, "vocab_size": 600, **paths}).train()
+    with pytest.raises(ValueError, match="tokenizer"):
+        create_mlm("tokenizer", tmp_path / "dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run"})
+    with pytest.raises(ConfigError, match="vocab_size=500 is too small: the tokenizer has 600"):
+        create_mlm(
+            tmp_path / "tokenizer",
+            tmp_path / "dataset",
+            None,
+            {**SETTINGS, "output_dir": tmp_path / "run"},
+            checkpoint_path="docs/final_model",
+        )
+
+
+def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A run begins with a line about its size, and a warning if it has few steps."
+    caplog.set_level(logging.INFO, "langmlm")
+    create_mlm(
+        "tokenizer", "tokenized_dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run", "max_steps": 1}
+    ).train()
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.tasks"]
+    assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
