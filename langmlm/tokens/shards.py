@@ -102,7 +102,7 @@ class _Tokenized(NamedTuple):
     hashes: np.ndarray  # [documents] `HASH`
     statistics: dict[str, Any]
 
-
+# %% ../../nbs/tokens/05_shards.ipynb #cfd2897d
 class _BatchTokenizer:
     "Tokenizes batches; several threads may call it at once."
 
@@ -388,7 +388,7 @@ def write_dataset(
     shutil.rmtree(work, ignore_errors=True)
     return report
 
-
+# %% ../../nbs/tokens/05_shards.ipynb #310729d1
 def _mark_duplicates(corpus: Corpus, work: Path, rank: int) -> bytes:
     "Find the duplicate documents once for all processes and interruptions."
     file = work / "duplicates.bits"

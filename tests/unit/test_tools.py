@@ -211,6 +211,13 @@ def test_a_name_needs_a_demonstration_that_uses_it():
     assert demonstration_problems(notebook(exported, code("%time count()\nread(), corpus.LIMIT\ncount")), module) == []
 
 
+def test_what_a_demonstrated_function_returns_is_demonstrated():
+    exported = code("#| export\nclass Batch: pass\ndef load() -> Batch | None: pass")
+    module = "__all__ = ['Batch', 'load']\ndef load() -> Batch | None: pass"
+    assert demonstration_problems(notebook(exported, code("load()")), module) == []
+    assert len(demonstration_problems(notebook(exported), module)) == 2
+
+
 def test_names():
     assert public_names("import os\n__all__ = ['one',\n 'logger', 'two']") == ["one", "two"]
     assert used_names(code("%matplotlib inline\nvalue.attribute").tree) == {"value", "attribute"}

@@ -23,7 +23,6 @@ from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json,
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import (
-    OPTIMIZER,
     TRAINER_STATE,
     StartingPoint,
     checkpoint_step,
@@ -40,6 +39,7 @@ from langmlm.train.checkpoint import (
     set_aside_newer,
 )
 
+OPTIMIZER = "optimizer.safetensors"
 PACKAGE = Path(langmlm.__file__).parent
 MODEL_FILES = [
     "config.json",
@@ -88,7 +88,7 @@ def make_optimizer(model: torch.nn.Module, fused: bool = True) -> torch.optim.Ad
     return torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
 
 
-def take_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def do_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     "Do a step without dropout."
     model.eval()
     ids = torch.as_tensor(run.dataset[0].astype("int64"))[None]
@@ -112,14 +112,14 @@ def test_optimizer_state(run: tasks.MLMTask, fused: bool):
     stock, other = new_model(run, seed=1), new_model(run, seed=7)
     optimizer, successor = make_optimizer(stock, fused), make_optimizer(other, fused)
     assert optimizer_tensors(optimizer, stock) == {}
-    take_step(run, stock, optimizer)
-    take_step(run, other, successor)  # Its own state is replaced
+    do_step(run, stock, optimizer)
+    do_step(run, other, successor)  # Its own state is replaced
     other.load_state_dict(stock.state_dict())
     tensors = optimizer_tensors(optimizer, stock)
     assert "lm_head.bias:exp_avg" in tensors and "lm_head.bias:step" in tensors
     restore_optimizer(successor, other, tensors)
-    take_step(run, stock, optimizer)
-    take_step(run, other, successor)
+    do_step(run, stock, optimizer)
+    do_step(run, other, successor)
     assert same_weights(stock, other)
     restored = optimizer_tensors(successor, other)
     assert restored.keys() == tensors.keys()
@@ -130,11 +130,11 @@ def test_restored_state_is_a_copy(run: tasks.MLMTask):
     "Steps after it do not change the tensors that were restored."
     stock = new_model(run, seed=1)
     optimizer = make_optimizer(stock)
-    take_step(run, stock, optimizer)
+    do_step(run, stock, optimizer)
     tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer, stock).items()}
     before = {key: value.clone() for key, value in tensors.items()}
     restore_optimizer(optimizer, stock, tensors)
-    take_step(run, stock, optimizer)
+    do_step(run, stock, optimizer)
     assert all(torch.equal(value, before[key]) for key, value in tensors.items())
 
 
@@ -142,7 +142,7 @@ def test_optimizer_state_of_another_model(run: tasks.MLMTask):
     "Names and shapes must fit; the error names the parameters, and the present state stays."
     stock = new_model(run, seed=1)
     optimizer = make_optimizer(stock)
-    take_step(run, stock, optimizer)
+    do_step(run, stock, optimizer)
     before = optimizer_tensors(optimizer, stock)
     wrong = {
         "lm_head.extra:step": torch.ones(1),

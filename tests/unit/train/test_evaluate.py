@@ -15,7 +15,7 @@ from langmlm import tasks
 from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import save_model
-from langmlm.train.evaluate import evaluate, is_evaluation_due
+from langmlm.train.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,6 @@ def test_nothing_to_predict(run: tasks.MLMTask):
     with pytest.raises(ValueError, match="no token of the split 'validation' is masked: raise validation_fraction"):
         measure(run, rules=nothing)
 
-
-def test_when(run: tasks.MLMTask):
-    "Every `eval_steps`, and after the last step; never without."
-    plan = run.loader.plan
-    assert [step for step in range(1, 51) if is_evaluation_due(step, run.config, plan)] == [20, 40, 50]
-    assert not any(is_evaluation_due(step, replace(run.config, eval_steps=None), plan) for step in range(1, 51))
 
 
 def test_log(start_run: Callable):

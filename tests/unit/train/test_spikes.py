@@ -11,7 +11,7 @@ import torch
 
 from langmlm import tasks
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import OPTIMIZER, checkpoint_step, list_checkpoints
+from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
 from langmlm.train.spikes import (
     SPIKE_WINDOWS,
     LossSpike,
@@ -21,7 +21,10 @@ from langmlm.train.spikes import (
     find_spike,
     handle_loss_spike,
 )
-from langmlm.train.state import LOSS_HISTORY, TrainState
+from langmlm.train.state import TrainState
+
+OPTIMIZER = "optimizer.safetensors"
+LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 0.1, 600)
@@ -194,7 +197,7 @@ def start_run(data: dict[str, Path], tmp_path: Path) -> Callable[..., tasks.MLMT
     return create
 
 
-def take_steps(run: tasks.MLMTask, losses: list[float]) -> None:
+def do_steps(run: tasks.MLMTask, losses: list[float]) -> None:
     "Act as if steps with some losses had been trained."
     for loss in losses:
         run.state.add(torch.tensor([10 * loss, 10.0, loss]))
@@ -236,7 +239,7 @@ def test_rollback(start_run: Callable, caplog: pytest.LogCaptureFixture):
     run.train(stop_at_step=40)
     good, moments = weights(run), {name: value.clone() for name, value in first_moments(run).items()}
     assert [checkpoint_step(path) for path in list_checkpoints(run.config.run_folder)] == [40] and moments
-    take_steps(run, [math.inf] * 30)
+    do_steps(run, [math.inf] * 30)
     spoil(run)
     for value in first_moments(run).values():
         value += 1
@@ -342,7 +345,7 @@ def test_warning(start_run: Callable, caplog: pytest.LogCaptureFixture):
     "A warning with advice, once for one spike, and nothing else changes; what is not finite ends the run."
     caplog.set_level(logging.WARNING, "langmlm")
     run = start_run(on_loss_spike="warn", save_steps=20)
-    take_steps(run, [7.0] * 10)
+    do_steps(run, [7.0] * 10)
     before = weights(run)
     event = handle(run, LossSpike(onset=3, reason="the median loss is 9"))
     assert event == {"loss_spike": {"onset": 3, "reason": "the median loss is 9"}}

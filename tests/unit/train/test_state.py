@@ -17,7 +17,6 @@ from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import find_starting_point, save_checkpoint
 from langmlm.train.state import (
-    LOSS_HISTORY,
     TrainState,
     check_same_run,
     describe_environment,
@@ -25,6 +24,8 @@ from langmlm.train.state import (
     restore_state,
     run_identity,
 )
+
+LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
 ALONE = SimpleNamespace(reduce=lambda tensor: tensor)  # The only part of an Accelerator that metrics need
 
