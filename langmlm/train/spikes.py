@@ -104,8 +104,8 @@ def handle_loss_spike(
     "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` where nothing helps."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
     learning_rate, source = config.learning_rate * state.learning_rate_factor, stable or state.initial_weights
-    advice = f"resume with checkpoint_path={str(source)!r}" if source else "start a new run"
-    message = f"{spike.reason}: {advice} and learning_rate={learning_rate / 2:.3g} (it was {learning_rate:.3g})"
+    advice = f"resume with checkpoint_path={str(source)!r} and" if source else "start a new run with"
+    message = f"{spike.reason}: {advice} learning_rate={learning_rate / 2:.3g} (it was {learning_rate:.3g})"
     if config.on_loss_spike == "rollback":
         to_step = checkpoint_step(stable) if stable else 0
         if accelerator.is_main_process:
