@@ -46,9 +46,9 @@ class ModelConfig:
     type_vocab_size: int = 1  # Token types; RoBERTa has one
     tie_word_embeddings: bool = True  # The MLM head shares the weights of the embedding
     classifier_dropout: float | None = None  # For fine-tuning later; not used in pretraining
-    pad_token_id: int | None = None  # None: the tokenizer's, as for the next two
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    pad_token_id: int | None = None  # None: the tokenizer's
+    bos_token_id: int | None = None  # None: the tokenizer's
+    eos_token_id: int | None = None  # None: the tokenizer's
     use_cache: bool = True  # No effect in an encoder
     is_decoder: bool = False  # Must be False
     add_cross_attention: bool = False  # Must be False

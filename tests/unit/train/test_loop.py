@@ -331,7 +331,7 @@ def test_poisoned_run_ends(start_run: Callable, on_loss_spike: str):
     "Without rollbacks nothing helps: the error says what to do, and nothing is saved."
     run = poisoned_run(start_run, on_loss_spike)
     message = (
-        r"the loss of step 1 is nan and its gradient norm nan: start a new run and learning_rate=0.001 \(it was 0.002\)"
+        r"the loss of step 1 is nan and its gradient norm nan: start a new run with learning_rate=0.001 \(it was 0.002\)"
     )
     with pytest.raises(FloatingPointError, match=message):
         run.train()
