@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ARCHITECTURE, SETTINGS
+from conftest import ARCHITECTURE, HANG, SETTINGS
 
 SCRIPT = """
 import json, sys
@@ -31,7 +31,7 @@ def run_in_processes(number: int, script: Path, *arguments: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
-        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=1_500, env=environment
+        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=HANG, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
 
@@ -45,7 +45,7 @@ def train_in_processes(number: int, given: dict) -> list[dict]:
 
 
 def test_two_processes_equal_one(data, tmp_path: Path):
-    "One process with 2 micro-batches in a step equals two with 1 each: same data, masks and dropout, same losses to rounding."
+    "One process with 2 micro-batches per step has the data, masks, dropout and losses of two with 1 each, to rounding."
     histories = {}
     for number in (1, 2):
         settings = {
@@ -71,8 +71,8 @@ def test_two_processes_equal_one(data, tmp_path: Path):
 
 
 def test_a_script_may_exit_at_once(tmp_path: Path):
-    "PyTorch's Gloo threads need Python for a moment after a collective; without the wait at exit, about every third script aborted."
-    script = tmp_path / "ask.py"
+    "Gloo's threads need Python for a moment after a collective; without the wait at exit, every third script aborted."
+    script = tmp_path / "script.py"
     script.write_text(COMMUNICATE_AND_EXIT)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: run_in_processes(2, script), range(4)))

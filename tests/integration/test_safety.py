@@ -1,4 +1,4 @@
-"Runs that are killed, stopped by a signal, out of disk space, or resumed with other data: nothing is lost or resumed wrongly."
+"Runs that are killed, interrupted, out of disk space, or resumed with other data lose nothing and do not mix."
 
 import ctypes
 import logging
@@ -20,22 +20,20 @@ import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
 
-from conftest import ARCHITECTURE, SETTINGS
+from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
+from langmlm.disk import find_damage, read_json
 from langmlm.train.checkpoint import list_checkpoints
-from langmlm.disk import LOCK, read_json
-from langmlm.disk import find_damage
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 600  # Seconds: only a hang takes that long, even on a busy machine
 
 SERVER = multiprocessing.get_context("forkserver")  # Imports once; its children start in no time
 SERVER.set_forkserver_preload(["langmlm.tasks"])
 
 
 def given(data: dict[str, Path], folder: Path, **changes) -> dict:
-    "The arguments of `create_mlm` for a long run, which a process can be sent."
-    settings = {**SETTINGS, "num_train_epochs": 50, "output_dir": str(folder), "disable_tqdm": True, **changes}
+    "The arguments of `create_mlm`, as JSON, for a run that is too long to end before it is stopped."
+    settings = {**SETTINGS, "num_train_epochs": 2_000, "output_dir": str(folder), "disable_tqdm": True, **changes}
     paths = {name: str(path) for name, path in data.items()}
     return {**paths, "model_config": ARCHITECTURE, "training_config": settings}
 
@@ -46,11 +44,17 @@ def train_in_process(arguments: dict) -> None:
     tasks.create_mlm(**arguments).train()
 
 
-def train_slowly(arguments: dict) -> None:
-    "Train with steps that take a minute, in a child process."
+def train_slowly(arguments: dict, started: Path, log: Path) -> None:
+    "Train with steps that never end, in a child process; a file says that one has begun, another what is logged."
     import langmlm.train.loop
 
-    langmlm.train.loop.train_step = lambda *ignored: time.sleep(60)
+    logging.basicConfig(filename=log)
+
+    def step(*ignored) -> None:
+        started.touch()
+        time.sleep(2 * HANG)
+
+    langmlm.train.loop.train_step = step
     train_in_process(arguments)
 
 
@@ -70,12 +74,12 @@ def wait_for(condition: Callable[[], object]) -> None:
     "Wait for a condition."
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < HANG, "waited too long"
         time.sleep(0.01)
 
 
 def checkpoint_step(folder: Path) -> int:
-    "The step of the newest checkpoint, which has to be whole."
+    "The step of the newest checkpoint, which must be intact."
     newest = list_checkpoints(folder)[-1]
     assert find_damage(newest) == []
     return read_json(newest / "trainer_state.json")["global_step"]
@@ -115,18 +119,18 @@ def when_logged(text: str, action: Callable[[], None]) -> Iterator[list[str]]:
 def test_killed_runs_end_like_uninterrupted_ones():
     "A few of the kills that `benchmarks/kill_runs.py` makes a hundred of."
     command = [sys.executable, ROOT / "benchmarks" / "kill_runs.py", "--kills", "3", "--seed", "1"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert finished.returncode == 0, finished.stdout + finished.stderr[-3000:]
 
 
 def test_sigterm_saves_a_checkpoint(data, resume, tmp_path: Path):
     "SIGTERM: the step in progress is finished and saved, and the exit status is the usual one."
-    with child(train_in_process, given(data, tmp_path / "run", save_steps=1_000)) as process:
+    with child(train_in_process, given(data, tmp_path / "run", save_steps=10**6)) as process:
         wait_for((tmp_path / "run" / "trainer_state.json").exists)
         os.kill(process.pid, signal.SIGTERM)
-        process.join(PATIENCE)
+        process.join(HANG)
         assert process.exitcode == 128 + signal.SIGTERM
-    assert 0 < checkpoint_step(tmp_path / "run") < 1_000
+    assert 0 < checkpoint_step(tmp_path / "run") < 10**6
     assert resume(tmp_path / "run").state.step == checkpoint_step(tmp_path / "run")
 
 
@@ -137,7 +141,7 @@ def test_ctrl_c_in_a_script(data, tmp_path: Path):
     with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: list_checkpoints(tmp_path / "run"))
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=PATIENCE)[1]
+        said = process.communicate(timeout=HANG)[1]
     assert process.returncode == -signal.SIGINT  # Which a shell shows as 130
     last_line = said.strip().splitlines()[-1]
     assert last_line.startswith(f"KeyboardInterrupt: SIGINT: stopped after step {checkpoint_step(tmp_path / 'run')} of")
@@ -145,15 +149,16 @@ def test_ctrl_c_in_a_script(data, tmp_path: Path):
 
 
 def test_a_second_signal_stops_at_once(data, tmp_path: Path):
-    "A second signal does not wait for a step of a minute."
-    with child(train_slowly, given(data, tmp_path / "run")) as process:
-        wait_for((tmp_path / "run" / LOCK).exists)
-        time.sleep(1)
+    "A second signal does not wait for a step that takes longer than anybody would."
+    started, log = tmp_path / "started", tmp_path / "log"
+    with child(train_slowly, given(data, tmp_path / "run"), started, log) as process:
+        wait_for(started.exists)
         os.kill(process.pid, signal.SIGTERM)
+        wait_for(lambda: "a second signal stops at once" in log.read_text())
         process.join(1)
         assert process.exitcode is None
         os.kill(process.pid, signal.SIGTERM)
-        process.join(30)
+        process.join(HANG)
         assert process.exitcode == 128 + signal.SIGTERM
     assert list_checkpoints(tmp_path / "run") == []
 
@@ -200,7 +205,7 @@ def test_all_processes_stop_at_the_same_step(data, resume, tmp_path: Path):
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         wait_for(lambda: list_checkpoints(tmp_path / "run"))
         os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(HANG) == 0
     stops = [(tmp_path / f"step-{number}").read_text() for number in (0, 1)]
     assert stops == [f"{checkpoint_step(tmp_path / 'run')} 143"] * 2
     with pytest.raises(ValueError, match="gradient_accumulation_steps x processes: then 4, now 2"):
@@ -320,16 +325,16 @@ def train_with_small_files(arguments: dict) -> None:
     task.train(stop_at_step=4)
 
 
-def test_limit_of_the_process(data, tmp_path: Path):
+def test_file_size_limit(data, tmp_path: Path):
     "A quota acts like a full disk."
     with child(train_with_small_files, given(data, tmp_path / "run")) as process:
-        process.join(PATIENCE)
+        process.join(HANG)
         assert process.exitcode == 0
     assert checkpoint_step(tmp_path / "run") == 4
 
 
 def obey_permissions(obey: bool) -> None:
-    "Make root obey the permissions of files in this thread, as everybody else does; or let it pass them over again."
+    "Make root obey the permissions of files in this thread, as other users must; or let it ignore them again."
     if os.geteuid() != 0:
         return
     libc, dac_override = ctypes.CDLL(None, use_errno=True), 1 << 1

@@ -79,7 +79,11 @@ def test_deterministic_and_different(loader: BatchLoader):
             for index, own in enumerate(rows):
                 if number == epoch and longest in own:
                     batch = loader.load(step).batches[index][1]
-                    begin = int(batch.cu_seqlens[make_flat_batch(loader.dataset, own, loader.pad_token_id).rows.tolist().index(longest)])
+                    begin = int(
+                        batch.cu_seqlens[
+                            make_flat_batch(loader.dataset, own, loader.pad_token_id).rows.tolist().index(longest)
+                        ]
+                    )
                     end = begin + int(loader.dataset.lengths[longest])
                     inside = (batch.masked_positions >= begin) & (batch.masked_positions < end)
                     masks.append((batch.masked_positions[inside] - begin).tolist())

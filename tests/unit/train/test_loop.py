@@ -439,7 +439,7 @@ def private_attributes(file: Path) -> set[str]:
 
 
 def test_accelerate_wraps_the_optimizer(straight: tasks.MLMTask):
-    "The wrapped optimizer and the loss scale have the names that the loop uses, and the model is the one that is saved."
+    "The loop finds the wrapped optimizer and the loss scale by their names; the wrapped model is the one that is saved."
     assert isinstance(straight.optimizer.optimizer, torch.optim.Optimizer)
     assert straight.accelerator.scaler is None
     assert straight.accelerator.unwrap_model(straight.module).model is straight.model

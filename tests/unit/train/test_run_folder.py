@@ -330,9 +330,11 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
         save(run, last)
         with pytest.raises(OSError) as caught:
             run.run_folder.finish(run.model, run.optimizer, run.state)
+    folder = tmp_path / "run"
     assert str(caught.value) == (
-        f"checkpoint-{last} could not be saved in {str(tmp_path / 'run')!r}; the weights of step {last} are in memory only "
-        f"(the latest checkpoint is {tmp_path / 'run' / 'checkpoint-3'}): free some space and call train() again, which saves them"
+        f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in memory only "
+        f"(the latest checkpoint is {folder / 'checkpoint-3'}): "
+        "free some space and call train() again, which saves them"
     )
     with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
         with pytest.raises(OSError, match=r"^final_model could not be saved"):
