@@ -51,6 +51,7 @@ class LossSpike:
 
 def _find_spike(losses: Sequence[Sequence[float]]) -> LossSpike | None:
     "Return a spike if the latest of the losses, [step, loss] each, are far above earlier ones."
+    losses = losses[-TrainState.history_length :]
     values = np.array([loss for _, loss in losses])
     for window, multiple in _WINDOWS.items():
         if len(values) < window:
