@@ -6,6 +6,7 @@
 __all__ = ['TrainState', 'describe_run', 'make_trainer_state', 'restore_state']
 
 # %% ../../nbs/train/06_state.ipynb #98778d77
+import copy
 import logging
 import platform
 from dataclasses import asdict, dataclass, field
@@ -156,7 +157,7 @@ def restore_state(
         )
     if accelerator.is_main_process:
         _log_changes(trainer_state, description, plan)
-    state = TrainState(step=step, log_history=list(trainer_state["log_history"]), **saved["state"])
+    state = TrainState(step=step, log_history=list(trainer_state["log_history"]), **copy.deepcopy(saved["state"]))
     if saved["config"]["learning_rate"] != description["config"]["learning_rate"]:  # The user has chosen a new one
         state.rollbacks, state.learning_rate_factor = 0, 1.0
     if accelerator.scaler and saved["scaler"]:
