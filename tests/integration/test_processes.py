@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from conftest import ARCHITECTURE, HANG, SETTINGS
 
 SCRIPT = """

@@ -144,7 +144,6 @@ def test_nothing_to_predict(run: tasks.MLMTask):
         measure(run, rules=nothing)
 
 
-
 def test_log(start_run: Callable):
     "Results and their time are logged at their steps; the time does not count as training."
     history = start_run(logging_steps=25).train()

@@ -18,7 +18,6 @@ from langmlm.train.spikes import (
     _WINDOWS,
     LossSpike,
     _estimate_noise,
-    _find_spike,
     checkpoints_for_rollback,
     detect_loss_spike,
     handle_loss_spike,
@@ -35,11 +34,31 @@ HEALTHY = 4 + 3 * np.exp(-STEPS / 40) + NOISE[:200]
 EXTREME = HEALTHY + 30 * ((STEPS >= 50) & (STEPS < 60))
 
 
+def state_with(losses: list[float], norms: list[float] | None = None, **fields) -> TrainState:
+    "A state that has done some steps with ten predictions each."
+    state = TrainState(**fields)
+    for loss, norm in zip(losses, norms or losses):
+        state.add(torch.tensor([10 * loss, 10.0, norm]))
+    return state
+
+
+def detect(state: TrainState, check_trend: bool, scaled: bool = False, on_loss_spike: str = "warn") -> LossSpike | None:
+    "Detect a spike as a run in one process does, with a loss scale or without."
+    accelerator = SimpleNamespace(scaler=object() if scaled else None, reduce=lambda tensor: tensor)
+    return detect_loss_spike(state, TrainingConfig(on_loss_spike=on_loss_spike), accelerator, check_trend)
+
+
 def first_spike(losses: np.ndarray) -> tuple[int, LossSpike] | None:
     "The first step at which a run with these losses has a spike, if it is checked after every step."
-    numbered = list(enumerate(losses.tolist(), 1))
-    found = ((step, _find_spike(numbered[:step])) for step in range(len(losses) + 1))
-    return next(((step, spike) for step, spike in found if spike), None)
+    state = TrainState()
+    for loss in [None, *losses.tolist()]:
+        if loss is not None:
+            state.add(torch.tensor([10 * loss, 10.0, 1.0]))
+        if spike := detect(state, check_trend=True):
+            return state.step, spike
+        if state.step % 10 == 0:
+            state.mark_logged()
+    return None
 
 
 # Detection
@@ -112,32 +131,26 @@ def test_the_step_of_a_jump():
 
 def test_losses_too_long_ago():
     "A low loss counts as long as it is remembered."
-    assert _find_spike([(1, 0.1), *((step, 7.0) for step in range(2, LOSS_HISTORY + 2))]) is None
-    low = [(step, 0.1) for step in range(1, 17)]
+    assert detect(state_with([0.1] + [7.0] * LOSS_HISTORY), check_trend=True) is None
     for steps, expected in ((20, True), (LOSS_HISTORY - 20, True), (LOSS_HISTORY, False)):
-        high = [(step, 7.0) for step in range(17, steps + 17)]
-        assert (_find_spike(low + high) is not None) == expected
+        unlogged = state_with([0.1] * 16 + [7.0] * steps)
+        half_logged = state_with([0.1] * 16)
+        assert detect(half_logged, check_trend=True) is None
+        half_logged.mark_logged()
+        for _ in range(steps):
+            half_logged.add(torch.tensor([70.0, 10.0, 1.0]))
+        for state in (unlogged, half_logged):
+            assert (detect(state, check_trend=True) is not None) == expected
 
 
 def test_missing_steps():
     "Steps without predictions have no loss; the onset is a step of the run, not an index."
-    numbered = [(2 * index + 1, loss) for index, loss in enumerate(jump(4, 150).tolist())]
-    spike = _find_spike(numbered[:160])
+    state = TrainState()
+    for loss in jump(4, 150)[:160].tolist():
+        state.add(torch.tensor([10 * loss, 10.0, 1.0]))
+        state.add(torch.tensor([0.0, 0.0, 0.0]))
+    spike = detect(state, check_trend=True)
     assert 2 * 130 <= spike.onset <= 2 * 150 + 1
-
-
-def state_with(losses: list[float], norms: list[float] | None = None, **fields) -> TrainState:
-    "A state that has done some steps with ten predictions each."
-    state = TrainState(**fields)
-    for loss, norm in zip(losses, norms or losses):
-        state.add(torch.tensor([10 * loss, 10.0, norm]))
-    return state
-
-
-def detect(state: TrainState, check_trend: bool, scaled: bool = False, on_loss_spike: str = "warn") -> LossSpike | None:
-    "Detect a spike as a run in one process does, with a loss scale or without."
-    accelerator = SimpleNamespace(scaler=object() if scaled else None, reduce=lambda tensor: tensor)
-    return detect_loss_spike(state, TrainingConfig(on_loss_spike=on_loss_spike), accelerator, check_trend)
 
 
 def test_trend_is_checked_when_asked():
