@@ -77,9 +77,9 @@ def detect_loss_spike(
 ) -> LossSpike | None:
     "Read the metrics; return a spike if a loss or gradient since the last log entry is not finite, or losses diverge."
     state.read_metrics(accelerator)
-    for step, loss, _, grad_norm in state.unlogged:
+    for step, loss, predictions, grad_norm in state.unlogged:
         if not math.isfinite(loss if accelerator.scaler else loss + grad_norm):
-            reason = f"the loss of step {step} is {loss:.3g} and its gradient norm {grad_norm:.3g}"
+            reason = f"the loss of step {step} is {loss / max(1, predictions):.3g} and its gradient norm {grad_norm:.3g}"
             return LossSpike(max(0, step - min(_WINDOWS)), reason, finite=False)
     return _find_spike(state.recent_losses()) if check_trend and config.on_loss_spike != "ignore" else None
 

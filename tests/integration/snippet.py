@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 import transformers
-from transformers import AutoTokenizer, RobertaForMaskedLM
-
 from langmlm import tasks
 from langmlm.text.corpus import docstrings
+from transformers import AutoTokenizer, RobertaForMaskedLM
 
 DOCUMENTS = 2_000
 VOCABULARY = 2_000

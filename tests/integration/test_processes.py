@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from conftest import ARCHITECTURE, HANG, SETTINGS
 
 SCRIPT = """

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
-from conftest import ARCHITECTURE, HANG, SETTINGS
 from safetensors.torch import load_file
 
+from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
 from langmlm.disk import find_damage, read_json
 from langmlm.train.checkpoint import list_checkpoints

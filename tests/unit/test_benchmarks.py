@@ -4,16 +4,7 @@ from data import split_documents
 from learning import learning_contenders
 from processes import Failure
 from rounds import interleave, rotated
-from summary import (
-    best_precision,
-    by_peer,
-    compare,
-    is_noisy,
-    noisy_names,
-    rates,
-    ratio,
-    spread,
-)
+from summary import best_precision, by_peer, compare, is_noisy, noisy_names, rates, ratio, spread
 
 
 def rounds_of(*tokens_per_second: float) -> list[dict]:

@@ -93,7 +93,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def code_of(text: str) -> str:
     "The first block of code."
-    return re.search(r"```python\n(.*?)\n```", text, re.DOTALL)[1]
+    return re.search(r"```python\n(.*?)\n```", text, re.S)[1]
 
 
 def test_function_has_call_docstring_and_table():
@@ -109,7 +109,7 @@ def test_function_has_call_docstring_and_table():
 
 def test_code_never_holds_links_or_comments():
     for symbol in (make_thing, Settings, Sizes, tasks.create_mlm, tasks.create_tokenizer, TrainingConfig):
-        for block in re.findall(r"```python\n(.*?)\n```", entry(symbol, symbol.__name__, 3), re.DOTALL):
+        for block in re.findall(r"```python\n(.*?)\n```", entry(symbol, symbol.__name__, 3), re.S):
             assert "`" not in block and "](" not in block and "#" not in block
 
 

@@ -8,12 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from langmlm.data.dataset import (
-    TokenizedDataset,
-    check_tokenizer,
-    open_dataset,
-    unigram_entropy,
-)
+from langmlm.data.dataset import TokenizedDataset, check_tokenizer, open_dataset, unigram_entropy
 
 LENGTHS = np.random.default_rng(0).integers(3, 20, 300)
 SEQUENCES = [[0, *np.random.default_rng(row).integers(5, 400, length - 2).tolist(), 2] for row, length in enumerate(LENGTHS)]

@@ -8,12 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langmlm.model import attention
-from langmlm.model.attention import (
-    EqualLengthBlock,
-    attend_equal_lengths,
-    attend_varlen,
-    group_equal_lengths,
-)
+from langmlm.model.attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
 
 LENGTHS = [3, 5, 5, 8, 17, 33, 40, 64]
 CU_SEQLENS = F.pad(torch.tensor(LENGTHS).cumsum(0), (1, 0)).int()

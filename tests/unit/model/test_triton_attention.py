@@ -21,11 +21,7 @@ from torch import Tensor, nn
 from langmlm.data.masking import MaskedBatch
 from langmlm.model import roberta, triton_attention
 from langmlm.model.roberta import FlatMaskedLM, ModelConfig, build_model, roberta_config
-from langmlm.model.triton_attention import (
-    attend_triton,
-    has_triton_kernel,
-    token_bounds,
-)
+from langmlm.model.triton_attention import attend_triton, has_triton_kernel, token_bounds
 
 ROOT = Path(__file__).resolve().parents[3]
 HAS_TRITON = find_spec("triton") is not None

@@ -160,7 +160,7 @@ def test_files(folder: Path):
 def test_errors_when_opening(folder: Path, caplog: pytest.LogCaptureFixture):
     "Errors at the beginning of a source appear when the corpus is opened; losses are logged once."
     (folder / "bad").mkdir()
-    (folder / "bad" / "latin.txt").write_bytes(b"fine\n" + "café\n".encode("latin-1"))
+    (folder / "bad" / "latin.txt").write_bytes("fine\n".encode() + "café\n".encode("latin-1"))
     errors = {
         "latin.txt, line 2, byte 4": ("bad",),
         "empty list": ([],),

@@ -20,13 +20,7 @@ import pytest
 from fsspec.core import url_to_fs
 
 from langmlm.text.corpus import open_corpus
-from langmlm.text.files import (
-    COMPRESSIONS,
-    FORMATS,
-    SourceFile,
-    detect_format,
-    find_files,
-)
+from langmlm.text.files import COMPRESSIONS, FORMATS, SourceFile, detect_format, find_files
 
 COMPRESS = {
     "gz": gzip.compress,

@@ -7,12 +7,12 @@ from random import Random
 from unittest.mock import patch
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty_files import csv_file, is_empty, json_file
-from pyarrow import feather
 
 from langmlm.text.files import FORMATS
 from langmlm.text.readers import (
@@ -108,7 +108,7 @@ def test_lines():
     assert read(f"one\n{long_line}\nlast".encode()) == ["one", long_line, "last"]
 
 
-LATIN = b"fine\n" + "café au lait\n".encode("latin-1")
+LATIN = "fine\n".encode() + "café au lait\n".encode("latin-1")
 
 
 def test_invalid_utf8():
@@ -126,7 +126,7 @@ def test_invalid_utf8():
 
 def test_document_units():
     "A document is a line, a paragraph or a file; only whitespace is no document."
-    poem = b"  Tyger Tyger,\r\nburning bright\r\n \r\n\r\nIn the forests\r\nof the night\r\n"
+    poem = "  Tyger Tyger,\r\nburning bright\r\n \r\n\r\nIn the forests\r\nof the night\r\n".encode()
     assert read(poem) == ["  Tyger Tyger,", "burning bright", "In the forests", "of the night"]
     assert read(poem, document="file") == ["  Tyger Tyger,\nburning bright\n \n\nIn the forests\nof the night"]
     paragraphs = ["  Tyger Tyger,\nburning bright", "In the forests\nof the night"]

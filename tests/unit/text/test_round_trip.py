@@ -11,12 +11,7 @@ from transformers import AutoTokenizer, RobertaTokenizer
 from langmlm import tasks
 from langmlm.data.dataset import open_dataset
 from langmlm.text.corpus import docstrings
-from langmlm.tokens.tokenizer import (
-    SPECIAL_TOKENS,
-    TokenizerConfig,
-    save_tokenizer,
-    train_tokenizer,
-)
+from langmlm.tokens.tokenizer import SPECIAL_TOKENS, TokenizerConfig, save_tokenizer, train_tokenizer
 
 
 def texts(max_size: int) -> st.SearchStrategy[str]:

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from langmlm.tokens import report as module
-from langmlm.tokens.report import (
-    LENGTH_EDGES,
-    Report,
-    add_statistics,
-    count_lengths,
-    count_text,
-    pack_bits,
-)
+from langmlm.tokens.report import LENGTH_EDGES, Report, add_statistics, count_lengths, count_text, pack_bits
 
 
 @pytest.fixture

@@ -15,25 +15,11 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    RobertaForMaskedLM,
-)
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, RobertaForMaskedLM
 
 import langmlm
 from langmlm import tasks
-from langmlm.disk import (
-    MANIFEST,
-    find_damage,
-    hash_json,
-    is_intact,
-    read_json,
-    write_json,
-    write_manifest,
-)
+from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import (

@@ -12,13 +12,7 @@ import pytest
 import torch
 
 from langmlm.config import ConfigError
-from langmlm.train.config import (
-    Arithmetic,
-    TrainingConfig,
-    device_type,
-    plan_batches,
-    run_arithmetic,
-)
+from langmlm.train.config import Arithmetic, TrainingConfig, device_type, plan_batches, run_arithmetic
 
 CONFIG = TrainingConfig(num_train_epochs=2, per_device_train_batch_size=4, bf16=False)
 LENGTHS = np.random.default_rng(0).integers(8, 65, 700).astype(np.int32)

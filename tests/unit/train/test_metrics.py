@@ -11,13 +11,7 @@ from IPython.core.formatters import DisplayFormatter
 from transformers import RobertaConfig
 
 from langmlm.train import metrics
-from langmlm.train.metrics import (
-    Estimate,
-    History,
-    SpeedMeter,
-    peak_flops,
-    training_flops,
-)
+from langmlm.train.metrics import Estimate, History, SpeedMeter, peak_flops, training_flops
 
 STEPS = range(100, 2_001, 100)
 ENTRIES = [{"step": step, "epoch": step / 1_000, "loss": 5 + 400 / step, "learning_rate": 1e-4} for step in STEPS]

@@ -16,12 +16,7 @@ import transformers
 from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import find_starting_point
-from langmlm.train.state import (
-    TrainState,
-    describe_run,
-    make_trainer_state,
-    restore_state,
-)
+from langmlm.train.state import TrainState, describe_run, make_trainer_state, restore_state
 
 LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
