@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
