@@ -23,13 +23,13 @@ test: $(INSTALLED_DEV)  ## Run every check
 
 gpu: $(INSTALLED_DEV)  ## Run what needs a GPU
 	$(BIN)/python -m pytest tests/integration/test_gpu.py
-	for chapter in attention layers; do PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --path nbs/model/0?_$$chapter.ipynb --flags gpu || exit 1; done
+	for chapter in attention triton_attention layers; do PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_test --path nbs/model/0?_$$chapter.ipynb --flags gpu || exit 1; done
 
 docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: see quarto.org"; exit 1; }
 	rm -rf _proc
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+	PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
 	rm -rf index_files
 	$(BIN)/python tools/readme.py --write
 

@@ -1,4 +1,4 @@
-"Read settings.ini, where the package is described, and hand it to setuptools."
+"Read the description of the package from settings.ini and pass it to setuptools."
 
 import re
 from configparser import ConfigParser

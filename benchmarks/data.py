@@ -1,4 +1,4 @@
-"The texts, their tokenizers, and the datasets that every peer makes of them."
+"The texts, their tokenizers, and the dataset that each peer makes from them."
 
 import hashlib
 import lzma
@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from processes import ShardPosition, once
+from processes import Place, once
 from workloads import PEERS
 
 SEED = 42
@@ -16,13 +16,13 @@ QUICK_DOCUMENTS = {"short": 600, "long": 12}
 
 
 def read_text(file: Path) -> str:
-    "A text file; one that is packed by xz is opened."
+    "Read a text file, which may be compressed by xz."
     with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf-8") as text:
         return text.read()
 
 
 def split_documents(text: str, kind: str) -> list[str]:
-    "Short: every line is a document. Long: so are paragraphs up to an empty line, joined, if there are empty lines."
+    "Short: one document per line. Long: the same, or paragraphs separated by empty lines if there are any."
     lines = [line.strip() for line in text.split("\n")]
     if kind == "short" or "" not in lines[:-1]:
         return [line for line in lines if line]
@@ -36,7 +36,7 @@ def split_documents(text: str, kind: str) -> list[str]:
 
 
 def is_held_out(document: str) -> bool:
-    "A part chosen by hash, so that equal documents are on the same side."
+    "Choose documents by hash, so that duplicates are on the same side."
     digest = hashlib.sha256(f"{SEED} {document}".encode()).digest()
     return int.from_bytes(digest[:8]) < HELD_OUT_SHARE * 2**64
 
@@ -50,14 +50,14 @@ def write_documents(file: Path, documents: list[str]) -> Path:
 
 @dataclass
 class Data:
-    "Made once, and shared by all contenders of all workloads."
+    "Texts and datasets that all workloads share."
 
-    place: ShardPosition
+    place: Place
     train: dict[str, Path]  # "short" and "long": one document per line
-    select_validation: Path  # Short lines
-    texts: dict[str, dict]  # What a result says of them
+    held_out: Path  # Short lines
+    texts: dict[str, dict]  # Their description in the results
     lengths: tuple[int, ...]  # All values of max_length
-    vocabularies: dict[str, int] = field(default_factory=dict)  # Of the models by name, as they were asked for
+    vocabularies: dict[str, int] = field(default_factory=dict)  # Requested vocabulary size by model name
     _made: dict[tuple, dict] = field(default_factory=dict)
 
     @property
@@ -65,10 +65,10 @@ class Data:
         return self.place.work
 
     def tokenizer(self, model: str, max_length: int) -> str:
-        "The tokenizer folder of a model, made at first need; it learns from both training texts."
+        "Return the tokenizer folder of a model; train the tokenizer on both training texts when it is first needed."
         folders = {length: self.work / "tokenizers" / f"{model}-{length}" for length in self.lengths}
         if not folders[max_length].exists():
-            print(f"making the tokenizer of the {model} model", flush=True)
+            print(f"training the tokenizer of the {model} model", flush=True)
             job = {
                 "do": "make_tokenizer",
                 "texts": {kind: str(file) for kind, file in self.train.items()},
@@ -81,12 +81,12 @@ class Data:
         return str(folders[max_length])
 
     def dataset(self, peer: str, text: str, model: str, max_length: int) -> dict:
-        "The dataset that a peer trains from: `path`, `tokens`, `sequences`, `bytes`."
+        "Return `path`, `tokens`, `sequences` and `bytes` of the dataset that a peer trains on."
         key = (peer, text, model, max_length)
         if key not in self._made:
             path = self.work / "datasets" / "-".join(map(str, key)) / "dataset"
             path.parent.mkdir(parents=True, exist_ok=True)
-            print(f"making the dataset of {peer} ({text}, {max_length})", flush=True)
+            print(f"tokenizing for {peer} ({text}, {max_length})", flush=True)
             job = {
                 "do": "prepare",
                 "text": str(self.train[text]),
@@ -100,14 +100,14 @@ class Data:
         return self._made[key]
 
     def dataset_figures(self, *key) -> dict:
-        "What a result says of a dataset."
+        "Describe a dataset for the results."
         made = self.dataset(*key)
         sizes = {name: made[name] for name in ("tokens", "sequences", "bytes")}
         return sizes | {"bytes_per_token": made["bytes"] / made["tokens"]}
 
 
-def load_data(place: ShardPosition, files: dict[str, Path], lengths: tuple[int, ...], vocabularies: dict, quick: bool) -> Data:
-    "Read the texts, or make those that every machine has; split them; write them where contenders find them."
+def load_data(place: Place, files: dict[str, Path], lengths: tuple[int, ...], vocabularies: dict, quick: bool) -> Data:
+    "Read the texts, or create the default ones; split them; write them for the contenders."
     named = {kind: file.name for kind, file in files.items()}
     missing = {kind: place.work / f"docstrings-{kind}.txt" for kind in ("short", "long") if kind not in files}
     if missing:
@@ -123,8 +123,8 @@ def load_data(place: ShardPosition, files: dict[str, Path], lengths: tuple[int, 
         train[kind] = write_documents(place.work / "texts" / f"{kind}.txt", kept)
         if kind == "short":
             others = random.Random(SEED).sample(documents, len(documents))
-            select_validation = [document for document in others if is_held_out(document)][:HELD_OUT_LINES]
-            write_documents(place.work / "texts" / "held-out.txt", select_validation)
+            held_out = [document for document in others if is_held_out(document)][:HELD_OUT_LINES]
+            write_documents(place.work / "texts" / "held-out.txt", held_out)
         texts[kind] = {
             "name": named[kind],
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

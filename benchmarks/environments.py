@@ -1,4 +1,4 @@
-"An environment of its own for every peer, made when it is missing and made again when its requirements change."
+"Create a virtual environment for every peer, and again when its requirements change."
 
 import hashlib
 import os
@@ -9,16 +9,16 @@ from configparser import ConfigParser
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 ENVIRONMENTS = HERE / ".environments"  # Not in git
 CONSTRAINTS = ROOT / "constraints.txt"
 STAMP = "requirements.sha256"
 INSTALL_TIMEOUT = 3600  # Seconds, for one call of pip
 
-# Every list is one call of `pip install`. Torch comes first and pinned, so that no later call chooses one.
+# Every list is one call of `pip install`. Torch comes first and pinned, so that no later call chooses a version.
 # Langformers 0.5.0 says transformers>=4.51, but stops at 5.0 (its tokenizer class and training arguments are gone):
-# 4.57.6 is the last before it. Its other requirements are imported as soon as it is (`import langformers` loads its
-# web server, its labellers and its classifiers), so it is installed with all of them.
+# 4.57.6 is the last before it. `import langformers` also imports its web
+# server, labellers and classifiers, so it is installed with all of its requirements.
 TORCH = ["torch==2.13.0"]
 REQUIREMENTS = {
     "langmlm": [TORCH, ["--constraint", str(CONSTRAINTS), "--editable", str(ROOT)]],
@@ -28,7 +28,7 @@ REQUIREMENTS = {
 
 
 def fingerprint(name: str) -> str:
-    "A hash that changes when an environment has to be made again."
+    "Return a hash that changes when an environment has to be created again."
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     parts = [sys.version, *sum(REQUIREMENTS[name], [])]
@@ -40,7 +40,7 @@ def fingerprint(name: str) -> str:
 
 
 def make_environment(name: str) -> Path:
-    "The interpreter of an environment, which is made if there is no fitting one."
+    "Return the interpreter of an environment; create the environment if it is missing or outdated."
     folder, wanted = ENVIRONMENTS / name, fingerprint(name)
     python, stamp = folder / "bin" / "python", folder / STAMP
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -55,7 +55,7 @@ def make_environment(name: str) -> Path:
 
 
 def install(command: list[str]) -> None:
-    "Run one command of an installation to its end; if it fails, say what it printed."
+    "Run one installation command; if it fails, exit with what it printed."
     done = subprocess.run(
         command, cwd=HERE, capture_output=True, text=True, timeout=INSTALL_TIMEOUT, stdin=subprocess.DEVNULL
     )
@@ -64,7 +64,7 @@ def install(command: list[str]) -> None:
 
 
 def find_pythons(names: list[str], given: list[str]) -> dict[str, Path]:
-    "The interpreter of every environment: the one that is given as NAME=PATH, else the one made here."
+    "Return the interpreter of every environment: the one given as NAME=PATH, else the one created here."
     chosen = dict(pair.split("=", 1) for pair in given)
     unknown = [name for name in chosen if name not in REQUIREMENTS]
     if unknown:

@@ -1,4 +1,4 @@
-"Does training cost more per token, or more memory, on a bigger corpus? The same text, a hundredth, a tenth and all of it."
+"Compare training time per token and peak memory on a hundredth, a tenth and all of a text."
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from rounds import rotated
 from summary import is_noisy, spread
 from workloads import PEERS, train_job
 
-SIZES = {"x1": 100, "x10": 10, "x100": 1}  # The part of the text is one of so many
+SIZES = {"x1": 100, "x10": 10, "x100": 1}  # The text divided by this number
 STEPS = 20
 WARM_UP_STEPS = 5
 
@@ -18,7 +18,7 @@ WARM_UP_STEPS = 5
 def run_growth(
     data: Data, files: list[Path], model: dict, max_length: int, device: str, repetitions: int, batch_size: int
 ) -> dict:
-    "Every measurement in a fresh process, sizes in turn, repeated."
+    "Measure every size in a fresh process, in turns, several times."
     texts = make_texts(data, files)
     tokenizer = data.tokenizer("small", max_length)
     jobs = {}
@@ -35,7 +35,7 @@ def run_growth(
 
 
 def make_texts(data: Data, files: list[Path]) -> dict[str, Path]:
-    "Parts of the text, by documents in a seeded order; each is within the next."
+    "Write parts of the text, documents in a seeded order; each part contains the smaller ones."
     documents: list[str] = []
     for file in files or [data.train["short"]]:
         documents += split_documents(read_text(file), "short")
@@ -47,7 +47,7 @@ def make_texts(data: Data, files: list[Path]) -> dict[str, Path]:
 
 
 def make_dataset(data: Data, text: Path, tokenizer: str, max_length: int, size: str) -> str:
-    "The dataset of a part."
+    "Tokenize a part."
     path = str(data.work / "datasets" / f"growth-{size}")
     job = {"do": "prepare", "text": str(text), "tokenizer": tokenizer, "dataset": path, "max_length": max_length}
     with Contender(data.place, "langmlm", PEERS["langmlm"].script, job) as contender:
@@ -56,7 +56,7 @@ def make_dataset(data: Data, text: Path, tokenizer: str, max_length: int, size: 
 
 
 def training_job(dataset: str, tokenizer: str, model: dict, max_length: int, device: str, batch_size: int) -> dict:
-    "A fixed number of steps."
+    "Return the job of a fixed number of steps."
     return train_job(
         "langmlm",
         {"tokenizer": tokenizer, "dataset": dataset},
@@ -72,14 +72,14 @@ def training_job(dataset: str, tokenizer: str, model: dict, max_length: int, dev
 
 
 def measure_once(data: Data, job: dict) -> dict:
-    "One process that trains for some steps."
+    "Train for some steps in one process."
     with Contender(data.place, "langmlm", PEERS["langmlm"].script, job) as contender:
         contender.receive()
         return per_token(contender.ask(do="round", steps=STEPS)["round"], contender.ask(do="stop"))
 
 
 def per_token(figures: dict, peak: dict) -> dict:
-    "What is kept of one measurement."
+    "Return the results of one measurement."
     microseconds = 1e6 * figures["seconds"] / figures["tokens"]
     return {"microseconds_per_token": microseconds, "tokens": figures["tokens"], **peak}
 

@@ -1,6 +1,6 @@
-"""Train twenty healthy runs that differ in every way, and count the alarms about their losses: there should be none.
+"""Train twenty different runs in which nothing is wrong, and count the loss spikes that are detected: all are false alarms.
 
-`python benchmarks/healthy_runs.py` writes what it finds to benchmarks/results, and the chapter on alarms shows it.
+`python benchmarks/healthy_runs.py` stores the results in `benchmarks/results`, and the chapter on loss spikes shows them.
 """
 
 import json
@@ -19,7 +19,7 @@ DEEP = {"num_hidden_layers": 6, "hidden_size": 96, "num_attention_heads": 4, "in
 WIDE = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
 COMMON = {"max_steps": 500, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "bf16": False}
 COMMON |= {"logging_steps": 1, "save_strategy": "no", "on_loss_spike": "warn", "disable_tqdm": True}
-RUNS = [  # Documents, architecture, and what else differs
+RUNS = [  # Documents, architecture, options that differ
     (1_500, SMALL, {"learning_rate": 1e-3}),
     (1_500, SMALL, {"learning_rate": 3e-4, "seed": 1}),
     (1_500, SMALL, {"learning_rate": 3e-3, "seed": 2}),
@@ -44,8 +44,8 @@ RUNS = [  # Documents, architecture, and what else differs
 
 
 def train(number: int, folder: Path, **changes) -> dict:
-    "Train one of the runs in a folder, and say what came of it; its data is made there if it is not."
-    documents, architecture, differing = RUNS[number]
+    "Train one of the runs in a folder, and return its results; the data is created there if it is missing."
+    documents, architecture, options = RUNS[number]
     data = folder / f"data-{documents}"
     if not data.is_dir():
         data.mkdir()
@@ -57,14 +57,14 @@ def train(number: int, folder: Path, **changes) -> dict:
         tokenizer=data / "tokenizer",
         tokenized_dataset=data / "dataset",
         model_config=architecture,
-        training_config={**COMMON, **differing, **changes, "output_dir": folder / f"run-{number}"},
+        training_config={**COMMON, **options, **changes, "output_dir": folder / f"run-{number}"},
     )
     log = task.train().log_history
     losses = [entry["loss"] for entry in log if "loss" in entry]
     return {
         "documents": documents,
         "parameters": task.model.num_parameters(),
-        "settings": differing,
+        "settings": options,
         "steps": len(losses),
         "first_loss": round(losses[0], 3),
         "last_loss": round(sum(losses[-20:]) / len(losses[-20:]), 3),
@@ -73,7 +73,7 @@ def train(number: int, folder: Path, **changes) -> dict:
 
 
 def main() -> int:
-    "Train all of them, one after the other."
+    "Train all runs, one after the other."
     with tempfile.TemporaryDirectory() as folder:
         results = []
         for number in range(len(RUNS)):
@@ -81,7 +81,8 @@ def main() -> int:
             print(results[-1], flush=True)
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     alarms = sum(result["alarms"] for result in results)
-    print(f"{len(results)} runs, {sum(result['steps'] for result in results):,} steps, {alarms} false alarms")
+    steps = sum(result["steps"] for result in results)
+    print(f"{len(results)} runs, {steps:,} steps, false alarms: {alarms}")
     return int(alarms > 0)
 
 

@@ -1,10 +1,10 @@
-"""Kill training runs at random moments, go on with each, and compare its weights with those of a run never killed.
+"""Kill training runs at random moments, resume each one, and compare its weights with those of an uninterrupted run.
 
     python benchmarks/kill_runs.py --kills 100 --write
 
-Half of the kills come anywhere between the first and the last moment of a run, half in the middle of a save. One process
-imports everything once and is forked for each run; it computes nothing itself, so every run starts like a new one.
-`--write` keeps the figures in `benchmarks/results/kill_runs.json`, which the tutorial `resume` shows.
+Half of the kills come at any moment of a run, the other half during a save. One process imports everything once and is
+forked for each run; it computes nothing itself, so every run starts like a new process.
+`--write` stores the results in `benchmarks/results/kill_runs.json`, which the tutorial `resume` shows.
 """
 
 import argparse
@@ -29,9 +29,9 @@ import torch
 import transformers
 
 from langmlm import tasks
-from langmlm.train.checkpoint import list_checkpoints
-from langmlm.text.corpus import docstrings
 from langmlm.disk import LOCK
+from langmlm.text.corpus import docstrings
+from langmlm.train.checkpoint import list_checkpoints
 
 RESULT = Path(__file__).parent / "results" / "kill_runs.json"
 ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
@@ -50,14 +50,14 @@ DATA = {"tokenizer": "tokenizer", "tokenized_dataset": "dataset"}
 
 
 def prepare() -> None:
-    "Make a tokenizer and a dataset in the current folder."
+    "Create a tokenizer and a dataset in the current folder."
     Path("data.txt").write_text("\n".join(islice(docstrings(), 300)), encoding="utf-8")
     folders = {"path_to_save_tokenizer": DATA["tokenizer"], "path_to_save_dataset": DATA["tokenized_dataset"]}
     tasks.create_tokenizer("data.txt", {"vocab_size": 500, "max_length": 32, **folders}).train()
 
 
 def train(folder: Path) -> None:
-    "Go on with the run in a folder; begin it anew if it has no checkpoint yet."
+    "Resume the run in a folder, or start it again if it has no checkpoint yet."
     if list_checkpoints(folder):
         tasks.create_mlm(**DATA, checkpoint_path=folder, resume="full").train()
     else:
@@ -66,7 +66,7 @@ def train(folder: Path) -> None:
 
 
 def fork(action: Callable[[], None]) -> int:
-    "Start a process that does something and ends; what it says goes to `log.txt`."
+    "Run an action in a child process, with its output in `log.txt`, and return the process id."
     if child := os.fork():
         return child
     status = 1
@@ -82,43 +82,43 @@ def fork(action: Callable[[], None]) -> int:
 
 
 def finish(action: Callable[[], None]) -> None:
-    "Do something in a process of its own, to its end."
+    "Run an action in a child process, and wait for its end."
     _, status = os.waitpid(fork(action), 0)
     if status:
         raise RuntimeError(f"a run ended with status {status}:\n{Path('log.txt').read_text()[-3000:]}")
 
 
-def in_a_save(folder: Path) -> bool:
-    "Whether a checkpoint is being written, replaced or deleted in a run's folder."
+def is_saving(folder: Path) -> bool:
+    "Return whether a checkpoint is being written, replaced or deleted in the folder of a run."
     return any(path.suffix in (".partial", ".replaced", ".outdated") for path in folder.glob(".checkpoint-*"))
 
 
-def watch(folder: Path) -> tuple[float, float]:
-    "Train to the end, and say how many seconds that took, and how many of them went into saves."
-    child, began, looks, saving = fork(lambda: train(folder)), time.monotonic(), 0, 0
+def measure_run(folder: Path) -> tuple[float, float]:
+    "Train to the end, and return the seconds that this took and the seconds spent in saves."
+    child, began, polls, saving = fork(lambda: train(folder)), time.monotonic(), 0, 0
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        looks, saving = looks + 1, saving + in_a_save(folder)
+        polls, saving = polls + 1, saving + is_saving(folder)
         time.sleep(0.0002)
     if ended[1]:
         raise RuntimeError(
-            f"the run that is not killed ended with status {ended[1]}:\n{Path('log.txt').read_text()[-3000:]}"
+            f"the uninterrupted run ended with status {ended[1]}:\n{Path('log.txt').read_text()[-3000:]}"
         )
     seconds = time.monotonic() - began
-    return seconds, seconds * saving / looks
+    return seconds, seconds * saving / polls
 
 
-def kill_somewhere(folder: Path, moment: float) -> bool:
-    "Begin a run and kill it after some seconds; False if it was done before."
+def kill_after(folder: Path, moment: float) -> bool:
+    "Start a run and kill it after some seconds; return False if it had already ended."
     child = fork(lambda: train(folder))
     time.sleep(moment)
     return kill(child)
 
 
-def kill_in_a_save(folder: Path, save: int, moment: float) -> bool:
-    "Begin a run and kill it some seconds after one of its saves has begun; False if it was done before."
+def kill_during_save(folder: Path, save: int, moment: float) -> bool:
+    "Start a run and kill it some seconds after the start of a save; return False if it had already ended."
     child, seen, before = fork(lambda: train(folder)), 0, False
     while seen < save:
-        now = in_a_save(folder)
+        now = is_saving(folder)
         seen, before = seen + (now and not before), now
         if os.waitpid(child, os.WNOHANG)[0]:
             return False
@@ -128,66 +128,68 @@ def kill_in_a_save(folder: Path, save: int, moment: float) -> bool:
 
 
 def kill(child: int) -> bool:
-    "Kill a process that cannot do anything about it; False if it had already ended."
+    "Kill a process with SIGKILL; return False if it had already ended."
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
 
 
-def outcome(folder: Path) -> tuple[str, list]:
-    "A hash of the final weights, and the losses that were logged."
+def result_of_run(folder: Path) -> tuple[str, list]:
+    "Return a hash of the final weights, and the logged losses and gradient norms."
     weights = hashlib.sha256((folder / "final_model" / "model.safetensors").read_bytes()).hexdigest()
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return weights, [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in history]
 
 
-def attempt(
-    draw: random.Random, aimed: bool, pace: tuple[float, float, int], expected: tuple[str, list]
+def kill_and_resume(
+    generator: random.Random, during_save: bool, durations: tuple[float, float, int], expected: tuple[str, list]
 ) -> dict | None:
-    "Kill one run, go on with it to its end, and compare; None if it was not killed where it was to be."
-    folder, (seconds, save_seconds, saves) = Path("killed"), pace
+    "Kill one run, resume it to its end, and compare; return None if the kill missed its moment."
+    folder, (seconds, save_seconds, saves) = Path("killed"), durations
     shutil.rmtree(folder, ignore_errors=True)
-    if aimed:
-        killed = kill_in_a_save(folder, draw.randint(1, saves), draw.uniform(0, save_seconds))
+    if during_save:
+        killed = kill_during_save(folder, generator.randint(1, saves), generator.uniform(0, save_seconds))
     else:
-        killed = kill_somewhere(folder, draw.uniform(0, seconds))
-    if not killed or (aimed and not in_a_save(folder)):
+        killed = kill_after(folder, generator.uniform(0, seconds))
+    if not killed or (during_save and not is_saving(folder)):
         return None
-    left = list_checkpoints(folder)
-    facts = {"in_a_save": in_a_save(folder), "from_step": int(left[-1].name.split("-")[1]) if left else 0}
+    checkpoints = list_checkpoints(folder)
+    from_step = int(checkpoints[-1].name.split("-")[1]) if checkpoints else 0
+    facts = {"during_save": is_saving(folder), "from_step": from_step}
     finish(lambda: train(folder))
-    remains = [path.name for path in folder.glob(".*") if path.name != LOCK]
-    return facts | {"equal": outcome(folder) == expected, "remains": remains}
+    leftovers = [path.name for path in folder.glob(".*") if path.name != LOCK]
+    return facts | {"equal": result_of_run(folder) == expected, "leftovers": leftovers}
 
 
 def main() -> int:
-    "Kill as many runs as were asked for; 0 if all of them ended as if they had not been."
+    "Kill the requested number of runs; return 0 if all of them ended with the expected weights and log."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULT.name}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
     arguments = parser.parse_args()
-    draw, kills = random.Random(arguments.seed), []
+    generator, kills = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         finish(prepare)
-        seconds, saving = watch(Path("straight"))
-        expected = outcome(Path("straight"))
-        steps = int(list_checkpoints(Path("straight"))[-1].name.split("-")[1])
+        seconds, saving = measure_run(Path("uninterrupted"))
+        expected = result_of_run(Path("uninterrupted"))
+        steps = int(list_checkpoints(Path("uninterrupted"))[-1].name.split("-")[1])
         saves = steps // SETTINGS["save_steps"]
         while len(kills) < arguments.kills:
-            if facts := attempt(draw, len(kills) % 2 == 1, (seconds, saving / saves, saves), expected):
+            during_save = len(kills) % 2 == 1
+            if facts := kill_and_resume(generator, during_save, (seconds, saving / saves, saves), expected):
                 kills.append(facts)
         os.chdir("/")
-    good = [facts for facts in kills if facts["equal"] and not facts["remains"]]
+    good = [facts for facts in kills if facts["equal"] and not facts["leftovers"]]
     result = {
         "kills": len(kills),
-        "ended_with_equal_weights_and_log": len(good),
-        "killed_in_a_save": sum(facts["in_a_save"] for facts in kills),
+        "equal_weights_and_log": len(good),
+        "killed_during_a_save": sum(facts["during_save"] for facts in kills),
         "killed_before_the_first_checkpoint": sum(not facts["from_step"] for facts in kills),
-        "steps_of_a_run": steps,
+        "steps_per_run": steps,
         "steps_between_saves": SETTINGS["save_steps"],
-        "went_on_from_steps": sorted(facts["from_step"] for facts in kills),
+        "resumed_from_steps": sorted(facts["from_step"] for facts in kills),
         "date": date.today().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

@@ -1,4 +1,4 @@
-"Loss on held-out text, after the same number of real tokens and after the same time."
+"Compare losses on a held-out split after the same number of real tokens, and after the same time."
 
 import shutil
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from workloads import PEERS, train_job
 
 PARTS = (1 / 8, 1 / 4, 1 / 2, 1)  # Of the tokens, and of the seconds: points of the curve
 ROWS_PER_STEP = 32
-LOG_PARTS = 100  # langmlm can be stopped where it logs: that often before all tokens are seen
-WARM_UP_STEPS = 100  # Of the learning rate, which is constant from there
+LOG_PARTS = 100  # langmlm can be stopped at log entries: this many of them until all tokens are seen
+WARM_UP_STEPS = 100  # Learning rate warm-up; constant afterwards
 
 
 @dataclass(frozen=True)
 class Course:
-    "How far everyone learns."
+    "How long every contender trains."
 
     device: str
     tokens: int
     seconds: float
-    limit: float  # Seconds after which a contender is given up
-    max_steps: int  # More than anyone takes
+    limit: float  # Seconds after which a contender is stopped
+    max_steps: int  # More than any contender takes
     precisions: dict[str, str]  # Of every peer
 
 
-def lessons(mean_tokens: float, max_length: int) -> dict[str, tuple[str, dict]]:
-    """Contenders by name: the peer, and what of its job is changed.
+def learning_contenders(mean_tokens: float, max_length: int) -> dict[str, tuple[str, dict]]:
+    """Contenders by name: the peer and the changes to its job.
 
-    All steps hold about the same number of real tokens: those of 32 lines. Contenders whose rows are full, or that
-    count tokens, take fewer rows of max_length for it.
+    All steps hold about as many real tokens as 32 lines. Contenders with full rows, or with a token budget, take fewer
+    rows of max_length for them.
     """
     full_rows = max(1, round(ROWS_PER_STEP * mean_tokens / max_length))
     return {
@@ -43,7 +43,7 @@ def lessons(mean_tokens: float, max_length: int) -> dict[str, tuple[str, dict]]:
 
 
 def run_learning(data: Data, model: dict, max_length: int, course: Course) -> dict:
-    "Train everyone alone, one after the other, and judge the snapshots of all with one judge."
+    "Train the contenders one after the other, and evaluate the snapshots of all with one script."
     results: dict[str, dict] = {}
     tokenizer = data.tokenizer("small", max_length)
     made = data.dataset("langmlm", "short", "small", max_length)
@@ -51,7 +51,7 @@ def run_learning(data: Data, model: dict, max_length: int, course: Course) -> di
     judge_job = {
         "do": "judge",
         "tokenizer": tokenizer,
-        "text": str(data.select_validation),
+        "text": str(data.held_out),
         "max_length": max_length,
         "mlm_probability": 0.15,
         "seed": 1,
@@ -59,7 +59,7 @@ def run_learning(data: Data, model: dict, max_length: int, course: Course) -> di
     }
     with Contender(data.place, "trainer", "judge.py", judge_job) as judge:
         judge.receive()
-        for name, (peer, changes) in lessons(mean_tokens, max_length).items():
+        for name, (peer, changes) in learning_contenders(mean_tokens, max_length).items():
             print(f"  {name}", flush=True)
             folder = data.work / "learning" / name
             try:
@@ -92,7 +92,7 @@ def run_learning(data: Data, model: dict, max_length: int, course: Course) -> di
 
 
 def learn(data: Data, peer: str, job: dict, course: Course, folder: Path) -> tuple[list[dict], dict]:
-    "Train until both ends are reached, or the limit; the points at which a snapshot was saved, and the memory."
+    "Train until both goals or the limit are reached; return the snapshots and the peak memory."
     tokens, seconds = [course.tokens * part for part in PARTS], [course.seconds * part for part in PARTS]
     points: list[dict] = []
     with Contender(data.place, PEERS[peer].environment, PEERS[peer].script, job) as contender:
@@ -116,7 +116,7 @@ def learn(data: Data, peer: str, job: dict, course: Course, folder: Path) -> tup
 
 
 def judged(judge: Contender, points: list[dict], course: Course) -> dict:
-    "The curve of a contender, and its two ends."
+    "Return the loss curve of a contender, and its two end points."
     curve, ends = [], {"after_tokens": None, "after_seconds": None}
     for point in points:
         answer = judge.ask(do="judge", folder=point["folder"])

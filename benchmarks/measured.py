@@ -1,4 +1,4 @@
-"On what, with what, and when figures were taken."
+"Describe the hardware, versions and commit of a measurement."
 
 import hashlib
 import os
@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from processes import ROOT, Failure, ShardPosition, once
+from processes import ROOT, Failure, Place, once
 
 
-def probe(place: ShardPosition) -> dict[str, dict]:
-    "What every environment has and sees."
+def probe(place: Place) -> dict[str, dict]:
+    "Return the versions and hardware that every environment reports."
 
     def probe_one(name: str) -> dict:
         try:
@@ -24,7 +24,7 @@ def probe(place: ShardPosition) -> dict[str, dict]:
 
 
 def hardware(probes: dict[str, dict]) -> dict:
-    "The machine: processor, cores, threads that torch uses, memory, GPU."
+    "Describe the machine: processor, cores, threads of PyTorch, memory, GPU."
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     one = probes["langmlm"]
     return {
@@ -37,7 +37,7 @@ def hardware(probes: dict[str, dict]) -> dict:
 
 
 def processor() -> str:
-    "The model name of the first core, and the instructions that decide the precision."
+    "Return the model name of the processor, and the vector instructions that matter for bf16."
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     values = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     values = {name.strip(): value.strip() for name, value in values.items()}
@@ -48,17 +48,17 @@ def processor() -> str:
 
 
 def langmlm_source() -> dict:
-    "The commit of the package, whether it was changed since, and a hash of its files."
+    "Return the commit of the package, whether it has uncommitted changes, and a hash of its files."
     package = hashlib.sha256()
-    for file in sorted((ROOT / "langmlm").glob("*.py")):
-        package.update(file.name.encode() + file.read_bytes())
+    for file in sorted((ROOT / "langmlm").rglob("*.py")):
+        package.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     commit = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--", "langmlm")
     return {"commit": commit, "changed": None if changed is None else bool(changed), "sha256": package.hexdigest()}
 
 
 def git(*words: str) -> str | None:
-    "What git says; None where there is no repository."
+    "Return the output of git; None outside a repository."
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
     except OSError:
@@ -66,8 +66,8 @@ def git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def measured(place: ShardPosition, probes: dict[str, dict]) -> dict:
-    "What is written beside every result."
+def measured(place: Place, probes: dict[str, dict]) -> dict:
+    "Return what every result stores about its measurement."
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": hardware(probes),

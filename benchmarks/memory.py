@@ -1,15 +1,15 @@
-"How much memory one micro-batch takes: roberta-base with 32 rows of 512 tokens, where the scores of the vocabulary could dominate."
+"Measure the peak memory of roberta-base with 32 rows of 512 tokens, where the logits could dominate."
 
 from data import Data
 from processes import Contender, Failure
 from workloads import PEERS, train_job
 
 BATCH_SIZE = 32  # Rows of `max_length`
-STEPS = 2  # The second finds the optimizer's memory in place
+STEPS = 2  # The optimizer's memory is allocated in the first
 
 
 def run_memory(data: Data, model_name: str, model: dict, max_length: int, device: str) -> dict:
-    "Peak memory of a run of two steps, in each precision, and what its logits would take if they were held at once."
+    "Measure a run of two steps in each precision; also return the size of all its logits."
     dataset = data.dataset("langmlm", "long", model_name, max_length)["path"]
     place = {"tokenizer": data.tokenizer(model_name, max_length), "dataset": dataset}
     results: dict[str, dict] = {}
@@ -35,4 +35,9 @@ def run_memory(data: Data, model_name: str, model: dict, max_length: int, device
             results[precision] = {"failed": str(failure)}
         print(f"  {precision}: {results[precision]}", flush=True)
     all_logits = BATCH_SIZE * max_length * model["vocab_size"] * 4
-    return {"batch_size": BATCH_SIZE, "max_length": max_length, "bytes_of_all_logits": all_logits, "contenders": results}
+    return {
+        "batch_size": BATCH_SIZE,
+        "max_length": max_length,
+        "bytes_of_all_logits": all_logits,
+        "contenders": results,
+    }

@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parent
 ANSWER_TIMEOUT = 3600  # Seconds to set up, or for one round
 
 
 class Failure(Exception):
-    "A contender ended, or was silent for too long."
+    "A contender ended, or did not reply in time."
 
 
 @dataclass(frozen=True)
-class ShardPosition:
-    "Where processes run: interpreters by environment, and a folder for everything that they write."
+class Place:
+    "The interpreter of every environment, and the folder that processes write to."
 
     pythons: dict[str, Path]
     work: Path
 
 
 class Contender:
-    "One process. Use it in a `with`, which ends it whatever happens."
+    "One process. A `with` block ends it, whatever happens."
 
-    def __init__(self, place: ShardPosition, environment: str, script: str, job: dict):
+    def __init__(self, place: Place, environment: str, script: str, job: dict):
         if environment not in place.pythons:
             raise Failure(f"its environment, {environment}, was left out")
         self.log = place.work / "logs" / f"{time.time_ns()}-{script}.log"
@@ -58,7 +58,7 @@ class Contender:
         self.process.stdout.close()
 
     def send(self, **message) -> None:
-        "Tell the contender something."
+        "Send a message to the contender."
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
@@ -66,7 +66,7 @@ class Contender:
             raise Failure(f"ended: {self.last_words()}") from None
 
     def receive(self, timeout: float = ANSWER_TIMEOUT) -> dict:
-        "The next thing that the contender says."
+        "Return the next message of the contender."
         deadline, output = time.monotonic() + timeout, self.process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
@@ -81,7 +81,7 @@ class Contender:
         return json.loads(line)
 
     def ask(self, **message) -> dict:
-        "Tell the contender something, and wait for the answer."
+        "Send a message to the contender and return its reply."
         self.send(**message)
         return self.receive()
 
@@ -93,13 +93,13 @@ class Contender:
 
 
 def variables(environment: str, work: Path) -> dict[str, str]:
-    "Variables of a contender's process: no network for models, and all caches in the work folder."
+    "Environment variables of a contender: no model downloads, all caches in the work folder."
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     kept |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hub"), "PYTHONDONTWRITEBYTECODE": "1"}
     return kept | {"PYTHONPATH": str(ROOT)} if environment == "langmlm" else kept
 
 
-def once(place: ShardPosition, environment: str, script: str, job: dict) -> dict:
-    "Have a process do one thing: its answer, and its peak memory with it."
+def once(place: Place, environment: str, script: str, job: dict) -> dict:
+    "Run one job in a process; return its reply and its peak memory."
     with Contender(place, environment, script, job) as contender:
         return contender.receive() | contender.receive()

@@ -1,4 +1,4 @@
-"Let contenders take turns, one awake at a time."
+"Run contenders in turns, one at a time."
 
 from processes import Contender, Failure
 
@@ -6,7 +6,7 @@ SHOWN = ("seconds", "tokens", "steps")
 
 
 def rotated(names: list[str], number: int) -> list[str]:
-    "The order of a round: each begins with another contender."
+    "Return the order of a round: every round starts with another contender."
     start = number % max(1, len(names))
     return names[start:] + names[:start]
 
@@ -14,7 +14,7 @@ def rotated(names: list[str], number: int) -> list[str]:
 def interleave(
     contenders: dict[str, Contender], rounds: int, commands: dict[str, dict]
 ) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    "All rounds of all contenders, each in its turn; and what went wrong with those that did not come to the end."
+    "Run all rounds of all contenders in turns; return their results, and the errors of those that failed."
     figures: dict[str, list[dict]] = {name: [] for name in contenders}
     failed: dict[str, str] = {}
     for number in range(rounds):

@@ -1,8 +1,8 @@
-"""The public benchmark of langmlm: one command that makes environments, prepares texts, runs everyone, writes figures.
+"""Benchmark langmlm against its peers: create environments, prepare texts, run all contenders, write the results.
 
     python benchmarks/run.py --short-lines FILE --long-documents FILE
 
-benchmarks/README.md says what is measured.
+benchmarks/README.md describes what is measured.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from growth import run_growth
 from learning import Course, run_learning
 from measured import measured, probe
 from memory import run_memory
-from processes import HERE, Failure, ShardPosition
+from processes import HERE, Failure, Place
 from speed import Pace, run_speed
 from tokenizing import run_tokenizing
 from workloads import MODELS, PEERS, TINY, TINY_VOCABULARIES, TRAINING, VOCABULARIES, Workload, speed_workloads
@@ -30,33 +30,29 @@ OTHERS = ("learning", "tokenizing", "memory", "growth")
 QUICK = {"rounds": 2, "round_seconds": 0.5, "learning_tokens": 4_000, "learning_seconds": 2.0, "learning_limit": 20.0}
 USUAL = {"rounds": 5, "round_seconds": 20.0, "learning_tokens": 600_000, "learning_seconds": 240.0}
 USUAL["learning_limit"] = 1_800.0
-TOKENIZING_ROUNDS = 3  # Times as many as of others, since they are short
+TOKENIZING_ROUNDS = 3  # Times as many rounds as elsewhere, since they are short
 
 
 def read_arguments() -> argparse.Namespace:
     "The command line."
-    parser = argparse.ArgumentParser(description="Measure langmlm and its peers, and write the figures.")
+    parser = argparse.ArgumentParser(description="Measure langmlm and its peers, and write the results.")
     parser.add_argument("--short-lines", type=Path, help="text, one document per line (.txt or .xz)")
     parser.add_argument("--long-documents", type=Path, help="text, documents ended by empty lines, else one per line")
     parser.add_argument(
-        "--growth-text", type=Path, action="append", help="text of `growth`, repeatable; else the lines"
+        "--growth-text", type=Path, action="append", help="text of `growth`, repeatable; default: the short lines"
     )
-    parser.add_argument("--workloads", nargs="+", choices=SPEED + OTHERS, help="only these; else all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="else a GPU if there is one")
-    parser.add_argument(
-        "--python", action="append", default=[], metavar="NAME=PATH", help="an environment made elsewhere"
-    )
+    parser.add_argument("--workloads", nargs="+", choices=SPEED + OTHERS, help="run only these; default: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="an existing environment")
     parser.add_argument("--without", action="append", default=[], choices=("trainer", "langformers"), help="leave out")
-    parser.add_argument("--rounds", type=int, help="of each contender (5)")
-    parser.add_argument("--round-seconds", type=float, help="about as long as a round takes (20)")
+    parser.add_argument("--rounds", type=int, help="rounds per contender (5)")
+    parser.add_argument("--round-seconds", type=float, help="length of a round (20)")
     parser.add_argument("--learning-tokens", type=int, help="real tokens after which losses are compared (600,000)")
     parser.add_argument("--learning-seconds", type=float, help="time after which losses are compared (240)")
-    parser.add_argument("--learning-limit", type=float, help="seconds after which a contender is given up (1,800)")
-    parser.add_argument("--work", type=Path, help="folder for everything on the way; else a temporary one")
-    parser.add_argument("--out", type=Path, help="results; else results/<device>.json beside this file")
-    parser.add_argument(
-        "--quick", action="store_true", help="try every path in minutes, with figures that mean nothing"
-    )
+    parser.add_argument("--learning-limit", type=float, help="seconds after which a contender is stopped (1,800)")
+    parser.add_argument("--work", type=Path, help="folder for intermediate files; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="file of results; default: results/<device>.json beside this script")
+    parser.add_argument("--quick", action="store_true", help="try every code path in minutes; the results mean nothing")
     arguments = parser.parse_args()
     for name, value in (QUICK if arguments.quick else USUAL).items():
         setattr(arguments, name, value if getattr(arguments, name) is None else getattr(arguments, name))
@@ -64,15 +60,15 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    "Run the workloads one after the other; results are written after each."
+    "Run the workloads one after the other, and write results after each."
     arguments = read_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that contenders and scratch files go, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that contenders end and temporary files are removed
     with tempfile.TemporaryDirectory(prefix="langmlm-benchmark-") as temporary:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         if any(work.iterdir()):
             raise SystemExit("--work must name a folder that is empty or not there yet")
-        place = ShardPosition(
+        place = Place(
             find_pythons([name for name in REQUIREMENTS if name not in arguments.without], arguments.python), work
         )
         probes = probe(place)
@@ -85,7 +81,7 @@ def main() -> int:
         failed, known = False, (*speed, *OTHERS)
         for name in arguments.workloads or known:
             if name not in known:
-                print(f"{name}: not a workload on {device}", flush=True)
+                print(f"{name} is no workload on {device}", flush=True)
                 continue
             began = time.monotonic()
             print(name, flush=True)
@@ -104,11 +100,11 @@ def main() -> int:
 
 
 def default_out(device: str, quick: bool) -> Path:
-    "The published file; a quick run leaves it alone."
+    "Return the file of results; a quick run has another one."
     return ENVIRONMENTS / f"quick-{device}.json" if quick else HERE / "results" / f"{device}.json"
 
 
-def prepare(arguments: argparse.Namespace, place: ShardPosition, device: str) -> Data:
+def prepare(arguments: argparse.Namespace, place: Place, device: str) -> Data:
     "Read and split the texts."
     given = {"short": arguments.short_lines, "long": arguments.long_documents}
     files = {kind: file.resolve() for kind, file in given.items() if file}
@@ -118,7 +114,7 @@ def prepare(arguments: argparse.Namespace, place: ShardPosition, device: str) ->
 
 
 def make_datasets(data: Data, workloads: list[Workload]) -> None:
-    "All datasets side by side, before anything is timed."
+    "Create all datasets in parallel, before anything is timed."
     keys = {
         (name.rsplit("-", 1)[0], workload.text, workload.model, workload.max_length)
         for workload in workloads
@@ -129,19 +125,19 @@ def make_datasets(data: Data, workloads: list[Workload]) -> None:
     with ThreadPoolExecutor(max(1, len(keys))) as pool:
         for made in [pool.submit(data.dataset, *key) for key in keys]:
             if isinstance(made.exception(), Failure):
-                print(f"  {made.exception()}", flush=True)  # Said again where it is needed
+                print(f"  {made.exception()}", flush=True)  # Reported again where the dataset is needed
             else:
                 made.result()
 
 
 def architecture(name: str, quick: bool) -> dict:
-    "The model by its name, with as many rows in the embedding as its vocabulary may have tokens."
+    "Return the architecture of a model, with its vocabulary size."
     vocabulary = (TINY_VOCABULARIES if quick else VOCABULARIES)[name]
     return (TINY if quick else MODELS[name]) | {"vocab_size": vocabulary}
 
 
 def run_one(name: str, arguments: argparse.Namespace, data: Data, device: str, before: dict) -> dict:
-    "One workload."
+    "Run one workload."
     quick, workloads = arguments.quick, speed_workloads(device, arguments.quick)
     if name in workloads:
         model = architecture(workloads[name].model, quick)
@@ -169,7 +165,7 @@ def run_one(name: str, arguments: argparse.Namespace, data: Data, device: str, b
 
 
 def precisions(before: dict, device: str) -> dict[str, str]:
-    "For learning: the precision in which each was faster on short lines, if that was measured before; else fp32."
+    "Return the faster precision of each peer on short lines, if it was measured before; else a default."
     chosen = dict.fromkeys(PEERS, "bf16" if device == "cuda" else "fp32")
     best = before.get("workloads", {}).get("short-128", {}).get("best", {})
     for values in best.values():
@@ -180,7 +176,7 @@ def precisions(before: dict, device: str) -> dict[str, str]:
 
 
 def settings(name: str, arguments: argparse.Namespace, device: str) -> dict:
-    "What a workload was run with."
+    "Return the settings of a workload."
     numbers = ("rounds", "round_seconds", "learning_tokens", "learning_seconds", "learning_limit")
     shared = {key: getattr(arguments, key) for key in numbers if key.startswith("learning") == (name == "learning")}
     shared |= {"notes": {peer: entry.note for peer, entry in PEERS.items()}}
@@ -199,7 +195,7 @@ def settings(name: str, arguments: argparse.Namespace, device: str) -> dict:
 
 
 def load(file: Path) -> dict:
-    "Results so far."
+    "Return the results so far."
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 

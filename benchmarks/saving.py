@@ -1,10 +1,9 @@
-"""Measure which share of the training time of roberta-base goes into checkpoints, at `save_steps=100`.
+"""Measure the share of the training time of roberta-base that checkpoints take, with `save_steps=100`.
 
     python benchmarks/saving.py
 
-A few steps and a few saves are timed on this machine, in turns. A step of the default config has 32 x 512 x 2 tokens;
-on a CPU such a step takes minutes, so shorter ones are timed and taken at their tokens per second. The figures go to
-`results/saving.json`.
+Steps and saves alternate. A step of the default configuration has 32 x 512 x 2 tokens, which takes minutes on a CPU, so
+shorter steps are timed and scaled by their tokens per second. Results go to `results/saving.json` in half a minute.
 """
 
 import argparse
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from functools import partial
 from statistics import median
 
 import torch
@@ -35,49 +33,55 @@ from langmlm.train.loop import train_step
 RESULT = Path(__file__).parent / "results" / "saving.json"
 SAVE_STEPS = 100
 DEFAULT_TOKENS = 32 * 512 * 2  # Of a step with all defaults and `max_length=512`
-FAST_GPU = 0.8e6  # Tokens per second, the aim on an H100
+FAST_GPU = 0.8e6  # Tokens per second
 
 
 def make_task(folder: str) -> MLMTask:
-    "A run of roberta-base whose steps have 1,024 tokens."
+    "Prepare a run of roberta-base whose steps have 1,024 tokens."
     tokenizer = train_tokenizer(islice(docstrings(), 2_000), TokenizerConfig(vocab_size=1_000, max_length=512))
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randint(10, 1_000, (64, 512), generator=draw).tolist()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(10, 1_000, (64, 512), generator=generator).tolist()
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
-    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512))
+    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512), seed=0)
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_total_limit": 1}
     return MLMTask(model, tokenizer, dataset, TrainingConfig(output_dir=folder, **settings))
 
 
 def timed(action: Callable[[], object]) -> float:
-    "Return the seconds that a call takes."
+    "Return the seconds that an action takes."
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-def one_step(task: MLMTask) -> float:
-    "Do a step, and return its seconds."
-    batches, parts = task.loader.load(task.state.step), (task.module, task.optimizer, task.accelerator)
+def time_step(task: MLMTask) -> float:
+    "Do a training step; return its seconds."
+    step, batches = task.state.step, task.loader.load(task.state.step)
 
-    def step() -> None:
-        task.state.add(train_step(*parts, batches, task.state.step, 1e-5, task.config))
-        task.state.read_metrics(task.accelerator)  # Waits for the device
+    def action() -> None:
+        metrics = train_step(task.module, task.optimizer, task.accelerator, batches, step, 1e-5, task.config)
+        task.state.add(metrics)
+        metrics.tolist()  # Waits for the device
 
-    return timed(step)
+    return timed(action)
+
+
+def time_save(task: MLMTask) -> float:
+    "Save a checkpoint; return its seconds."
+    task.state.read_metrics(task.accelerator)
+    return timed(lambda: task.run_folder.save(task.model, task.optimizer, task.state))
 
 
 def main() -> None:
-    "Measure, and store the figures."
+    "Measure, and write the results."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of a step and a save each")
+    parser.add_argument("--rounds", type=int, default=3, help="number of steps and saves")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(f"{folder}/run")
-        one_step(task)  # Warms up
+        time_step(task)  # Warm-up
         with task.run_folder.hold(task.state.step):
-            save = partial(task.run_folder.save, task.model, task.optimizer, task.state)
-            times = [(one_step(task), timed(save)) for _ in range(rounds)]
+            times = [(time_step(task), time_save(task)) for _ in range(rounds)]
         size = sum(file.stat().st_size for file in Path(folder).rglob("checkpoint-*/*"))
     step, save = (median(column) for column in zip(*times))
     speed = 2 * 512 / step

@@ -1,4 +1,4 @@
-"Tokens per second and peak memory of contenders that train in turn."
+"Measure tokens per second and peak memory of contenders that train in turns."
 
 import math
 import time
@@ -17,12 +17,12 @@ CALIBRATION_SECONDS = 5.0
 CALIBRATION_STEPS = 10
 MAX_STEPS = 10_000  # More than all rounds have
 WARM_UP_STEPS = {"cpu": 3, "cuda": 20}
-INTERVALS = 4  # Parts of a round, after which langmlm logs; on a GPU one more goes before it, untimed
+INTERVALS = 4  # langmlm logs this often in a round; on a GPU, as long a part before it is not timed
 
 
 @dataclass(frozen=True)
 class Pace:
-    "How long rounds are."
+    "The number and length of rounds."
 
     device: str
     rounds: int
@@ -40,7 +40,7 @@ class Entry:
     running: Contender | None = None
 
     def start(self, data: Data) -> Contender:
-        "Start it, and wait until it is warm."
+        "Start the contender, and wait until it is warmed up."
         self.job["run_folder"] = str(data.work / "runs" / f"{self.name}-{time.time_ns()}")
         contender = Contender(data.place, PEERS[self.peer].environment, PEERS[self.peer].script, self.job)
         try:
@@ -52,7 +52,7 @@ class Entry:
 
 
 def run_speed(workload: Workload, data: Data, model: dict, pace: Pace) -> dict:
-    "Set all contenders up, have them take turns, and compare them."
+    "Set up all contenders, run them in turns, and compare them."
     with ExitStack() as stack:
         ready, results = set_up_all(workload, data, model, pace, stack)
         commands = {name: command(entry.steps, pace) for name, entry in ready.items()}
@@ -66,14 +66,14 @@ def run_speed(workload: Workload, data: Data, model: dict, pace: Pace) -> dict:
             )
     comparison = compare(rounds)
     for name in noisy_names(comparison):
-        print(f"  too noisy to tell: {name}", flush=True)
+        print(f"  too noisy: {name}", flush=True)
     return {"contenders": results, **comparison}
 
 
 def set_up_all(
     workload: Workload, data: Data, model: dict, pace: Pace, stack: ExitStack
 ) -> tuple[dict[str, Entry], dict[str, dict]]:
-    "Those that are ready, and what became of the others; on a GPU, where nobody needs all of the machine, side by side."
+    "Set up the contenders, in parallel on a GPU; return those that are ready, and the errors of the others."
 
     def try_one(name: str) -> Entry | Failure:
         print(f"  setting up {name}", flush=True)
@@ -98,7 +98,7 @@ def set_up_all(
 
 
 def make_entry(name: str, workload: Workload, data: Data, model: dict, pace: Pace) -> Entry:
-    "A contender's job, with its dataset made."
+    "Create a contender's job and its dataset."
     peer, precision = name.rsplit("-", 1)
     place = {
         "tokenizer": data.tokenizer(workload.model, workload.max_length),
@@ -120,13 +120,13 @@ def make_entry(name: str, workload: Workload, data: Data, model: dict, pace: Pac
 
 
 def command(steps: int, pace: Pace) -> dict[str, int]:
-    "A round; on a GPU steps go before it untimed, in which memory that was given back for the others is fetched again."
+    "Return the command of a round; on a GPU, its first steps are not timed because they allocate memory again."
     lead_in = math.ceil(steps / INTERVALS) if pace.device == "cuda" else 0
     return {"steps": steps, "lead_in": lead_in, "interval": max(1, steps // INTERVALS)}
 
 
 def calibrate(entry: Entry, pace: Pace) -> None:
-    "Find how many steps fill a round."
+    "Find the number of steps of a round."
     seconds: list[float] = []  # Of each step
     if pace.device == "cuda":
         figures = entry.running.ask(do="round", steps=CALIBRATION_STEPS, lead_in=CALIBRATION_STEPS)["round"]
@@ -138,7 +138,7 @@ def calibrate(entry: Entry, pace: Pace) -> None:
 
 
 def figures_of(rounds: list[dict], peak: dict) -> dict:
-    "What a result says of one contender."
+    "Return the results of one contender."
     computed = sum(figures["computed"] for figures in rounds)
     return {
         "tokens_per_second": spread(rates(rounds)),

@@ -1,12 +1,12 @@
-"Ratios, medians, spreads, and whether they can tell anything. Pure functions of figures."
+"Ratios, medians and spreads of measurements, and whether they are too noisy. Pure functions."
 
 from statistics import median, quantiles
 
-NOISY = 0.2  # A result whose middle half spreads over more than this share of its median cannot tell
+NOISY = 0.2  # A result is noisy if its interquartile range exceeds this share of its median
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    "Median, extremes and quartiles."
+    "Return median, extremes and quartiles."
     if len(values) == 1:
         return dict.fromkeys(("median", "min", "q1", "q3", "max"), values[0])
     first, _, third = quantiles(values, n=4, method="inclusive")
@@ -14,28 +14,28 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def is_noisy(values: dict[str, float]) -> bool:
-    "Whether the interquartile range of a `spread` exceeds 20 % of the median."
+    "Return whether the interquartile range of a `spread` exceeds 20% of the median."
     return values["q3"] - values["q1"] > NOISY * values["median"]
 
 
 def rates(rounds: list[dict]) -> list[float]:
-    "Real tokens per second of every round."
+    "Return the real tokens per second of every round."
     return [figures["tokens"] / figures["seconds"] for figures in rounds]
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict:
-    "Spread of the ratio round by round: the rounds of one number lie side by side in time."
+    "Return the spread of the ratio, round by round: rounds with the same number ran next to each other."
     values = spread([one / other for one, other in zip(ours, theirs, strict=True)])
     return values | ({"noisy": True} if is_noisy(values) else {})
 
 
 def best_precision(medians: dict[str, float]) -> str:
-    "The precision with the higher rate."
+    "Return the precision with the higher rate."
     return max(medians, key=medians.get)
 
 
 def by_peer(names: list[str]) -> dict[str, list[str]]:
-    "The precisions of every peer, from names such as `trainer-dynamic-bf16`."
+    "Group names such as `trainer-dynamic-bf16` by peer; return the precisions of each."
     peers: dict[str, list[str]] = {}
     for name in names:
         peer, precision = name.rsplit("-", 1)
@@ -44,7 +44,7 @@ def by_peer(names: list[str]) -> dict[str, list[str]]:
 
 
 def compare(rounds: dict[str, list[dict]], ours: str = "langmlm") -> dict:
-    "Every precision of ours against every contender, and the best of ours against the best of each peer."
+    "Compare every precision of ours with every contender, and our best precision with the best of each peer."
     speeds = {name: rates(figures) for name, figures in rounds.items()}
     medians = {name: median(values) for name, values in speeds.items()}
     peers = by_peer(list(rounds))
@@ -67,5 +67,5 @@ def compare(rounds: dict[str, list[dict]], ours: str = "langmlm") -> dict:
 
 
 def noisy_names(summary: dict) -> list[str]:
-    "The ratios of a comparison that cannot tell."
+    "Return the names of the noisy ratios of a comparison."
     return [name for group in summary.values() for name, values in group.items() if values.get("noisy")]

@@ -1,4 +1,4 @@
-"What is compared: peers, models, workloads, and the settings that all of them share."
+"Peers, models, workloads, and the settings that all of them share."
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,47 +8,55 @@ Job = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    "How a contender is run."
+    "How to run a contender."
 
     environment: str
     script: str
-    options: tuple[tuple[str, Any], ...] = ()  # Keys of its jobs that are its own
-    note: str = ""  # What is not as its users have it, for the results
+    options: tuple[tuple[str, Any], ...] = ()  # Entries of its jobs that other peers do not have
+    note: str = ""  # Differences from what its users run, for the results
 
 
 PEERS = {
     "langmlm": Peer(
         "langmlm",
         "with_langmlm.py",
-        note="adam_beta2=0.999 and adam_epsilon=1e-8, as torch has them, for its defaults 0.98 and 1e-6; on a GPU "
-        "torch_compile=True, which is its default for runs longer than these",
+        note="adam_beta2=0.999 and adam_epsilon=1e-8, the defaults of torch, instead of its own 0.98 and 1e-6; on a GPU "
+        "torch_compile=True, its default for longer runs",
     ),
-    "langmlm-uncompiled": Peer("langmlm", "with_langmlm.py", (("torch_compile", False),), "as langmlm, not compiled"),
-    "trainer-dynamic": Peer("trainer", "with_trainer.py", (("rows", "lines"),), "weight_decay=0.01, as torch has it"),
+    "langmlm-uncompiled": Peer("langmlm", "with_langmlm.py", (("torch_compile", False),), "like langmlm, not compiled"),
+    "trainer-dynamic": Peer(
+        "trainer", "with_trainer.py", (("rows", "lines"),), "weight_decay=0.01, the default of torch"
+    ),
     "trainer-concatenated": Peer(
-        "trainer", "with_trainer.py", (("rows", "concatenated"),), "weight_decay=0.01, as torch has it"
+        "trainer", "with_trainer.py", (("rows", "concatenated"),), "weight_decay=0.01, the default of torch"
+    ),
+    "trainer-concatenated-compiled": Peer(
+        "trainer",
+        "with_trainer.py",
+        (("rows", "concatenated"), ("torch_compile", True)),
+        "like trainer-concatenated, with torch_compile=True",
     ),
     "langformers": Peer(
         "langformers",
         "with_langformers.py",
-        note="transformers 4, since it does not run with 5; the tokenizer of all; max_steps and save_strategy='no'; "
-        "its linear schedule cannot be changed, so for `learning` it is made 100 times as long as the run",
+        note="transformers 4, since it does not run with 5; the shared tokenizer; max_steps and save_strategy='no'; "
+        "its linear schedule cannot be changed, so for `learning` it is 100 times as long as the run",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Workload:
-    "One comparison of speed. Everything in it is the same for all of its contenders."
+    "One speed comparison. All contenders share its settings."
 
     text: str  # "short" lines, or "long" documents
     model: str  # One of MODELS
     max_length: int
-    batch_size: int  # Rows; langmlm takes as many tokens as they can hold
+    batch_size: int  # Rows; for langmlm a budget of as many tokens as they can hold
     contenders: tuple[str, ...]  # Peer and precision
 
 
-# Values that RobertaConfig and langmlm would choose differently are given to both.
+# RobertaConfig and langmlm have different defaults for these, so both get them.
 COMMON_MODEL = {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
 MODELS = {
     "small": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
@@ -58,7 +66,7 @@ TINY = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "in
 VOCABULARIES = {"small": 16_384, "base": 50_265}
 TINY_VOCABULARIES = {"small": 500, "base": 600}
 
-# The defaults of torch.optim.AdamW, given to those whose defaults are others; Langformers uses them on all weights.
+# The defaults of torch.optim.AdamW, passed to contenders with other defaults; Langformers uses them for all weights.
 ADAMW = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.01}
 TRAINING = {
     "learning_rate": 2e-4,
@@ -74,7 +82,7 @@ BOTH = ("fp32", "bf16")
 
 
 def in_precisions(peers: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[str, ...]:
-    "Names of contenders; Langformers is fp32 as its page sets it up, unless there is only one precision to run in."
+    "Return names of contenders; Langformers runs in fp32, as on its page, unless there is only one precision."
     return tuple(
         f"{peer}-{precision}"
         for peer in peers
@@ -83,7 +91,7 @@ def in_precisions(peers: tuple[str, ...], precisions: tuple[str, ...]) -> tuple[
 
 
 def speed_workloads(device: str, quick: bool) -> dict[str, Workload]:
-    "The comparisons of speed on a device."
+    "Return the speed comparisons for a device."
     if quick:
         stock = ("trainer-dynamic-fp32", "trainer-concatenated-bf16")
         return {
@@ -96,7 +104,9 @@ def speed_workloads(device: str, quick: bool) -> dict[str, Workload]:
         }
     if device == "cuda":
         lines = in_precisions(("langmlm", "trainer-dynamic", "langformers"), ("bf16",))
-        full = in_precisions(("langmlm", "langmlm-uncompiled", "trainer-concatenated"), ("bf16",))
+        full = in_precisions(
+            ("langmlm", "langmlm-uncompiled", "trainer-concatenated", "trainer-concatenated-compiled"), ("bf16",)
+        )
         return {
             "full-rows": Workload("long", "base", 512, 32, full),
             "short-128": Workload("short", "base", 128, 32, lines),
@@ -113,7 +123,7 @@ def speed_workloads(device: str, quick: bool) -> dict[str, Workload]:
 
 
 def train_job(peer: str, place: Job, model: Job, max_length: int, **changes) -> Job:
-    "The job of a contender that trains; `place` names tokenizer, dataset and run folder."
+    "Return the job of a contender that trains; `place` has the paths of tokenizer, dataset and run folder."
     architecture = COMMON_MODEL | model | {"max_position_embeddings": max_length + 2}
     job = {"do": "train", **TRAINING, "model": architecture, "max_length": max_length, **place}
     return job | dict(PEERS[peer].options) | changes

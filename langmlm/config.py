@@ -51,12 +51,10 @@ def make_config(
     if not isinstance(values, dict | None):
         raise ConfigError(name, [f"it must be a dict, got {values!r}"])
     known = [entry.name for entry in fields(kind)]
-    errors = []
-    for key in (key for key in values or {} if key not in known):
-        (nearest,) = get_close_matches(str(key), known, n=1, cutoff=0.0)
-        errors.append(f"{key!r} is not an option; did you mean {nearest!r}?")
+    unknown = {key: get_close_matches(str(key), known, n=1, cutoff=0.0)[0] for key in values or {} if key not in known}
+    errors = [f"{key!r} is not an option; did you mean {nearest!r}?" for key, nearest in unknown.items()]
     try:
-        config = kind(**{key: value for key, value in (values or {}).items() if key in known})
+        config = kind(**{key: value for key, value in (values or {}).items() if key not in unknown})
     except ConfigError as error:
         errors += error.errors
     if errors:

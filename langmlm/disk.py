@@ -22,11 +22,8 @@ from filelock import FileLock, Timeout
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 # %% ../nbs/disk.ipynb #bf4b7f35
-def _temporary_name(
-    path: Path,
-    suffix: str,  # "partial", "replaced" or "outdated"
-) -> Path:
-    "Return a hidden name beside `path` that no other process uses."
+def _temporary_name(path: Path, suffix: str) -> Path:
+    "Return a hidden name beside `path` that no other process uses; `suffix` says what the file or folder is."
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
 
 
@@ -38,21 +35,6 @@ def _fsync(path: Path) -> None:
     finally:
         os.close(descriptor)
 
-
-def _replace_folder(partial: Path, target: Path) -> None:
-    "Rename `partial` to `target`; an old target is moved aside first, and restored if the rename fails."
-    replaced = _temporary_name(target, "replaced")
-    if target.exists():
-        target.rename(replaced)
-    try:
-        partial.rename(target)
-    except BaseException:
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        raise
-    _fsync(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
 # %% ../nbs/disk.ipynb #971550eb
 @contextmanager
 def atomic_folder(
@@ -63,15 +45,22 @@ def atomic_folder(
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _temporary_name((within or target.parent) / target.name, "partial")
+    replaced = _temporary_name(target, "replaced")
     partial.mkdir()
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             _fsync(path)
-        _replace_folder(partial, target)
+        if target.exists():
+            target.rename(replaced)
+        partial.rename(target)
+        _fsync(target.parent)
     except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 # %% ../nbs/disk.ipynb #d82bd567
 def remove_folder(folder: Path) -> None:
@@ -134,7 +123,7 @@ def read_json(file: Path) -> Any:
 # %% ../nbs/disk.ipynb #2b0f6cb0
 _digests: dict[tuple[int, ...], str] = {}  # By device, inode, size, and times of modification and change
 
-# %% ../nbs/disk.ipynb #35919864
+
 def hash_file(path: Path) -> str:
     "Return the 128-bit xxHash of a file as 32 hexadecimal digits."
     with open(path, "rb") as stream:
@@ -167,9 +156,12 @@ def write_manifest(
     facts: dict[str, Any] = {},  # Anything else to store, as JSON
 ) -> dict[str, Any]:  # The manifest
     "List every file below a folder, with its size and digest, in a manifest."
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    entries = {name: file_entry(path) for name, path in files.items() if name != MANIFEST}
-    manifest = {"kind": kind, **facts, "files": entries}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    manifest = {
+        "kind": kind,
+        **facts,
+        "files": {path.relative_to(folder).as_posix(): file_entry(path) for path in files},
+    }
     manifest["digest"] = hash_json(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -205,7 +197,7 @@ def find_damage(
         return [str(error)]
     if manifest is None:
         return [f"{MANIFEST} is missing"]
-    damage = [_find_file_damage(folder, name, entry, digests) for name, entry in manifest["files"].items()]
+    damage = [_find_file_damage(folder / name, name, entry, digests) for name, entry in manifest["files"].items()]
     extra = [f"{name} does not belong to it" for name in _unlisted_files(folder, manifest)]
     return [*filter(None, damage), *extra]
 
@@ -215,9 +207,8 @@ def is_intact(folder: Path) -> bool:
     return not find_damage(folder)
 
 
-def _find_file_damage(folder: Path, name: str, entry: dict, digests: bool) -> str | None:
+def _find_file_damage(file: Path, name: str, entry: dict, digests: bool) -> str | None:
     "Say how a file differs from its entry in the manifest."
-    file = folder / name
     if not file.is_file():
         return f"{name} is missing"
     try:
@@ -232,10 +223,13 @@ def _find_file_damage(folder: Path, name: str, entry: dict, digests: bool) -> st
 
 def _unlisted_files(folder: Path, manifest: dict) -> list[str]:
     "Return the entries of a folder that its manifest does not list; hidden ones are left by file browsers and locks."
-    known = {MANIFEST, *manifest["files"], *(name.partition("/")[0] for name in manifest["files"])}
+    known = {MANIFEST, *(name.partition("/")[0] for name in manifest["files"])}
     return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in known)
 
 # %% ../nbs/disk.ipynb #4b66b436
+LOCK = ".lock"  # Stays in the folder: what counts is the lock on the file, not the file
+
+
 def check_replaceable(
     target: Path,  # Where a result will be written
     kind: str,  # What the result is, as in its manifest
@@ -257,9 +251,6 @@ def check_replaceable(
             f"{parameter}={str(target)!r} contains files that are not part of a {kind} written by langmlm ({shown}): "
             "name another folder, or empty this one"
         )
-
-# %% ../nbs/disk.ipynb #9aa0bddb
-LOCK = ".lock"  # Stays in the folder: what counts is the lock on the file, not the file
 
 # %% ../nbs/disk.ipynb #68716d62
 def lock_folder(

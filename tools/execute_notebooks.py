@@ -1,6 +1,6 @@
-"""Run notebooks and store what they really put out, cleaned. Without paths: every notebook in nbs/.
+"""Run notebooks and store their outputs, cleaned. Without paths: every notebook in nbs/.
 
-`--check` stores nothing, and says which cells put out something else than what is stored.
+`--check` stores nothing and lists the cells whose outputs differ from the stored ones.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from nbdev.process import extract_directives
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 600  # Seconds
-# Pictures carry no version of matplotlib, so they change only when what they show does
+# Without the version of matplotlib in figures, they change only when their content does
 KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
 
 
 def skip_flags() -> set[str]:
-    "Directives of settings.ini that keep a cell from running in tests."
+    "Return the directives of cells that tests skip, from settings.ini."
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     return set(config["DEFAULT"]["tst_flags"].split())
 
 
 def is_skipped(cell: nbformat.NotebookNode, flags: set[str]) -> bool:
-    "Whether nbdev_test would pass over a cell; its stored output then stays as it is."
+    "Return whether nbdev_test would skip a cell; its stored output is then kept."
     if cell.cell_type != "code":
         return True
     directives = extract_directives(cell, remove=False)
@@ -41,14 +41,14 @@ def is_skipped(cell: nbformat.NotebookNode, flags: set[str]) -> bool:
 
 
 def without_widgets(outputs: list) -> list:
-    "Outputs less progress bars and other widgets, which cannot be shown without the kernel that drew them."
+    "Remove progress bars and other widgets, which cannot be shown without their kernel."
     return [
         output for output in outputs if not any("jupyter.widget" in mime_type for mime_type in output.get("data", {}))
     ]
 
 
 def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:
-    "Run one notebook in its own folder; the file itself is not touched."
+    "Run one notebook in its own folder; do not change the file."
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -69,7 +69,7 @@ def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> str:
-    "The text of a notebook's file, as nbdev_clean leaves it."
+    "Return the content of a notebook file after nbdev_clean."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "notebook.ipynb"
         nbformat.write(notebook, path)
@@ -78,13 +78,13 @@ def cleaned(notebook: nbformat.NotebookNode) -> str:
 
 
 def stale_cells(stored: str, rerun: str) -> list[int]:
-    "Numbers of the cells whose stored outputs are not those of another run."
+    "Return the numbers of cells whose stored outputs differ from those of another run."
     pairs = zip(json.loads(stored)["cells"], json.loads(rerun)["cells"])
     return [number for number, (before, after) in enumerate(pairs) if before.get("outputs") != after.get("outputs")]
 
 
 def main() -> int:
-    "Run the notebooks that were asked for, one after another, and stop at the first error."
+    "Run the requested notebooks, one after another, and stop at the first error."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks to run")
     parser.add_argument("--check", action="store_true", help="compare, and store nothing")
@@ -103,7 +103,7 @@ def main() -> int:
         if not arguments.check:
             path.write_text(text, encoding="utf-8")
         elif cells := stale_cells(path.read_text(encoding="utf-8"), text):
-            print(f"  cells {cells} put out something else", flush=True)
+            print(f"  outputs of cells {cells} differ", flush=True)
             stale.append(path)
     return int(bool(stale))
 

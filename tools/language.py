@@ -1,6 +1,7 @@
-"""Phrases that a reader who knows machine learning would have to decode, and the field's words for them.
+"""Phrases that a reader who knows machine learning would have to decode, with the field's words.
 
-The list is a net for the most frequent ones. `tests/book/test_notebooks.py` searches notebooks, messages and pages for them.
+The list is a net for the most frequent ones. `tests/book/test_notebooks.py` searches notebooks, messages and pages
+for them.
 """
 
 import re

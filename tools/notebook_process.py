@@ -1,7 +1,7 @@
-"""Run notebooks, each in a fork of this process: it has imported the libraries, on which a notebook spends five seconds.
+"""Run notebooks in forks of this process, which has imported the libraries: alone, a notebook needs five seconds for it.
 
-Reads requests from standard input, one line of JSON for each: `path` of the notebook, `log` for what it prints, and `flags`
-of the cells to leave out. Answers with two lines: the id of the fork, and its exit status when it ended.
+Reads requests from standard input, one line of JSON for each: `path` of the notebook, `log` for what it prints, and
+`flags` of cells to skip. Answers with two lines: the id of the fork, and its exit status when it has ended.
 """
 
 import json

@@ -1,8 +1,13 @@
-"Do what `nbdev_docs` does before it hands over to Quarto: configuration, index of names, processed notebooks."
+"Do what `nbdev_docs` does before it starts Quarto: configuration, index of names, processed notebooks."
+
+import sys
+from pathlib import Path
 
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # settings.ini names modules in `tools`
 
 if __name__ == "__main__":  # The workers import this file again
     refresh_quarto_yml()

@@ -3,6 +3,11 @@ function Div(division)
   return division.content
 end
 
+-- Cells whose code is not shown.
+function CodeBlock(block)
+  return block.text == "" and {} or block
+end
+
 -- Addresses are relative to nbs/ in the notebook and to its parent in README.md.
 local function from_parent(address)
   if address == "" or address:match("^[#/]") or address:match("^%a[%w+.-]*:") then
@@ -14,8 +19,7 @@ local function from_parent(address)
 end
 
 function Link(link)
-  link.target = from_parent(link.target)
-  return link
+  return pandoc.Link(link.content, from_parent(link.target), link.title) -- Without the classes of the site's buttons
 end
 
 function Image(image)

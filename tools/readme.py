@@ -17,6 +17,7 @@ from execnb.nbio import nb2str, read_nb
 from nbdev.processors import FilterDefaults
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # settings.ini names processors in `tools`
 INDEX = ROOT / "nbs" / "index.ipynb"
 README = ROOT / "README.md"
 PACKAGE = "langmlm"
@@ -55,7 +56,8 @@ def without_figures(notebook: dict) -> tuple[dict, dict[str, bytes]]:
             else:
                 outputs.append(output | ({"execution_count": 1} if output["output_type"] == "execute_result" else {}))
         if cell["cell_type"] != "raw":
-            clean = cell | {"source": "".join(line for line in lines if not line.startswith("#|"))}
+            shown = [] if "#| echo: false\n" in lines else [line for line in lines if not line.startswith("#|")]
+            clean = cell | {"source": "".join(shown)}
             cells.append(clean | ({"outputs": outputs} if "outputs" in cell else {}))
         cells += [{"cell_type": "markdown", "metadata": {}, "source": link} for link in links]
     return {**notebook, "cells": cells, "metadata": {}}, figures
@@ -71,7 +73,7 @@ def make_readme(title: str, notebook: dict) -> dict[Path, bytes]:
     "The content of README.md and of every figure, by path."
     wanted, figures = without_figures(notebook)
     arguments = [f"--lua-filter={ROOT / 'tools' / 'readme.lua'}"]
-    body = pypandoc.convert_text(json.dumps(wanted), "gfm", format="ipynb", extra_args=arguments)
+    body = pypandoc.convert_text(json.dumps(wanted), "gfm", format="ipynb+link_attributes", extra_args=arguments)
     files = {INDEX.parent / IMAGES / name: picture for name, picture in figures.items()}
     return files | {README: f"# {title}\n\n\n{body}".encode()}
 

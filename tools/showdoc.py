@@ -46,7 +46,7 @@ def source_link(symbol: Any) -> str:
     if not isinstance(found, tuple):
         return ""
     url = f"{found[2]}#L{inspect.getsourcelines(symbol)[1]}"
-    return f'[source]({url}){{target="_blank" style="float:right; font-size:smaller"}}\n\n'
+    return f'[source]({url}){{style="float:right; font-size:smaller"}}\n\n'
 
 
 def entry(symbol: Any, name: str, level: int) -> str:
@@ -153,7 +153,8 @@ def parameters(symbol: Any) -> str:
     for parameter in signature(symbol):
         default = "" if parameter.default is Parameter.empty else show_default(parameter.default)
         meaning = escape(one_line(comments.get(parameter.name)))
-        rows.append([code(parameter.name), escape(show_type(parameter.annotation)), code(default), meaning])
+        name = f"<code>{parameter.name}</code>"  # Not in backticks: a function of the same name would be linked
+        rows.append([name, escape(show_type(parameter.annotation)), code(default), meaning])
     if meaning := one_line(comments.get("return")):
         rows.append(["**returns**", escape(returned_type(symbol)), "", escape(meaning)])
     return table(["parameter", "type", "default", "meaning"], rows)

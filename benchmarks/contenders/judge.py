@@ -1,7 +1,7 @@
-"""The one judge of all: the masked loss of a saved model on held-out lines, by stock transformers.
+"""Compute the masked loss of saved models on held-out lines, with stock transformers.
 
-Every model sees the same lines, one per row, cut off at max_length, with the same tokens hidden: masks are drawn once
-from a seed, 15 % of the tokens, of which 80 % become `<mask>`, 10 % a random token, and 10 % stay.
+Every model sees the same lines, one per row, truncated at max_length, and the same masks, which are drawn once from a
+seed: 15% of the tokens, of which 80% become `<mask>`, 10% a random token, and 10% stay.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ ROWS_PER_BATCH = 32
 
 
 def make_batches(job: dict) -> list[dict[str, torch.Tensor]]:
-    "The held-out lines as padded batches of similar length, masked."
+    "Return the held-out lines as masked, padded batches of similar length."
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     lines = Path(job["text"]).read_text(encoding="utf-8").split("\n")
     lines = sorted((line for line in lines if line.strip()), key=lambda line: (len(line), line))
@@ -30,11 +30,11 @@ def make_batches(job: dict) -> list[dict[str, torch.Tensor]]:
         )
         ids = batch["input_ids"]
         maskable = ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-        draw, what = torch.rand(ids.shape, generator=generator), torch.rand(ids.shape, generator=generator)
-        stand_ins = torch.randint(len(tokenizer), ids.shape, generator=generator)
+        draw, kind = torch.rand(ids.shape, generator=generator), torch.rand(ids.shape, generator=generator)
+        random_tokens = torch.randint(len(tokenizer), ids.shape, generator=generator)
         predicted = maskable & (draw < job["mlm_probability"])
-        corrupted = torch.where(predicted & (what < 0.8), tokenizer.mask_token_id, ids)
-        corrupted = torch.where(predicted & (what >= 0.8) & (what < 0.9), stand_ins, corrupted)
+        corrupted = torch.where(predicted & (kind < 0.8), tokenizer.mask_token_id, ids)
+        corrupted = torch.where(predicted & (kind >= 0.8) & (kind < 0.9), random_tokens, corrupted)
         labels = ids.masked_fill(~predicted, -100)
         batches.append({"input_ids": corrupted, "attention_mask": batch["attention_mask"], "labels": labels})
     return batches
@@ -42,7 +42,7 @@ def make_batches(job: dict) -> list[dict[str, torch.Tensor]]:
 
 @torch.inference_mode()
 def masked_loss(model: RobertaForMaskedLM, batches: list[dict], device: str) -> tuple[float, int]:
-    "Mean loss in nats over all hidden tokens, and how many there are."
+    "Return the mean loss in nats over all masked tokens, and their number."
     total = predictions = 0
     for batch in batches:
         logits = model(
@@ -55,7 +55,7 @@ def masked_loss(model: RobertaForMaskedLM, batches: list[dict], device: str) -> 
 
 
 def judge(channel: Channel, job: dict) -> None:
-    "Answer with the loss of one folder after the other."
+    "Send the loss of one folder after the other."
     batches = make_batches(job)
     channel.send(ready=True)
     while (command := channel.receive())["do"] != "stop":

@@ -1,7 +1,7 @@
-"""What every contender shares: it talks to the runner in JSON lines, and trains only while the runner lets it.
+"""Shared code of all contenders: JSON lines to and from the runner, and training in rounds.
 
-A contender is one process. It reads its job from stdin, sets up, warms up, says "ready", and then sleeps in the hook
-that its training loop calls after an optimizer step, until the runner tells it to go on for a round.
+A contender is one process. It reads its job from stdin, sets up, warms up, sends "ready", and then sleeps in the hook
+that its training loop calls after an optimizer step, until the runner starts a round.
 """
 
 import json
@@ -14,28 +14,28 @@ from pathlib import Path
 
 
 class Stop(BaseException):
-    "The runner has seen enough. Not an Exception, so that no peer catches it."
+    "Ends training. Not an Exception, so that no peer catches it."
 
 
 class Channel:
-    "JSON lines with the runner; whatever a library prints goes to stderr instead."
+    "Exchanges JSON lines with the runner; what libraries print goes to stderr."
 
     def __init__(self):
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
     def send(self, **message) -> None:
-        "Tell the runner something."
+        "Send a message to the runner."
         print(json.dumps(message), file=self._answers, flush=True)
 
     def receive(self) -> dict:
-        "What the runner wants next; a runner that is gone wants a stop."
+        "Return the next command of the runner; stop if the runner has ended."
         line = sys.stdin.readline()
         return json.loads(line) if line else {"do": "stop"}
 
 
 class Pacer:
-    "Cuts a training loop into rounds: counts steps, tokens and seconds, and blocks between rounds."
+    "Splits a training loop into rounds: counts steps, tokens and seconds, and blocks between rounds."
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Pacer:
         job: dict,  # `device`, and `warm_up_steps` before the first round; 0: the first round begins with training
         totals: Callable[[], tuple[int, int]],  # Real tokens, and tokens computed, since training began
         save: Callable[[Path], None],  # Writes the model as it is now
-        more: Callable[[], dict] = dict,  # Further figures of a round, asked for at its end
+        more: Callable[[], dict] = dict,  # Further measurements, taken at the end of a round
     ):
         self.channel, self.totals, self.save, self.more = channel, totals, save, more
         self.warm_up_steps, self.on_gpu = job["warm_up_steps"], job["device"] == "cuda"
@@ -51,7 +51,7 @@ class Pacer:
         self.command: dict = {}
 
     def begin(self) -> None:
-        "Call it right before training begins."
+        "Call this right before training begins."
         if self.warm_up_steps:
             self.command = {"steps": self.warm_up_steps, "lead_in": 0, "warm_up": True}
             self._open_round()
@@ -60,7 +60,7 @@ class Pacer:
             self._wait()
 
     def step_done(self, steps: int = 1) -> None:
-        "Call it after optimizer steps; returns when the runner wants more of them."
+        "Call this after optimizer steps; it returns when training should continue."
         self.steps += steps
         self.round_steps += steps
         if self.leading_in:
@@ -78,7 +78,7 @@ class Pacer:
             self._wait()
 
     def _reached(self, limit: str, value: float | None) -> bool:
-        "Whether a cumulative limit of the round is reached."
+        "Return whether a cumulative limit of the round is reached."
         return self.command.get(limit) is not None and value >= self.command[limit]
 
     def _open_round(self) -> None:
@@ -91,7 +91,7 @@ class Pacer:
         self.began = time.perf_counter()
 
     def _close_round(self) -> None:
-        "Report what was done since the clock was started."
+        "Report what was done since the clock started."
         self._synchronize()
         seconds = time.perf_counter() - self.began
         self.seconds += seconds
@@ -102,7 +102,7 @@ class Pacer:
         self.channel.send(**{"ready" if self.command.get("warm_up") else "round": figures})
 
     def _wait(self) -> None:
-        "Sleep until the runner opens another round, doing what it asks for in between."
+        "Sleep until the runner starts another round; run its commands in between."
         self._synchronize(empty=True)
         while True:
             self.command = self.channel.receive()
@@ -116,7 +116,7 @@ class Pacer:
                     raise Stop
 
     def _synchronize(self, empty: bool = False) -> None:
-        "Let a GPU finish what it was told, and give unused memory to the contenders that come next."
+        "Wait for the GPU, and release unused memory for the other contenders."
         if self.on_gpu:
             import torch
 
@@ -126,10 +126,10 @@ class Pacer:
 
 
 def peak_memory() -> dict:
-    "The most memory this process ever held, in bytes: resident, and on the GPU."
+    "Return the peak memory of this process in bytes: resident, and on the GPU."
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss also knows of the process that started this one
+    if status.exists():  # ru_maxrss includes the parent process before the fork
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         resident = int(lines["VmHWM"].split()[0]) * 1024
     torch = sys.modules.get("torch")
@@ -138,12 +138,12 @@ def peak_memory() -> dict:
 
 
 def bytes_on_disk(folder: str) -> int:
-    "The size of all files in a folder."
+    "Return the size of all files in a folder."
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def serve(tasks: dict[str, Callable[[Channel, dict], None]]) -> None:
-    "Do the one job that the runner sends, then say how much memory it took."
+    "Run the job that the runner sends, then report the peak memory."
     channel = Channel()
     job = channel.receive()
     try:
@@ -152,4 +152,4 @@ def serve(tasks: dict[str, Callable[[Channel, dict], None]]) -> None:
         pass
     channel.send(**peak_memory())
     sys.stderr.flush()
-    os._exit(0)  # A loop that was left in the middle may have threads that would wait
+    os._exit(0)  # A loop that was interrupted may have threads that would block the exit

@@ -1,4 +1,4 @@
-"Done once with langmlm, before any contender starts: default texts, the tokenizer of all, the size of the texts."
+"Prepare a benchmark with langmlm: default texts, the shared tokenizer, the sizes of the texts."
 
 import json
 import shutil
@@ -16,7 +16,7 @@ WORDS_IN_A_DOCUMENT = 4_000  # Of the default long text: paragraphs of neighbour
 
 
 def default_texts(channel: Channel, job: dict) -> None:
-    "Text that is on every machine: Python's own docstrings, one paragraph per line, and joined to long documents."
+    "Write the docstrings of Python's standard library: one paragraph per line, and joined to long documents."
     paragraphs, documents, words = list(docstrings()), [[]], 0
     for paragraph in paragraphs:
         documents[-1].append(paragraph)
@@ -30,7 +30,7 @@ def default_texts(channel: Channel, job: dict) -> None:
 
 
 def make_tokenizer(channel: Channel, job: dict) -> None:
-    "Learn one vocabulary; a folder for every max_length, since some contenders read the length from there."
+    "Train one tokenizer; save a folder for every max_length, since some contenders read the length from it."
     folders = {int(length): Path(folder) for length, folder in job["folders"].items()}
     first, *others = folders.values()
     scratch = first.parent / "dataset-of-the-tokenizer"
@@ -49,7 +49,7 @@ def make_tokenizer(channel: Channel, job: dict) -> None:
 
 
 def measure_text(text: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    "Count the tokens of the documents of a text, two special ones included."
+    "Count the tokens of the documents of a text, with two special tokens each."
     parts = [lengths for _, lengths in encode_documents(open_corpus(text), tokenizer)]
     lengths = np.concatenate(parts) + 2
     return {

@@ -1,4 +1,4 @@
-"Say what an environment is made of, and what hardware it sees."
+"Report the versions and the hardware of an environment."
 
 import platform
 from importlib import metadata, util
@@ -9,7 +9,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "la
 
 
 def probe(channel: Channel, job: dict) -> None:
-    "Versions, threads, and the GPU if there is one."
+    "Send versions, threads, and the GPU if there is one."
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         if util.find_spec(name):

@@ -1,4 +1,4 @@
-"How the contenders that train with the Trainer of transformers are paced and counted."
+"Pacing and token counts for contenders that use the Trainer of transformers."
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from transformers import PreTrainedModel, TrainerCallback
 
 
 class TokenCount:
-    "Counts the tokens that go into a model, and how many of them are real."
+    "Counts the input tokens of a model, and the real ones among them."
 
     def __init__(self, model: PreTrainedModel):
-        self.real = self.computed = 0  # `real` becomes a tensor, so that a GPU need not stop to count
+        self.real = self.computed = 0  # `real` becomes a tensor, so that counting does not synchronize with a GPU
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module, arguments: tuple, named: dict) -> None:
@@ -32,7 +32,7 @@ class StepHook(TrainerCallback):
 
 
 def make_pacer(channel: Channel, job: dict, model: PreTrainedModel) -> Pacer:
-    "The pacer of a run of the Trainer."
+    "Return the pacer of a run of the Trainer."
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)

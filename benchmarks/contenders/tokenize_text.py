@@ -1,8 +1,8 @@
 """Tokenize a text, once for every round: with langmlm, with the bare tokenizer, or with `map` of datasets.
 
-langmlm reads the file and leaves a dataset on disk. The bare tokenizer gets the documents in memory, in batches of
-1,000, on all cores by its own threads, and its result is thrown away. `map` reads a file that `datasets` has read in
-before (not timed), on as many processes as there are cores, and leaves its own file on disk.
+langmlm reads the file and writes a dataset. The bare tokenizer gets the documents in memory, in batches of 1,000, uses
+its own threads on all cores, and its result is dropped. `map` of `datasets` starts from a file that is already loaded
+(not timed), uses one process per core, and writes its own file.
 """
 
 import os
@@ -19,9 +19,8 @@ DOCUMENTS_PER_BATCH = 1_000
 def with_langmlm(job: dict) -> tuple[Callable, Callable]:
     "Text to dataset."
     from langmlm.text.corpus import open_corpus
-    from langmlm.tokens.tokenizer import load_tokenizer
-    from langmlm.tokens.tokenizer import TokenizerConfig
     from langmlm.tokens.shards import write_dataset
+    from langmlm.tokens.tokenizer import TokenizerConfig, load_tokenizer
 
     tokenizer, folder = load_tokenizer(job["tokenizer"]), Path(job["scratch"]) / "dataset"
     config = TokenizerConfig(max_length=job["max_length"], path_to_save_dataset=folder)
@@ -38,7 +37,7 @@ def with_langmlm(job: dict) -> tuple[Callable, Callable]:
 
 
 def bare(job: dict) -> tuple[Callable, Callable]:
-    "Documents to ids that nobody keeps."
+    "Documents to ids, which are dropped."
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(job["tokenizer"]) / "tokenizer.json"))
@@ -55,7 +54,7 @@ def bare(job: dict) -> tuple[Callable, Callable]:
 
 
 def with_datasets(job: dict) -> tuple[Callable, Callable]:
-    "Lines to rows of `input_ids`, `attention_mask` and `special_tokens_mask`, of any length, before they are cut."
+    "Lines to rows of `input_ids`, `attention_mask` and `special_tokens_mask`, of any length, not split."
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
@@ -85,7 +84,7 @@ def with_datasets(job: dict) -> tuple[Callable, Callable]:
 
 
 def tokenize(channel: Channel, job: dict) -> None:
-    "A short untimed text first, then the text, as often as the runner asks for it."
+    "Tokenize a short text untimed, then the text once per round."
     Path(job["scratch"]).mkdir(parents=True, exist_ok=True)
     os.chdir(job["scratch"])
     run, result = {"langmlm": with_langmlm, "bare": bare, "datasets": with_datasets}[job["kind"]](job)

@@ -1,10 +1,10 @@
 """Langformers, as its page on pretraining sets it up: rows padded to max_length, its own Trainer, fp32.
 
-What is not as on the page, so that it can take part:
-- the tokenizer is the one of all contenders, given by `tokenizer=` (as its page on further pretraining does);
-- `max_steps` and `save_strategy="no"`, which it hands through to the Trainer;
-- it makes its own linear schedule from `num_train_epochs` and cannot have another: the learning rate is kept all but
-  constant, where the others' is, by a number of epochs far beyond the steps that are run.
+Differences from the page:
+- the tokenizer is the shared one, passed as `tokenizer=` (as its page on further pretraining does);
+- `max_steps` and `save_strategy="no"`, which it passes to the Trainer;
+- its linear schedule depends on `num_train_epochs` and cannot be changed: where the other contenders have a constant
+  learning rate, it gets so many epochs that its rate is almost constant.
 """
 
 import os
@@ -18,11 +18,11 @@ from pacing import Channel, bytes_on_disk, serve
 from stock_hooks import StepHook, make_pacer
 from transformers import set_seed
 
-CONSTANT = 100  # Times as long as the run, so that a falling rate has lost 1 % of its height when the run ends
+CONSTANT = 100  # The schedule is this many times as long as the run, so the learning rate falls by 1%
 
 
 def prepare(channel: Channel, job: dict) -> None:
-    "Tokenize the text; it goes to `tokenized_dataset` in the working directory."
+    "Tokenize the text into `tokenized_dataset` in the working directory."
     folder = Path(job["dataset"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.chdir(folder.parent)
@@ -35,7 +35,7 @@ def prepare(channel: Channel, job: dict) -> None:
 
 
 def train(channel: Channel, job: dict) -> None:
-    "Train until the runner has seen enough."
+    "Train until the runner stops it."
     Path(job["run_folder"]).mkdir(parents=True)
     os.chdir(job["run_folder"])
     set_seed(job["seed"])

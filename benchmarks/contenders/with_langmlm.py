@@ -10,7 +10,7 @@ from langmlm.train.checkpoint import save_model
 
 
 class StepHook(logging.Handler):
-    "The loop logs one record every `logging_steps`; this handler can pause the loop and make it log less often."
+    "Handles the record that the loop logs every `logging_steps`: makes the loop wait, and log less often."
 
     def __init__(self, task: tasks.MLMTask):
         super().__init__()
@@ -23,17 +23,18 @@ class StepHook(logging.Handler):
                 object.__setattr__(self.task.config, "logging_steps", interval)  # The loop reads it at every step
 
     def totals(self) -> tuple[int, int]:
-        "Real tokens of all steps so far, and computed tokens with the logged padding."
+        "Return the tokens of all steps so far, from the batch plan, and the same with the padding from the log."
         task, before = self.task, self.tokens
         for step in range(self.counted, task.state.step):
-            self.tokens += int(task.dataset.lengths[np.concatenate(task.loader.plan.batches(step)[1])].sum())
-        self.counted, log = task.state.step, task.state.log_history
-        padding = log[-1]["padding_share"] if log else 0.0
+            _, rows = task.loader.plan.batches(step)
+            self.tokens += int(task.dataset.lengths[np.concatenate(rows)].sum())
+        self.counted = task.state.step
+        padding = task.state.log_history[-1]["padding_share"] if task.state.log_history else 0.0
         self.computed += (self.tokens - before) / (1 - padding)
         return self.tokens, round(self.computed)
 
     def mfu(self) -> dict[str, float]:
-        "MFU of the latest log entry."
+        "Return the model FLOPs utilization of the latest log entry."
         return {"mfu": self.task.state.log_history[-1]["mfu"]}
 
 
@@ -48,7 +49,7 @@ def prepare(channel: Channel, job: dict) -> None:
 
 
 def train(channel: Channel, job: dict) -> None:
-    "Train until the runner has seen enough."
+    "Train until the runner stops it."
     task = tasks.create_mlm(
         tokenizer=job["tokenizer"],
         tokenized_dataset=job["dataset"],

@@ -1,7 +1,9 @@
 """The Trainer of transformers, as its users set it up for masked language modelling.
 
-`rows="lines"`: one line per row, cut off at max_length, padded to the longest row of the batch by the collator.
-`rows="concatenated"`: all lines behind one another, cut into rows of max_length, as `run_mlm.py` does by default.
+`rows="lines"`: one line per row, truncated at max_length, padded by the collator to the longest row of the batch.
+`rows="concatenated"`: all lines concatenated and split into rows of max_length, as `run_mlm.py` does by default.
+`torch_compile=True`: the model is compiled, and incomplete batches at the end of an epoch are dropped, since a new
+shape would be compiled again.
 """
 
 from itertools import chain
@@ -30,7 +32,7 @@ def tokenize_lines(lines: Dataset, tokenizer, max_length: int) -> Dataset:
 
 
 def concatenate_rows(lines: Dataset, tokenizer, max_length: int) -> Dataset:
-    "Full rows; what is left over at the end of a batch of `map` is dropped."
+    "Full rows; the remainder of each batch of `map` is dropped."
     whole = lines.map(
         lambda batch: tokenizer(batch["text"], return_special_tokens_mask=True), batched=True, remove_columns=["text"]
     )
@@ -75,6 +77,8 @@ def train(channel: Channel, job: dict) -> None:
         disable_tqdm=True,
         seed=job["seed"],
         bf16=job["precision"] == "bf16",
+        torch_compile=job.get("torch_compile", False),
+        dataloader_drop_last=job.get("torch_compile", False),
         use_cpu=job["device"] == "cpu",
     )
     pacer = make_pacer(channel, job, model)

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import read_manifest
-from ..tokens.shards import ContentHash
+from ..tokens.duplicates import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
 # %% ../../nbs/data/01_dataset.ipynb #c7ffd60c

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
+from fastcore.basics import patch
 
 from .batching import BatchPlan, make_flat_batch, pack_sequences
 from .dataset import TokenizedDataset
@@ -42,7 +43,6 @@ class BatchLoader:
     plan: BatchPlan  # Which sequences each step takes
     rules: MaskingRules
     pad_token_id: int
-    max_length: int  # Tokens in a sequence at most
     sizes: BatchSizes | None = None  # Least sizes of the padded tensors; None: batches are not padded
     process_index: int = 0
     num_processes: int = 1
@@ -54,44 +54,18 @@ class BatchLoader:
     ) -> StepBatches:
         "Build the micro-batches of a step."
         epoch, rows = self.plan.batches(step)
-        own = range(self.process_index, len(rows), self.num_processes)
-        batches = []
-        for index in own or [0]:
-            batch = self._mask(rows[index], epoch)
-            if not own:
-                batch = replace(batch, masked_positions=batch.masked_positions[:0], labels=batch.labels[:0])
-            batches.append((index, batch))
-        predictions = sum(len(batch.labels) for _, batch in batches)
-        batches = [(index, self._finish(batch)) for index, batch in batches]
+        own = list(range(self.process_index, len(rows), self.num_processes))
+        masked = [self._mask(rows[index], epoch) for index in own or [0]]
+        if not own:
+            masked = [replace(masked[0], masked_positions=masked[0].masked_positions[:0], labels=masked[0].labels[:0])]
+        batches = [(index, self._finish(batch)) for index, batch in zip(own or [0], masked)]
         return StepBatches(
             batches,
             tokens=int(self.dataset.lengths[np.concatenate(rows)].sum()),
-            lengths=self.dataset.lengths[np.concatenate([rows[index] for index, _ in batches])],
-            predictions=predictions,
+            lengths=self.dataset.lengths[np.concatenate([rows[index] for index in own or [0]])],
+            predictions=sum(len(batch.labels) for batch in masked),
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),
         )
-
-    def prefetch(
-        self,
-        start: int,  # First step
-        stop: int,  # Step to stop before
-    ) -> Iterator[tuple[StepBatches, float]]:  # Micro-batches, and the seconds spent waiting for them
-        "Load steps in order, one step ahead in a thread of its own."
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            upcoming = pool.submit(self.load, start) if start < stop else None
-            for step in range(start, stop):
-                began = perf_counter()
-                batches = upcoming.result()
-                waited = perf_counter() - began
-                if step + 1 < stop:
-                    upcoming = pool.submit(self.load, step + 1)
-                yield batches, waited
-
-    def load_in_order(self) -> Iterator[MaskedBatch]:
-        "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
-        bounds = pack_sequences(self.dataset.lengths, self.plan.token_budget)
-        for index in range(self.process_index, len(bounds) - 1, self.num_processes):
-            yield self._finish(self._mask(np.arange(bounds[index], bounds[index + 1]), epoch=0))
 
     def _mask(self, rows: np.ndarray, epoch: int) -> MaskedBatch:
         return mask_batch(make_flat_batch(self.dataset, rows, self.pad_token_id), epoch, self.rules)
@@ -99,5 +73,32 @@ class BatchLoader:
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
         "Pad a batch, and move it to page-locked memory, if the loader is set to."
         if self.sizes is not None:
-            batch = pad_batch(batch, self.plan.token_budget, self.max_length, self.pad_token_id, self.sizes)
+            batch = pad_batch(batch, self.plan.token_budget, self.dataset.max_length, self.pad_token_id, self.sizes)
         return batch.pin() if self.pin_memory else batch
+
+# %% ../../nbs/data/04_loader.ipynb #7d35f984
+@patch
+def prefetch(
+    self: BatchLoader,
+    start: int,  # First step
+    stop: int | None = None,  # Step to stop before; None: the end of the run
+) -> Iterator[tuple[StepBatches, float]]:  # Micro-batches, and the seconds spent waiting for them
+    "Load steps in order, one step ahead in a thread of its own."
+    stop = self.plan.total_steps if stop is None else min(stop, self.plan.total_steps)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming = pool.submit(self.load, start) if start < stop else None
+        for step in range(start, stop):
+            began = perf_counter()
+            batches = upcoming.result()
+            waited = perf_counter() - began
+            if step + 1 < stop:
+                upcoming = pool.submit(self.load, step + 1)
+            yield batches, waited
+
+# %% ../../nbs/data/04_loader.ipynb #2df63c06
+@patch
+def load_in_order(self: BatchLoader) -> Iterator[MaskedBatch]:
+    "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
+    bounds = pack_sequences(self.dataset.lengths, self.plan.token_budget)
+    for index in range(self.process_index, len(bounds) - 1, self.num_processes):
+        yield self._finish(self._mask(np.arange(bounds[index], bounds[index + 1]), epoch=0))

@@ -6,12 +6,12 @@
 __all__ = ['TextSample', 'affordable_bytes']
 
 # %% ../../nbs/text/04_sampling.ipynb #46e266af
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from math import log
 from random import Random
-
-from .corpus import SpooledTexts
+from struct import Struct
 
 # %% ../../nbs/text/04_sampling.ipynb #2be833f7
 def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
@@ -23,6 +23,27 @@ def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
         yield document[start:end]
         start = end
     yield document[start:]
+
+# %% ../../nbs/text/04_sampling.ipynb #2c7fc6af
+_HEADER = Struct("<iq")  # Number of a text, and its length in bytes
+
+
+class SpooledTexts:
+    "Numbered texts in a temporary file, which can be read again and again."
+
+    def __init__(self, rows: Iterable[tuple[int, str]]):
+        self._file = tempfile.NamedTemporaryFile(prefix="langmlm-")
+        for number, text in rows:
+            data = text.encode()
+            self._file.write(_HEADER.pack(number, len(data)))
+            self._file.write(data)
+        self._file.flush()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        with open(self._file.name, "rb") as file:
+            while header := file.read(_HEADER.size):
+                number, size = _HEADER.unpack(header)
+                yield number, file.read(size).decode()
 
 # %% ../../nbs/text/04_sampling.ipynb #22d486e5
 _LEVELS = 10  # Per factor e in the share of the text

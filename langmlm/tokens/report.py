@@ -76,7 +76,7 @@ def add_statistics(
         total["longest_token"] = max(total["longest_token"], part["longest_token"], key=len)
     return total
 
-# %% ../../nbs/tokens/04_report.ipynb #6220ebb6
+# %% ../../nbs/tokens/04_report.ipynb #7a26129e
 class Report(dict):
     "The manifest of a tokenized dataset, displayed as a table of statistics and a histogram of lengths."
 
@@ -103,7 +103,7 @@ class Report(dict):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
         axes.set(xlabel="tokens in a document", ylabel="documents")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
         plt.close(figure)  # A notebook displays the returned figure; an open one would be displayed twice
         return figure
 

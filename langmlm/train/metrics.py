@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from transformers import RobertaConfig
 
@@ -86,14 +87,6 @@ class History:
         self._live_cell = _current_cell() if refresh else None
         return refresh
 
-    def plot(
-        self,
-        file: str | PathLike | None = None,  # Also save the figure there; the suffix decides the format
-        unigram_entropy: float | None = None,  # In nats; drawn as a baseline that a model has to get below
-    ) -> Figure:
-        "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
-        return _plot_history(self.log_history, file, unigram_entropy)
-
 # %% ../../nbs/train/03_metrics.ipynb #43700e30
 class _LiveHistory(History):
     "The same history for its live display, which `History._ipython_display_` would suppress."
@@ -111,18 +104,23 @@ def _current_cell() -> int:
     return get_ipython().execution_count
 
 # %% ../../nbs/train/03_metrics.ipynb #6ad02411
-def _plot_history(log_history: list[dict], file: str | PathLike | None, unigram_entropy: float | None) -> Figure:
-    "Draw the figure of `History.plot`."
-    if not any("loss" in entry for entry in log_history):
+@patch
+def plot(
+    self: History,
+    file: str | PathLike | None = None,  # Also save the figure there; the suffix decides the format
+    unigram_entropy: float | None = None,  # In nats; drawn as a baseline that a model has to get below
+) -> Figure:
+    "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
+    if not any("loss" in entry for entry in self.log_history):
         raise ValueError("there is no loss to plot: the run has not reached its first logging step")
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for name, color, label in (("loss", "#4472b0", "training loss"), ("eval_loss", "#55a868", "validation loss")):
-        points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+        points = [(entry["step"], entry[name]) for entry in self.log_history if name in entry]
         if points:
             axes.plot(*zip(*points), "o-", markersize=3, color=color, label=label)
     if unigram_entropy is not None:
         axes.axhline(unigram_entropy, color="#888888", linestyle="--", label="unigram entropy")
-    for entry in log_history:
+    for entry in self.log_history:
         for text in filter(None, _format(entry, _EVENTS)):
             axes.axvline(entry["step"], color="#c44e52", linewidth=1)
             position = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
@@ -236,4 +234,5 @@ class Estimate:
     def __str__(self) -> str:
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
         steps = "step" if self.steps_left == 1 else "steps"
-        return f"about {hours} h {minutes} min: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"
+        duration = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+        return f"about {duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"

@@ -16,7 +16,7 @@ NAMES = [path.relative_to(BOOK).as_posix() for path in notebook_paths(BOOK)]
 FLAGS = set(read_settings(ROOT)["tst_flags"].split())  # Cells with these directives are not run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::-1])  # Tutorials take longest
 def test_notebook_runs(project: Path, name: str):
     "Every cell runs, and leaves nothing behind."
     before = snapshot(project)

@@ -1,6 +1,6 @@
-"""The two tasks from raw text to fill-mask at a small size, twice in a row, in the folder it is started in.
+"""Run both tasks at a small size, from raw text to fill-mask, twice in a row, in the current folder.
 
-Needs nothing but the installed package. `--without-nbdev` also demands that nbdev is not there.
+Needs nothing but the installed package. `--without-nbdev` also checks that nbdev is not installed.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ def write_corpus(path: Path) -> None:
 
 
 def pretrain() -> list[dict]:
-    "Train a tokenizer and a model as a user would; the run's log comes back."
+    "Train a tokenizer and a model as a user would; return the log of the run."
     tokenizer = tasks.create_tokenizer(
         data_path="data.txt",
         tokenizer_config={"vocab_size": VOCABULARY, "min_frequency": 2, "max_length": MAX_LENGTH},
@@ -61,14 +61,14 @@ def pretrain() -> list[dict]:
 
 
 def check_log(log_history: list[dict]) -> None:
-    "The loss was logged, is finite, and fell."
+    "Check that the logged losses are finite and fell."
     losses = [entry["loss"] for entry in log_history if "loss" in entry]
     assert len(losses) > 1 and all(map(math.isfinite, losses)), losses
     assert losses[-1] < losses[0], losses
 
 
 def check_tokenizer() -> None:
-    "The tokenizer folder loads, and gives every text back."
+    "Check that the tokenizer folder loads, and that text survives encoding and decoding."
     tokenizer = AutoTokenizer.from_pretrained("tokenizer")
     assert tokenizer.model_max_length == MAX_LENGTH
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]) == [0, 1, 2, 3, 4]
@@ -77,7 +77,7 @@ def check_tokenizer() -> None:
 
 
 def check_model(folder: Path) -> None:
-    "A folder of the run loads with stock transformers and fills a mask."
+    "Check that a folder of the run loads with stock transformers and fills a mask."
     model, tokenizer = RobertaForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size == VOCABULARY
     guesses = transformers.pipeline("fill-mask", model=str(folder))(SENTENCE, top_k=5)
@@ -86,7 +86,7 @@ def check_model(folder: Path) -> None:
 
 
 def check_run(folder: Path) -> None:
-    "The run's folder has checkpoints, a final model, and a log that the ecosystem reads."
+    "Check that the run folder has checkpoints, a final model, and a log."
     checkpoints = sorted(folder.glob("checkpoint-*"))
     assert 1 <= len(checkpoints) <= 3, checkpoints
     for model_folder in [*checkpoints, folder / "final_model"]:
@@ -96,12 +96,12 @@ def check_run(folder: Path) -> None:
 
 
 def run_folders() -> set[Path]:
-    "The runs in this folder."
+    "Return the runs in this folder."
     return {path.parent for path in Path().glob("*/final_model")}
 
 
 def main() -> None:
-    "Run both tasks twice, and look at what each run left."
+    "Run both tasks twice, and check the results of each."
     if "--without-nbdev" in sys.argv:
         assert importlib.util.find_spec("nbdev") is None, "nbdev is installed here"
     transformers.utils.logging.disable_progress_bar()
@@ -112,7 +112,7 @@ def main() -> None:
         check_tokenizer()
         (new,) = run_folders() - earlier
         check_run(new)
-        print(f"{new}: fine")
+        print(f"{new}: all checks passed")
 
 
 if __name__ == "__main__":

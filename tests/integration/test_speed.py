@@ -1,11 +1,12 @@
 """What makes a run faster does not change its results."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -52,15 +53,28 @@ def test_bf16_equals_float32(data, tmp_path: Path):
     assert narrow != plain and narrow == pytest.approx(plain, abs=0.02)
 
 
-@pytest.fixture
-def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def record_call(names: list[str], name: str, function: Callable, *arguments):
+    "Call a function, and remember its name."
+    names.append(name)
+    return function(*arguments)
+
+
+@pytest.fixture(params=["triton", "flash"])
+def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """An optimizer step as on a GPU, on tensors that have shapes but no values: reading a value fails.
+
+    With the Triton kernel and with FlashAttention, of which only the shapes of their outputs are computed.
 
     The tensors claim to be on a CPU, because without a GPU PyTorch computes no gradients of others; so what is only
     done on CPUs is patched out.
     """
     monkeypatch.setattr(roberta, "group_equal_lengths", lambda *_: None)
+    monkeypatch.setattr(roberta, "has_triton_kernel", lambda *_: request.param == "triton")
     monkeypatch.setattr(attention, "_has_flash_attention", lambda _: True)
+    used = []
+    for name, function in (("triton", "attend_triton"), ("flash", "attend_varlen")):
+        original = getattr(roberta, function)
+        monkeypatch.setattr(roberta, function, partial(record_call, used, name, original))
     monkeypatch.setattr(FastDropout, "forward", nn.Dropout.forward)
     monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: module)
 
@@ -75,7 +89,9 @@ def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 for index, batch in step_batches.batches
             ]
             without_values = replace(step_batches, batches=batches)
-            return train_step(task.module, task.optimizer, task.accelerator, without_values, 0, 1e-3, task.config)
+            metrics = train_step(task.module, task.optimizer, task.accelerator, without_values, 0, 1e-3, task.config)
+        assert used and set(used) == {request.param}
+        return metrics
 
     return take
 

@@ -70,7 +70,7 @@ def test_two_processes_equal_one(text: Path, options: dict, data: dict, tmp_path
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     finished = subprocess.run(
-        [*launcher, tmp_path / "job.py", job], capture_output=True, text=True, timeout=120, env=environment
+        [*launcher, tmp_path / "job.py", job], capture_output=True, text=True, timeout=1_500, env=environment
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert contents(tmp_path / "dataset") == contents(tmp_path / "alone")

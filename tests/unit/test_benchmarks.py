@@ -1,7 +1,7 @@
-"What the figures of a benchmark are made of, on figures that can be checked by hand."
+"The summaries of benchmark results, on numbers that can be checked by hand."
 
 from data import split_documents
-from learning import lessons
+from learning import learning_contenders
 from processes import Failure
 from rounds import interleave, rotated
 from summary import best_precision, by_peer, compare, is_noisy, noisy_names, rates, ratio, spread
@@ -17,7 +17,7 @@ def test_spread_has_median_extremes_and_quartiles():
     assert set(spread([7.0]).values()) == {7.0}
 
 
-def test_noisy_is_more_than_a_fifth_of_the_median():
+def test_noisy_if_the_middle_half_exceeds_a_fifth_of_the_median():
     assert not is_noisy(spread([9, 10, 11]))
     assert is_noisy(spread([8, 10, 12, 8, 12]))
 
@@ -27,7 +27,7 @@ def test_rates_count_real_tokens():
 
 
 def test_ratio_is_taken_round_by_round():
-    "A machine that slows down for both does not change the ratio, though it changes both medians."
+    "A machine that slows down for both changes their medians but not the ratio."
     assert ratio([100, 50, 10], [10, 5, 1]) == {"median": 10, "min": 10, "q1": 10, "q3": 10, "max": 10}
     assert ratio([10, 20, 30, 40, 50], [10, 10, 10, 10, 10])["noisy"] is True
 
@@ -61,12 +61,12 @@ def test_comparison_without_langmlm_is_empty():
     assert compare({"langformers-fp32": rounds_of(1, 2)}) == {"ratios": {}, "best": {}}
 
 
-def test_every_round_begins_with_another():
+def test_every_round_starts_with_another_contender():
     assert [rotated(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
     assert rotated([], 3) == []
 
 
-def test_one_that_fails_does_not_stop_the_others():
+def test_a_failed_contender_does_not_stop_the_others():
     class Answering:
         def ask(self, **command):
             return {"round": {"seconds": 1.0, "tokens": 2}}
@@ -79,8 +79,8 @@ def test_one_that_fails_does_not_stop_the_others():
     assert figures == {"good": [{"seconds": 1.0, "tokens": 2}] * 2} and failed == {"bad": "ended: killed"}
 
 
-def test_lessons_have_steps_of_equal_tokens():
-    chosen = lessons(mean_tokens=24, max_length=128)
+def test_learning_steps_have_equal_tokens():
+    chosen = learning_contenders(mean_tokens=24, max_length=128)
     assert {name: changes["batch_size"] for name, (_, changes) in chosen.items()} == {
         "langmlm-lines": 32,
         "langmlm-packed": 6,

@@ -49,7 +49,7 @@ def test_valid_types(changes: dict):
     ],
 )
 def test_invalid_types(changes: dict, message: str):
-    "The error names the option, its types and the value; True is no number."
+    "The error names the option, its types and the value; True is not accepted as a number."
     with pytest.raises(ConfigError) as caught:
         Example(**changes)
     assert caught.value.errors == [message] and str(caught.value) == f"example is invalid:\n- {message}"

@@ -166,10 +166,10 @@ def test_budgets():
     assert str(size).startswith(
         "2 modules, 3 exported lines, 3 public names, longest import chain 2: text.files > disk"
     )
-    assert budget_problems(Size(34, 5_000, 200, ["a"] * 12)) == []
-    assert budget_problems(Size(35, 5_001, 201, ["a"] * 13)) == [
+    assert budget_problems(Size(34, 6_250, 200, ["a"] * 12)) == []
+    assert budget_problems(Size(35, 6_251, 201, ["a"] * 13)) == [
         "35 modules, more than 34",
-        "5,001 exported lines, more than 5,000",
+        "6,251 exported lines, more than 6,250",
         "201 public names, more than 200",
         "13 modules in the longest import chain, more than 12",
     ]
@@ -209,6 +209,13 @@ def test_a_name_needs_a_demonstration_that_uses_it():
     missing = demonstration_problems(notebook(exported, shown), module)
     assert missing == ["LIMIT has no demonstration", "read has no demonstration"]
     assert demonstration_problems(notebook(exported, code("%time count()\nread(), corpus.LIMIT\ncount")), module) == []
+
+
+def test_what_a_demonstrated_function_returns_is_demonstrated():
+    exported = code("#| export\nclass Batch: pass\ndef load() -> Batch | None: pass")
+    module = "__all__ = ['Batch', 'load']\ndef load() -> Batch | None: pass"
+    assert demonstration_problems(notebook(exported, code("load()")), module) == []
+    assert len(demonstration_problems(notebook(exported), module)) == 2
 
 
 def test_names():

@@ -176,7 +176,7 @@ def test_padding(loader: BatchLoader):
                 assert set(full.labels[len(batch.labels) :].tolist()) <= {IGNORE_INDEX}
                 assert set(full.input_ids[len(batch.input_ids) :].tolist()) <= {loader.pad_token_id}
                 assert full.cu_seqlens[: len(batch.cu_seqlens)].tolist() == batch.cu_seqlens.tolist()
-                assert full.cu_seqlens.diff().max() <= loader.max_length
+                assert full.cu_seqlens.diff().max() <= loader.dataset.max_length
         found[name] = len(shapes), padding
     assert found["one"][0] == 1 < found["few"][0] and 0 < found["few"][1] < found["one"][1]
 

@@ -9,10 +9,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from langmlm.tokens import encode as module
+from langmlm.tokens.duplicates import ContentHash
 from langmlm.tokens.encode import (
     CHARACTERS_PER_BATCH,
     DOCUMENTS_PER_BATCH,
-    ContentHash,
     Encoder,
     encode_documents,
     flag_tokens,
@@ -42,7 +42,7 @@ def test_split_text(documents: list[str], tokenizer):
     for limit in (50, 2_000, module._CACHE_CHARACTERS):
         pieces = list(module._split_text(text, limit))
         assert "".join(pieces) == text and encode(pieces)[0].tolist() == whole
-    assert list(module._split_text("no_blank_in_it", limit=3, most=6)) == ["no_bla", "nk_in_", "it"]
+    assert list(module._split_text("no_space_in_it", limit=3, most=6)) == ["no_spa", "ce_in_", "it"]
     assert [*module._split_text(""), *module._split_text("a b c", limit=2, most=2)] == ["", "a ", "b ", "c"]
     most = module._MAX_CHARACTERS
     assert [len(piece) for piece in module._split_text("x" * (most + 1))] == [most, 1]

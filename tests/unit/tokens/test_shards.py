@@ -179,7 +179,7 @@ def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerCo
     "An I/O error keeps finished shards, and the resumed call writes the same bytes."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     with pytest.raises(OSError, match="disk full"):
-        write_dataset(Failing(corpus.parts, corpus.reading), tokenizer, config, CHARACTERS)
+        write_dataset(Failing(corpus.parts, corpus.options), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
     assert module._read_shards(unfinished)
     write_dataset(corpus, tokenizer, config, CHARACTERS)
@@ -189,7 +189,7 @@ def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerCo
 def test_invalid_text(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Invalid text and a corpus without text leave no unfinished work, and keep the older dataset."
     (tmp_path / "c.txt").write_bytes("\n".join(documents).encode() + b"\ncaf\xe9")
-    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "spaces.txt").write_text("\n \n")
     (tmp_path / "target").mkdir()
     config = replace(config, path_to_save_dataset=tmp_path / "target" / "dataset")
     write_dataset(open_corpus(texts / "a.txt"), tokenizer, config, CHARACTERS)
@@ -197,7 +197,7 @@ def test_invalid_text(texts: Path, documents: list[str], tokenizer, config: Toke
     with pytest.raises(ValueError, match="UTF-8"):
         write_dataset(open_corpus(tmp_path / "c.txt"), tokenizer, config, CHARACTERS)
     with pytest.raises(ValueError, match="no text"):
-        write_dataset(open_corpus(tmp_path / "blank.txt"), tokenizer, config)
+        write_dataset(open_corpus(tmp_path / "spaces.txt"), tokenizer, config)
     assert contents(tmp_path / "target" / "dataset") == before
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["dataset"]
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, RobertaForMaskedLM
 
 import langmlm
@@ -23,7 +23,6 @@ from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json,
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import (
-    OPTIMIZER,
     TRAINER_STATE,
     StartingPoint,
     checkpoint_step,
@@ -32,14 +31,13 @@ from langmlm.train.checkpoint import (
     load_model,
     load_optimizer,
     newest_checkpoint,
-    optimizer_tensors,
     prune_checkpoints,
-    restore_optimizer,
     save_checkpoint,
     save_model,
     set_aside_newer,
 )
 
+OPTIMIZER = "optimizer.safetensors"
 PACKAGE = Path(langmlm.__file__).parent
 MODEL_FILES = [
     "config.json",
@@ -88,7 +86,7 @@ def make_optimizer(model: torch.nn.Module, fused: bool = True) -> torch.optim.Ad
     return torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
 
 
-def take_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def do_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     "Do a step without dropout."
     model.eval()
     ids = torch.as_tensor(run.dataset[0].astype("int64"))[None]
@@ -103,58 +101,85 @@ def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
 
 
+def save_step(
+    run: tasks.MLMTask, folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int = 1
+) -> Path:
+    "Save a model and its optimizer as a checkpoint."
+    return save_checkpoint(folder, model, run.tokenizer, optimizer, {"global_step": step, "log_history": []})
+
+
+def same_tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    "Whether two dicts of tensors have the same names and values, to the bit."
+    return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
+
+
 # The optimizer
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_optimizer_state(run: tasks.MLMTask, fused: bool):
+def test_optimizer_state(run: tasks.MLMTask, tmp_path: Path, fused: bool):
     "Saved by the names of parameters; a restored optimizer continues like the saved one, fused or not, to the bit."
     stock, other = new_model(run, seed=1), new_model(run, seed=7)
     optimizer, successor = make_optimizer(stock, fused), make_optimizer(other, fused)
-    assert optimizer_tensors(optimizer, stock) == {}
-    take_step(run, stock, optimizer)
-    take_step(run, other, successor)  # Its own state is replaced
+    assert load_file(save_step(run, tmp_path / "new", stock, optimizer) / OPTIMIZER) == {}
+    do_step(run, stock, optimizer)
+    do_step(run, other, successor)  # Its own state is replaced
     other.load_state_dict(stock.state_dict())
-    tensors = optimizer_tensors(optimizer, stock)
+    saved = save_step(run, tmp_path / "saved", stock, optimizer)
+    tensors = load_file(saved / OPTIMIZER)
     assert "lm_head.bias:exp_avg" in tensors and "lm_head.bias:step" in tensors
-    restore_optimizer(successor, other, tensors)
-    take_step(run, stock, optimizer)
-    take_step(run, other, successor)
+    load_optimizer(saved, successor, other)
+    do_step(run, stock, optimizer)
+    do_step(run, other, successor)
     assert same_weights(stock, other)
-    restored = optimizer_tensors(successor, other)
-    assert restored.keys() == tensors.keys()
-    assert all(torch.equal(value, restored[key]) for key, value in optimizer_tensors(optimizer, stock).items())
+    continued = load_file(save_step(run, tmp_path / "continued", stock, optimizer) / OPTIMIZER)
+    restored = load_file(save_step(run, tmp_path / "restored", other, successor) / OPTIMIZER)
+    assert restored.keys() == tensors.keys() and same_tensors(continued, restored)
 
 
-def test_restored_state_is_a_copy(run: tasks.MLMTask):
-    "Steps after it do not change the tensors that were restored."
+def test_restored_optimizer_is_a_copy(run: tasks.MLMTask, tmp_path: Path):
+    "Steps after it change neither the tensors that were restored nor their file, and the file does not change it."
     stock = new_model(run, seed=1)
     optimizer = make_optimizer(stock)
-    take_step(run, stock, optimizer)
-    tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer, stock).items()}
+    do_step(run, stock, optimizer)
+    saved = save_step(run, tmp_path, stock, optimizer)
+    content, tensors = (saved / OPTIMIZER).read_bytes(), load_file(saved / OPTIMIZER)
     before = {key: value.clone() for key, value in tensors.items()}
-    restore_optimizer(optimizer, stock, tensors)
-    take_step(run, stock, optimizer)
-    assert all(torch.equal(value, before[key]) for key, value in tensors.items())
+    with patch("langmlm.train.checkpoint.load_file", return_value=tensors):
+        load_optimizer(saved, optimizer, stock)
+    do_step(run, stock, optimizer)
+    assert same_tensors(tensors, before)
+    load_optimizer(saved, optimizer, stock)
+    do_step(run, stock, optimizer)
+    assert (saved / OPTIMIZER).read_bytes() == content
+    load_optimizer(saved, optimizer, stock)
+    with open(saved / OPTIMIZER, "r+b") as stream:
+        stream.write(bytes(len(content)))
+    assert same_tensors(load_file(save_step(run, tmp_path, stock, optimizer, step=2) / OPTIMIZER), before)
 
 
-def test_optimizer_state_of_another_model(run: tasks.MLMTask):
+def test_optimizer_state_of_another_model(run: tasks.MLMTask, tmp_path: Path):
     "Names and shapes must fit; the error names the parameters, and the present state stays."
     stock = new_model(run, seed=1)
     optimizer = make_optimizer(stock)
-    take_step(run, stock, optimizer)
-    before = optimizer_tensors(optimizer, stock)
+    do_step(run, stock, optimizer)
+    saved = save_step(run, tmp_path, stock, optimizer)
+    before = load_file(saved / OPTIMIZER)
     wrong = {
         "lm_head.extra:step": torch.ones(1),
         "lm_head.bias:exp_avg": torch.ones(3),
         "lm_head.bias:step": torch.ones(()),
     }
-    for key in list(wrong)[:2]:
-        with pytest.raises(ValueError, match=f"does not fit the model's parameters {key.partition(':')[0]}$"):
-            restore_optimizer(optimizer, stock, {key: wrong[key]})
-    with pytest.raises(ValueError, match="lm_head.bias, lm_head.extra$"):
-        restore_optimizer(optimizer, stock, wrong)
-    assert optimizer_tensors(optimizer, stock).keys() == before.keys()
+    renamed = {key.replace("lm_head.bias:", "lm_head.extra:"): value for key, value in before.items()}
+    contents = [({key: wrong[key]}, key.partition(":")[0]) for key in list(wrong)[:2]]
+    contents += [(before | {key: wrong[key]}, name) for (_, name), key in zip(contents, wrong)]
+    contents += [(renamed, "lm_head.extra"), (wrong, "lm_head.bias, lm_head.extra")]
+    assert renamed.keys() != before.keys() and len(contents) == 6
+    for tensors, parameters in contents:
+        save_file(tensors, saved / OPTIMIZER)
+        with pytest.raises(ValueError, match=f"does not fit the model's parameters {parameters}$"):
+            load_optimizer(saved, optimizer, stock)
+    assert same_tensors(load_file(save_step(run, tmp_path, stock, optimizer, step=2) / OPTIMIZER), before)
 
 
 # Saving
@@ -380,14 +405,14 @@ def test_loaded_weights_are_not_the_file(run: tasks.MLMTask, folder: Path):
     assert (final / "model.safetensors").read_bytes() == bytes(len(content))
 
 
-def test_optimizer_of_a_checkpoint(run: tasks.MLMTask, checkpoint: Path):
+def test_optimizer_of_a_checkpoint(run: tasks.MLMTask, checkpoint: Path, tmp_path: Path):
     "Restored from the file; a damaged file is named, a missing one is another error."
     model = load_model(checkpoint)
     optimizer = make_optimizer(model)
     load_optimizer(checkpoint, optimizer, model)
     saved = load_file(checkpoint / OPTIMIZER)
-    assert optimizer_tensors(optimizer, model).keys() == saved.keys() and len(saved) > 20
-    assert all(torch.equal(value, saved[key]) for key, value in optimizer_tensors(optimizer, model).items())
+    again = load_file(save_step(run, tmp_path / "again", model, optimizer) / OPTIMIZER)
+    assert same_tensors(again, saved) and len(saved) > 20
     with pytest.raises(FileNotFoundError):
         load_optimizer(checkpoint.parent / "final_model", optimizer, model)
     (checkpoint / OPTIMIZER).write_bytes(b"torn")

@@ -16,7 +16,7 @@ from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.disk import LOCK, read_json
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import list_checkpoints
-from langmlm.train.loop import estimate_time, fit, train_step
+from langmlm.train.loop import fit, train_step
 from langmlm.train.metrics import Estimate
 from langmlm.train.optim import learning_rate_at
 
@@ -62,7 +62,7 @@ def same_weights(one: tasks.MLMTask, two: tasks.MLMTask) -> bool:
     return all(torch.equal(weight, weights[name]) for name, weight in one.model.state_dict().items())
 
 
-def take_step(run: tasks.MLMTask, step: int = 0, learning_rate: float = 0.0, **changes) -> list[float]:
+def do_step(run: tasks.MLMTask, step: int = 0, learning_rate: float = 0.0, **changes) -> list[float]:
     "Do a step: loss sum, predictions and gradient norm."
     run.module.train()
     config = replace(run.config, **changes)
@@ -77,13 +77,13 @@ def test_step(start_run: Callable):
     "Without a learning rate the weights stay; with one they change; random weights know as much as any guess."
     run = start_run()
     before = run.model.lm_head.dense.weight.clone()
-    loss_sum, predictions, grad_norm = take_step(run)
+    loss_sum, predictions, grad_norm = do_step(run)
     assert torch.equal(run.model.lm_head.dense.weight, before) and 0 < grad_norm < math.inf
     assert predictions == run.loader.load(0).predictions
     # Measured with ten seeds: within 0.03 of ln(vocabulary)
     assert loss_sum / predictions == pytest.approx(math.log(run.model.config.vocab_size), abs=0.3)
     assert all(weight.grad is None for weight in run.model.parameters())
-    take_step(run, 1, 1e-3)
+    do_step(run, 1, 1e-3)
     assert not torch.equal(run.model.lm_head.dense.weight, before)
     assert {group["lr"] for group in run.optimizer.param_groups} == {1e-3}
 
@@ -91,11 +91,11 @@ def test_step(start_run: Callable):
 def test_dropout_depends_on_seed_and_step_only(start_run: Callable):
     "Not on what was drawn before; each micro-batch of a step has its own."
     run = start_run(gradient_accumulation_steps=2)
-    first = take_step(run)
+    first = do_step(run)
     torch.manual_seed(7)
     torch.rand(5)
-    assert take_step(run) == first
-    assert take_step(run, seed=43)[0] != first[0] and take_step(run, 1)[0] != first[0]
+    assert do_step(run) == first
+    assert do_step(run, seed=43)[0] != first[0] and do_step(run, 1)[0] != first[0]
     batches = run.loader.load(0)
     arguments = run.module, run.optimizer, run.accelerator
     later = train_step(*arguments, batches, 1, 0.0, run.config).tolist()  # The same data as another step
@@ -115,9 +115,9 @@ def test_dropout_depends_on_seed_and_step_only(start_run: Callable):
 def test_clipping(start_run: Callable):
     "The norm is measured before it is clipped; 0 disables clipping."
     one, two = start_run(model_config=NO_DROPOUT), start_run(model_config=NO_DROPOUT)
-    norm = take_step(one, learning_rate=0.0)[2]
+    norm = do_step(one, learning_rate=0.0)[2]
     for clip in (0, 10 * norm, norm / 10):
-        assert take_step(two, max_grad_norm=float(clip))[2] == pytest.approx(norm, rel=1e-6)
+        assert do_step(two, max_grad_norm=float(clip))[2] == pytest.approx(norm, rel=1e-6)
     gradients = {}
 
     def look(optimizer, arguments, options) -> None:
@@ -127,7 +127,7 @@ def test_clipping(start_run: Callable):
 
     hook = two.optimizer.optimizer.register_step_pre_hook(look)
     for limit in (0.0, norm / 10):
-        take_step(two, max_grad_norm=limit)
+        do_step(two, max_grad_norm=limit)
     hook.remove()
     assert gradients[0.0].norm().item() == pytest.approx(norm, rel=1e-4)
     assert gradients[norm / 10].norm().item() == pytest.approx(norm / 10, rel=1e-3)
@@ -139,7 +139,7 @@ def test_steps_with_nan_do_not_change_the_weights(start_run: Callable):
     with torch.no_grad():
         run.model.lm_head.bias[5] = torch.nan
     before = run.model.lm_head.dense.weight.clone()
-    loss_sum, _, grad_norm = take_step(run, learning_rate=1e-3)
+    loss_sum, _, grad_norm = do_step(run, learning_rate=1e-3)
     assert math.isnan(loss_sum) and math.isnan(grad_norm)
     assert torch.equal(run.model.lm_head.dense.weight, before)
 
@@ -331,7 +331,7 @@ def test_poisoned_run_ends(start_run: Callable, on_loss_spike: str):
     "Without rollbacks nothing helps: the error says what to do, and nothing is saved."
     run = poisoned_run(start_run, on_loss_spike)
     message = (
-        r"the loss of step 1 is nan and its gradient norm nan: start a new run and learning_rate=0.001 \(it was 0.002\)"
+        r"the loss of step 1 is nan and its gradient norm nan: start a new run with learning_rate=0.001 \(it was 0.002\)"
     )
     with pytest.raises(FloatingPointError, match=message):
         run.train()
@@ -388,13 +388,9 @@ def test_estimate_of_few_steps(start_run: Callable):
     assert run.estimate(steps=10).steps_left == 2
     run.train()
     assert run.estimate(steps=1).seconds == 0
-    parts = {
-        name: getattr(run, name)
-        for name in ("model", "module", "optimizer", "accelerator", "loader", "state", "config")
-    }
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps}"):
-            estimate_time(**parts, steps=steps)
+            run.estimate(steps=steps)
 
 
 # Private APIs of other libraries

@@ -151,4 +151,4 @@ def test_estimate():
     estimate = Estimate(seconds_per_step=1.95, steps_left=3_981)
     assert estimate.seconds == 1.95 * 3_981
     assert str(estimate) == "about 2 h 10 min: 3,981 steps of 1.95 s"
-    assert str(Estimate(2.0, 1)) == "about 0 h 1 min: 1 step of 2 s"
+    assert str(Estimate(2.0, 1)) == "about 1 min: 1 step of 2 s"

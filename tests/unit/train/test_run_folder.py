@@ -117,9 +117,8 @@ def test_repair(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFi
         left = names(folder)
     assert left == [".checkpoint-x.0a1b2c3d.partial", LOCK, ".notes.0a1b2c3d.partial", "final_model"]
     assert len(caplog.messages) == 3 and all(message.startswith(str(folder)) for message in caplog.messages)
-    second = RunFolder(
-        run.config, run.accelerator, run.tokenizer, run.loader.plan, run.run_folder.identity, {}, StartingPoint()
-    )
+    parts = run.config, run.accelerator, run.tokenizer, run.loader.plan, run.run_folder.description
+    second = RunFolder(*parts, StartingPoint())
     with pytest.raises(FileExistsError, match="holds another run"), second.hold(step=0):  # The restored model
         pass
     (folder / ".checkpoint-5.0a1b2c3d.partial").mkdir()
@@ -269,7 +268,7 @@ def test_log_on_a_full_disk(start_run: Callable, tmp_path: Path, caplog: pytest.
     run = start_run()
     (tmp_path / "run").mkdir()
     run.state.step = 15
-    run.state.log({"step": 15, "loss": 6.0})
+    run.state.log_history.append({"step": 15, "loss": 6.0})
     with patch("langmlm.train.run_folder.write_json", side_effect=FULL):
         run.run_folder.save_log(run.state)
     assert names(tmp_path / "run") == []

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,17 +12,20 @@ import torch
 
 from langmlm import tasks
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import OPTIMIZER, checkpoint_step, list_checkpoints
+from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
+from langmlm.train.config import TrainingConfig
 from langmlm.train.spikes import (
-    SPIKE_WINDOWS,
+    _WINDOWS,
     LossSpike,
+    _estimate_noise,
     checkpoints_for_rollback,
     detect_loss_spike,
-    estimate_noise,
-    find_spike,
     handle_loss_spike,
 )
-from langmlm.train.state import LOSS_HISTORY, TrainState
+from langmlm.train.state import TrainState
+
+OPTIMIZER = "optimizer.safetensors"
+LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(0, 0.1, 600)
@@ -30,11 +34,31 @@ HEALTHY = 4 + 3 * np.exp(-STEPS / 40) + NOISE[:200]
 EXTREME = HEALTHY + 30 * ((STEPS >= 50) & (STEPS < 60))
 
 
+def state_with(losses: list[float], norms: list[float] | None = None, **fields) -> TrainState:
+    "A state that has done some steps with ten predictions each."
+    state = TrainState(**fields)
+    for loss, norm in zip(losses, norms or losses):
+        state.add(torch.tensor([10 * loss, 10.0, norm]))
+    return state
+
+
+def detect(state: TrainState, check_trend: bool, scaled: bool = False, on_loss_spike: str = "warn") -> LossSpike | None:
+    "Detect a spike as a run in one process does, with a loss scale or without."
+    accelerator = SimpleNamespace(scaler=object() if scaled else None, reduce=lambda tensor: tensor)
+    return detect_loss_spike(state, TrainingConfig(on_loss_spike=on_loss_spike), accelerator, check_trend)
+
+
 def first_spike(losses: np.ndarray) -> tuple[int, LossSpike] | None:
     "The first step at which a run with these losses has a spike, if it is checked after every step."
-    numbered = list(enumerate(losses.tolist(), 1))
-    found = ((step, find_spike(numbered[:step])) for step in range(len(losses) + 1))
-    return next(((step, spike) for step, spike in found if spike), None)
+    state = TrainState()
+    for loss in [None, *losses.tolist()]:
+        if loss is not None:
+            state.add(torch.tensor([10 * loss, 10.0, 1.0]))
+        if spike := detect(state, check_trend=True):
+            return state.step, spike
+        if state.step % 10 == 0:
+            state.mark_logged()
+    return None
 
 
 # Detection
@@ -47,9 +71,9 @@ def test_noise(seed: int):
     falling = 4 + 3 * np.exp(-STEPS / 40) + noise
     extreme = falling + 30 * ((STEPS >= 50) & (STEPS < 60))
     for losses in (noise, falling, extreme):
-        assert estimate_noise(losses) == pytest.approx(0.1, abs=0.04)
-    assert estimate_noise(10 * falling) == pytest.approx(10 * estimate_noise(falling))
-    assert estimate_noise(np.full(20, 3.0)) == 0 and estimate_noise(np.array([1.0, 2.0])) == 0
+        assert _estimate_noise(losses) == pytest.approx(0.1, abs=0.04)
+    assert _estimate_noise(10 * falling) == pytest.approx(10 * _estimate_noise(falling))
+    assert _estimate_noise(np.full(20, 3.0)) == 0 and _estimate_noise(np.array([1.0, 2.0])) == 0
 
 
 HEALTHY_RUNS = {
@@ -101,45 +125,45 @@ def test_spikes(name: str):
 def test_the_step_of_a_jump():
     "Half of the shorter window tells a jump from a few bad steps, and its onset is one window earlier."
     step, spike = first_spike(jump(4, 150))
-    assert (step, spike.onset) == (158, 158 - min(SPIKE_WINDOWS))
-    assert f"of {min(SPIKE_WINDOWS)} steps" in spike.reason
+    assert (step, spike.onset) == (158, 158 - min(_WINDOWS))
+    assert f"of {min(_WINDOWS)} steps" in spike.reason
 
 
 def test_losses_too_long_ago():
     "A low loss counts as long as it is remembered."
-    assert find_spike([(1, 0.1), *((step, 7.0) for step in range(2, LOSS_HISTORY + 2))]) is None
-    low = [(step, 0.1) for step in range(1, 17)]
+    assert detect(state_with([0.1] + [7.0] * LOSS_HISTORY), check_trend=True) is None
     for steps, expected in ((20, True), (LOSS_HISTORY - 20, True), (LOSS_HISTORY, False)):
-        high = [(step, 7.0) for step in range(17, steps + 17)]
-        assert (find_spike(low + high) is not None) == expected
+        unlogged = state_with([0.1] * 16 + [7.0] * steps)
+        half_logged = state_with([0.1] * 16)
+        assert detect(half_logged, check_trend=True) is None
+        half_logged.mark_logged()
+        for _ in range(steps):
+            half_logged.add(torch.tensor([70.0, 10.0, 1.0]))
+        for state in (unlogged, half_logged):
+            assert (detect(state, check_trend=True) is not None) == expected
 
 
 def test_missing_steps():
     "Steps without predictions have no loss; the onset is a step of the run, not an index."
-    numbered = [(2 * index + 1, loss) for index, loss in enumerate(jump(4, 150).tolist())]
-    spike = find_spike(numbered[:160])
+    state = TrainState()
+    for loss in jump(4, 150)[:160].tolist():
+        state.add(torch.tensor([10 * loss, 10.0, 1.0]))
+        state.add(torch.tensor([0.0, 0.0, 0.0]))
+    spike = detect(state, check_trend=True)
     assert 2 * 130 <= spike.onset <= 2 * 150 + 1
 
 
-def state_with(losses: list[float], norms: list[float] | None = None, **fields) -> TrainState:
-    "A state that has done some steps with ten predictions each."
-    state = TrainState(**fields)
-    for loss, norm in zip(losses, norms or losses):
-        state.add(torch.tensor([10 * loss, 10.0, norm]))
-    state.unlogged += [metrics.tolist() for metrics in state.pending]
-    state.pending.clear()
-    return state
-
-
 def test_trend_is_checked_when_asked():
-    "Before a log entry; non-finite values are always found."
+    "Before a log entry, unless spikes are ignored; non-finite values are always found."
     state = state_with([7.0 - step / 100 for step in range(90)] + [20.0] * 10)
-    assert detect_loss_spike(state, check_trend=True, scaled=False).finite
-    assert detect_loss_spike(state, check_trend=False, scaled=False) is None
+    for on_loss_spike in ("warn", "rollback"):
+        assert detect(state, check_trend=True, on_loss_spike=on_loss_spike).finite
+    assert detect(state, check_trend=False) is None
+    assert detect(state, check_trend=True, on_loss_spike="ignore") is None
     state.add(torch.tensor([math.nan, 10.0, math.nan]))
-    state.unlogged.append(state.pending.pop().tolist())
     expected = LossSpike(101 - 16, "the loss of step 101 is nan and its gradient norm nan", False)
-    assert detect_loss_spike(state, False, scaled=False) == expected == detect_loss_spike(state, True, scaled=False)
+    assert detect(state, check_trend=False) == expected == detect(state, check_trend=True)
+    assert detect(state, check_trend=True, on_loss_spike="ignore") == expected
 
 
 @pytest.mark.parametrize(
@@ -157,7 +181,7 @@ def test_non_finite(loss: float, norm: float, unscaled: bool, scaled: bool):
     "Losses and gradient norms that are not finite, unless a loss scale explains the latter."
     state = state_with([7.0, 7.0, loss, 7.0], [1.0, 1.0, norm, 1.0], step=40)
     for is_scaled, expected in ((False, unscaled), (True, scaled)):
-        spike = detect_loss_spike(state, check_trend=False, scaled=is_scaled)
+        spike = detect(state, check_trend=False, scaled=is_scaled)
         assert (spike is not None) == expected
         if spike:
             assert (spike.onset, spike.finite) == (43 - 16, False) and "the loss of step 43 is " in spike.reason
@@ -165,7 +189,7 @@ def test_non_finite(loss: float, norm: float, unscaled: bool, scaled: bool):
 
 def test_onset_is_never_negative():
     "A run may be ruined from its first step."
-    assert detect_loss_spike(state_with([math.nan]), False, scaled=False).onset == 0
+    assert detect(state_with([math.nan]), check_trend=False).onset == 0
 
 
 def test_checkpoints_for_rollback():
@@ -177,7 +201,7 @@ def test_checkpoints_for_rollback():
     kept = []
     for step in range(20, 201, 20):  # Checkpoints of a run with `save_total_limit=1`
         kept = [saved for saved in kept if saved in checkpoints_for_rollback(kept, last_check=step)] + [step]
-    assert len(kept) == 3 and kept[0] <= 200 - max(SPIKE_WINDOWS)
+    assert len(kept) == 3 and kept[0] <= 200 - max(_WINDOWS)
 
 
 # What is done
@@ -194,7 +218,7 @@ def start_run(data: dict[str, Path], tmp_path: Path) -> Callable[..., tasks.MLMT
     return create
 
 
-def take_steps(run: tasks.MLMTask, losses: list[float]) -> None:
+def do_steps(run: tasks.MLMTask, losses: list[float]) -> None:
     "Act as if steps with some losses had been trained."
     for loss in losses:
         run.state.add(torch.tensor([10 * loss, 10.0, loss]))
@@ -236,7 +260,7 @@ def test_rollback(start_run: Callable, caplog: pytest.LogCaptureFixture):
     run.train(stop_at_step=40)
     good, moments = weights(run), {name: value.clone() for name, value in first_moments(run).items()}
     assert [checkpoint_step(path) for path in list_checkpoints(run.config.run_folder)] == [40] and moments
-    take_steps(run, [math.inf] * 30)
+    do_steps(run, [math.inf] * 30)
     spoil(run)
     for value in first_moments(run).values():
         value += 1
@@ -342,14 +366,14 @@ def test_warning(start_run: Callable, caplog: pytest.LogCaptureFixture):
     "A warning with advice, once for one spike, and nothing else changes; what is not finite ends the run."
     caplog.set_level(logging.WARNING, "langmlm")
     run = start_run(on_loss_spike="warn", save_steps=20)
-    take_steps(run, [7.0] * 10)
+    do_steps(run, [7.0] * 10)
     before = weights(run)
     event = handle(run, LossSpike(onset=3, reason="the median loss is 9"))
     assert event == {"loss_spike": {"onset": 3, "reason": "the median loss is 9"}}
     assert same(weights(run), before) and (run.state.rollbacks, run.state.learning_rate_factor) == (0, 1.0)
     assert run.state.losses == [] and run.state.step == 10
-    assert caplog.messages == ["step 10: the median loss is 9: start a new run and learning_rate=0.001 (it was 0.002)"]
-    with pytest.raises(FloatingPointError, match="start a new run and learning_rate=0.001 "):
+    assert caplog.messages == ["step 10: the median loss is 9: start a new run with learning_rate=0.001 (it was 0.002)"]
+    with pytest.raises(FloatingPointError, match="start a new run with learning_rate=0.001 "):
         handle(run, LossSpike(3, "the loss is nan", finite=False))
     save_at(run, 20, 40)
     checkpoint = str(run.config.run_folder / "checkpoint-20")

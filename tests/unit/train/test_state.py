@@ -15,16 +15,10 @@ import transformers
 
 from langmlm import tasks
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import find_starting_point, save_checkpoint
-from langmlm.train.state import (
-    LOSS_HISTORY,
-    TrainState,
-    check_same_run,
-    describe_environment,
-    make_trainer_state,
-    restore_state,
-    run_identity,
-)
+from langmlm.train.checkpoint import find_starting_point
+from langmlm.train.state import TrainState, describe_run, make_trainer_state, restore_state
+
+LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
 ALONE = SimpleNamespace(reduce=lambda tensor: tensor)  # The only part of an Accelerator that metrics need
 
@@ -42,8 +36,8 @@ def test_metrics():
     "Loss sum, predictions and gradient norm by step; steps without predictions have no loss."
     state = read([70.0, 10.0, 1.5], [0.0, 0.0, 0.0], [130.0, 20.0, 1.25])
     assert state.step == 3
-    assert state.unlogged_steps() == [(1, 70, 10, 1.5), (2, 0, 0, 0), (3, 130, 20, 1.25)]
-    assert state.recent_losses() == [(1, 7.0), (3, 6.5)]
+    assert state.unlogged == [[1, 70, 10, 1.5], [2, 0, 0, 0], [3, 130, 20, 1.25]]
+    assert state.recent_losses() == [[1, 7.0], [3, 6.5]]
 
 
 def test_metrics_are_read_once():
@@ -53,14 +47,14 @@ def test_metrics_are_read_once():
     state = TrainState(step=10)
     state.add(torch.tensor([70.0, 10.0, 1.5]))
     state.add(torch.tensor([60.0, 10.0, 1.5]))
-    assert state.unlogged_steps() == [] == state.recent_losses() and state.step == 12
+    assert state.unlogged == [] == state.recent_losses() and state.step == 12
     state.read_metrics(accelerator)
     state.read_metrics(accelerator)
     assert reduced == [(2,)] and not state.pending
     state.add(torch.tensor([50.0, 10.0, 1.5]))
-    assert [step for step, *_ in state.unlogged_steps()] == [11, 12]
+    assert [step for step, *_ in state.unlogged] == [11, 12]
     state.read_metrics(accelerator)
-    assert state.recent_losses() == [(11, 7.0), (12, 6.0), (13, 5.0)]
+    assert state.recent_losses() == [[11, 7.0], [12, 6.0], [13, 5.0]]
 
 
 def test_metrics_of_several_processes():
@@ -68,7 +62,7 @@ def test_metrics_of_several_processes():
     state = TrainState()
     state.add(torch.tensor([70.0, 20.0, 1.5]))
     state.read_metrics(SimpleNamespace(reduce=lambda tensor: tensor + 60))  # As if another process had 60
-    assert state.unlogged_steps() == [(1, 130, 20, 1.5)] and state.recent_losses() == [(1, 6.5)]
+    assert state.unlogged == [[1, 130, 20, 1.5]] and state.recent_losses() == [[1, 6.5]]
 
 
 def test_non_finite_on_cpu():
@@ -81,29 +75,19 @@ def test_non_finite_on_cpu():
     assert state.is_non_finite_on_cpu() is False
 
 
-def test_log():
+def test_mark_logged():
     "An entry covers the steps since the last one; their losses stay in memory, and only the latest."
     state = read(*([10.0 * loss, 10.0, 1.0] for loss in range(1, 6)))
-    state.log({"step": 5, "loss": 3.0})
-    assert state.log_history == [{"step": 5, "loss": 3.0}] and state.unlogged == [] == state.unlogged_steps()
-    assert state.losses == [(step, float(step)) for step in range(1, 6)] == state.recent_losses()
+    assert [step for step, *_ in state.unlogged] == [1, 2, 3, 4, 5] and state.losses == []
+    state.mark_logged()
+    assert state.unlogged == [] == state.log_history
+    assert state.losses == [[step, float(step)] for step in range(1, 6)] == state.recent_losses()
     for _ in range(LOSS_HISTORY):
         state.add(torch.tensor([70.0, 10.0, 1.0]))
     state.read_metrics(ALONE)
-    assert len(state.recent_losses()) == LOSS_HISTORY and state.recent_losses()[0] == (6, 7.0)
-    state.log({"step": state.step})
+    assert len(state.recent_losses()) == LOSS_HISTORY == state.history_length and state.recent_losses()[0] == [6, 7.0]
+    state.mark_logged()
     assert len(state.losses) == LOSS_HISTORY
-
-
-def test_state_dict():
-    "JSON, with everything that later steps depend on; metrics that are not read must be, first."
-    state = read([70.0, 10.0, math.inf], losses=[(1, 7.5)], rollbacks=2, learning_rate_factor=0.25)
-    saved = json.loads(json.dumps(state.state_dict()))
-    assert saved["unlogged"] == [[70.0, 10.0, math.inf]] and saved["losses"] == [[1, 7.5]]
-    assert (saved["rollbacks"], saved["learning_rate_factor"], saved["initial_weights"]) == (2, 0.25, None)
-    state.add(torch.tensor([70.0, 10.0, 1.0]))
-    with pytest.raises(RuntimeError, match="read_metrics must be called before the state is saved"):
-        state.state_dict()
 
 
 # Resuming
@@ -125,7 +109,7 @@ def run(start_run: Callable) -> tasks.MLMTask:
     "A run that was rolled back once, and has three steps that are not logged."
     run = start_run()
     state = run.state
-    state.step, state.losses, state.rollbacks, state.learning_rate_factor = 4, [(3, 6.875), (4, 6.75)], 1, 0.5
+    state.step, state.losses, state.rollbacks, state.learning_rate_factor = 4, [[3, 6.875], [4, 6.75]], 1, 0.5
     state.log_history.append({"step": 4, "loss": 6.8125})
     for metrics in ([70.0, 10.0, 1.5], [0.0, 0.0, 0.0], [130.0, 20.0, 1.25]):
         state.add(torch.tensor(metrics))
@@ -136,29 +120,49 @@ def run(start_run: Callable) -> tasks.MLMTask:
 @pytest.fixture(scope="module")
 def checkpoint(run: tasks.MLMTask) -> Path:
     "A checkpoint of that run."
-    trainer_state = run.run_folder.trainer_state(run.state)
-    return save_checkpoint(run.config.run_folder, run.model, run.tokenizer, run.optimizer, trainer_state)
+    run.run_folder.save(run.model, run.optimizer, run.state)
+    return run.config.run_folder / "checkpoint-7"
 
 
-def test_trainer_state(run: tasks.MLMTask):
+def trainer_state_of(run: tasks.MLMTask, state: TrainState | None = None, **changes) -> dict:
+    "What a checkpoint of a run says about its state, or about another one."
+    parts = {"description": run.run_folder.description, "plan": run.loader.plan, "accelerator": run.accelerator}
+    return make_trainer_state(run.state if state is None else state, **parts | changes)
+
+
+def test_saved_state(run: tasks.MLMTask):
+    "JSON, with everything that later steps depend on; metrics that are not read must be, first."
+    state = read([70.0, 10.0, math.inf], losses=[[1, 7.5]], rollbacks=2, learning_rate_factor=0.25)
+    saved = json.loads(json.dumps(trainer_state_of(run, state)))["langmlm"]["state"]
+    assert saved["unlogged"] == [[1, 70.0, 10.0, math.inf]] and saved["losses"] == [[1, 7.5]]
+    assert (saved["rollbacks"], saved["learning_rate_factor"], saved["initial_weights"]) == (2, 0.25, None)
+    state.add(torch.tensor([70.0, 10.0, 1.0]))
+    with pytest.raises(RuntimeError, match="read_metrics must be called before the state is saved"):
+        trainer_state_of(run, state)
+
+
+def test_trainer_state(run: tasks.MLMTask, checkpoint: Path):
     "The fields that other tools read, and what the run depends on."
-    plan, folder = run.loader.plan, run.run_folder
-    trainer_state = folder.trainer_state(run.state)
-    assert trainer_state == make_trainer_state(
-        run.state, plan, run.config, run.accelerator, folder.identity, folder.environment
-    )
+    plan = run.loader.plan
+    trainer_state = find_starting_point(checkpoint).trainer_state
+    assert trainer_state == json.loads(json.dumps(trainer_state_of(run)))
     assert (trainer_state["global_step"], trainer_state["max_steps"]) == (7, plan.total_steps)
     assert trainer_state["epoch"] == pytest.approx(plan.epochs_done(7), abs=1e-3)
     assert trainer_state["log_history"] == [{"step": 4, "loss": 6.8125}]
     saved = trainer_state["langmlm"]
     assert saved["identity"]["gradient_accumulation_steps x processes"] == 1 and saved["scaler"] is None
     assert saved["environment"]["precision"] == "no" and saved["config"]["learning_rate"] == 2e-3
-    assert json.loads(json.dumps(trainer_state))["langmlm"]["state"]["rollbacks"] == 1
+    assert json.loads(json.dumps(trainer_state_of(run)))["langmlm"]["state"]["rollbacks"] == 1
+
+
+def describe(run: tasks.MLMTask) -> dict[str, dict]:
+    "Describe a run anew."
+    return describe_run(run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan, run.accelerator)
 
 
 def test_environment(run: tasks.MLMTask):
     "What decides how numbers are rounded."
-    environment = describe_environment(run.accelerator)
+    environment = describe(run)["environment"]
     assert environment["torch"] == torch.__version__ and environment["accelerate"] == accelerate.__version__
     assert environment["transformers"] == transformers.__version__
     assert (environment["device"], environment["processes"], environment["threads"]) == (
@@ -172,11 +176,11 @@ def test_state_survives_a_checkpoint(start_run: Callable, run: tasks.MLMTask, ch
     "Everything is restored, in the types that it had."
     resumed = start_run(checkpoint)
     assert resumed.state.step == 7 and resumed.state.log_history == run.state.log_history
-    assert resumed.state.state_dict() == run.state.state_dict()
-    assert resumed.state.losses == [(3, 6.875), (4, 6.75)] and type(resumed.state.losses[0]) is tuple
-    assert resumed.state.recent_losses() == run.state.recent_losses() == [(3, 6.875), (4, 6.75), (5, 7.0), (7, 6.5)]
-    again = resumed.run_folder.trainer_state(resumed.state)
-    before = run.run_folder.trainer_state(run.state)
+    assert resumed.state == run.state
+    assert resumed.state.losses == [[3, 6.875], [4, 6.75]] and type(resumed.state.losses[0]) is list
+    assert [list(map(type, metrics)) for metrics in resumed.state.unlogged] == [[int, float, float, float]] * 3
+    assert resumed.state.recent_losses() == run.state.recent_losses() == [[3, 6.875], [4, 6.75], [5, 7.0], [7, 6.5]]
+    again, before = trainer_state_of(resumed), trainer_state_of(run)
     for name in ("identity", "state", "environment"):
         assert again["langmlm"][name] == before["langmlm"][name]
 
@@ -232,10 +236,8 @@ def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog:
 
 def restore(run: tasks.MLMTask, trainer_state: dict, **changes) -> TrainState:
     "Restore a state in a run."
-    parts = {"accelerator": run.accelerator, "environment": describe_environment(run.accelerator), **changes}
-    return restore_state(
-        trainer_state, plan=run.loader.plan, config=run.config, identity=run.run_folder.identity, **parts
-    )
+    parts = {"description": describe(run), "plan": run.loader.plan, "accelerator": run.accelerator}
+    return restore_state(trainer_state, **parts | changes)
 
 
 def test_another_environment(run: tasks.MLMTask, checkpoint: Path, caplog: pytest.LogCaptureFixture):
@@ -266,8 +268,7 @@ def test_loss_scale(run: tasks.MLMTask, checkpoint: Path):
     "The loss scale of fp16 is saved and restored where there is one on both sides."
     scaler = Mock(**{"state_dict.return_value": {"scale": 1024.0}})
     with_scaler = SimpleNamespace(is_main_process=True, scaler=scaler)
-    folder = run.run_folder
-    saved = make_trainer_state(run.state, run.loader.plan, run.config, with_scaler, folder.identity, folder.environment)
+    saved = trainer_state_of(run, accelerator=with_scaler)
     assert saved["langmlm"]["scaler"] == {"scale": 1024.0}
     restore(run, saved, accelerator=with_scaler)
     scaler.load_state_dict.assert_called_once_with({"scale": 1024.0})
@@ -281,31 +282,38 @@ def test_restored_state_is_a_copy(run: tasks.MLMTask, checkpoint: Path):
     trainer_state = find_starting_point(checkpoint).trainer_state
     before = deepcopy(trainer_state)
     state = restore(run, trainer_state)
-    state.log({"step": 7})
+    state.log_history.append({"step": 7})
     state.add(torch.tensor([1.0, 1.0, 1.0]))
     assert trainer_state["log_history"] == before["log_history"]
 
 
-def test_identity(run: tasks.MLMTask):
+def test_identity(run: tasks.MLMTask, checkpoint: Path):
     "What data, masks and arithmetic depend on, by names that a message can use; options of the schedule are not in it."
-    identity = run_identity(run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan)
-    assert identity == run.run_folder.identity and json.loads(json.dumps(identity)) == identity
+    identity = describe(run)["identity"]
+    assert identity == run.run_folder.description["identity"] and json.loads(json.dumps(identity)) == identity
     assert {"seed", "packing", "dataset", "tokenizer", "max_length", "hidden_size", "vocab_size"} <= identity.keys()
     assert not {"learning_rate", "num_train_epochs", "max_steps", "weight_decay", "run_name"} & identity.keys()
-    check_same_run(identity, identity)
+    saved = find_starting_point(checkpoint).trainer_state
+    assert saved["langmlm"]["identity"] == identity and restore(run, saved).step == 7
 
 
-def test_differences():
+def test_differences(run: tasks.MLMTask):
     "All are listed, digests abbreviated; what only one of the two versions knows is not compared."
-    check_same_run({"dataset": "5f3a", "token_budget": 512}, {"dataset": "5f3a", "token_budget": 512})
-    check_same_run({"seed": 42, "old": 1}, {"seed": 42, "new": 2})
+
+    def compare(saved: dict, current: dict) -> None:
+        trainer_state = deepcopy(trainer_state_of(run))
+        trainer_state["langmlm"]["identity"] = saved
+        assert restore(run, trainer_state, description={**describe(run), "identity": current}).step == 7
+
+    compare({"dataset": "5f3a", "token_budget": 512}, {"dataset": "5f3a", "token_budget": 512})
+    compare({"seed": 42, "old": 1}, {"seed": 42, "new": 2})
     for digits in (8, 16):
         with pytest.raises(ValueError) as caught:
-            check_same_run(
+            compare(
                 {"dataset": "5f3a" * digits, "token_budget": 512, "seed": 42, "old": 1},
                 {"dataset": "77c0" * digits, "token_budget": 1_024, "seed": 42, "new": 2},
             )
         expected = ["- dataset: then 5f3a5f3a5f3a..., now 77c077c077c0...", "- token_budget: then 512, now 1024"]
         assert str(caught.value).splitlines()[1:-1] == expected
     with pytest.raises(ValueError, match="- dataset: then 5f3a, now 77c0\n"):
-        check_same_run({"dataset": "5f3a"}, {"dataset": "77c0"})
+        compare({"dataset": "5f3a"}, {"dataset": "77c0"})

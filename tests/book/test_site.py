@@ -1,0 +1,114 @@
+"The site: what its notebooks become before Quarto renders them, its settings, and the code on the landing page."
+
+import json
+import re
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from langmlm.text.corpus import docstrings
+from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only
+
+ROOT = Path(__file__).parents[2]
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(
+    path for path in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in path.relative_to(NBS).parts)
+)
+SITE = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+
+
+def cells_of(path: Path) -> list[dict]:
+    "The cells of a notebook."
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+class Cell(dict):
+    "A cell as nbdev hands it to a processor."
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+
+def test_exported_source_is_folded():
+    cell = Cell(cell_type="code", source='#| code-fold: show\n#| code-summary: "Exported source"\nx = 1')
+    fold_exports(cell)
+    assert cell.source.startswith("#| code-fold: true\n")
+
+
+def test_import_cells_of_chapters_are_hidden():
+    source = "import os\nfrom pathlib import Path"
+    for is_chapter in (True, False):
+        notebook = SimpleNamespace(cells=[Cell(cell_type="code", source=source)], has_docs_=is_chapter)
+        processor = hide_imports(notebook)
+        processor.begin()
+        processor.cell(notebook.cells[0])
+        assert notebook.cells[0].source.startswith("#| include: false\n") is is_chapter
+    assert not is_import_only("import os\nx = 1") and not is_import_only("%time x") and not is_import_only("")
+
+
+def test_html_outputs_become_raw_blocks():
+    html, both = {"text/html": ["<p>a</p>"], "text/plain": ["a"]}, {"text/html": "<p>", "text/markdown": ["a"]}
+    cell = Cell(cell_type="code", source="x", outputs=[{"data": html}, {"data": both}, {"text": ["stream"]}])
+    embed_html(cell)
+    assert html["text/markdown"] == ["```{=html}\n", "<p>a</p>\n", "```\n"] and "text/html" not in html
+    assert both == {"text/markdown": ["a"]}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(NBS).as_posix())
+def test_cell_options_are_valid_yaml(path):
+    for cell in cells_of(path):
+        options = [line[2:] for line in "".join(cell["source"]).splitlines() if re.match(r"#\| [\w-]+: ", line)]
+        if cell["cell_type"] == "code":
+            assert isinstance(yaml.safe_load("\n".join(options) or "{}"), dict)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(NBS).as_posix())
+def test_figures_have_alternative_text(path):
+    for cell in cells_of(path):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            assert "#| fig-alt:" in "".join(cell["source"])
+
+
+def test_overview_links_to_every_notebook():
+    text = "".join("".join(cell["source"]) for cell in cells_of(NBS / "map.ipynb"))
+    linked = set(re.findall(r"\]\(([\w/]+\.ipynb)\)", text))
+    assert linked == {path.relative_to(NBS).as_posix() for path in NOTEBOOKS} - {"index.ipynb", "map.ipynb"}
+
+
+def test_pages_ask_nothing_of_other_hosts():
+    styles = "".join(path.read_text(encoding="utf-8") for path in [*NBS.glob("*.css"), *NBS.glob("assets/*.scss")])
+    assert "$web-font-path: false" in styles and "http" not in styles
+    for scheme in ("light", "dark"):
+        assert "assets/site.scss" in SITE["format"]["html"]["theme"][scheme]
+
+
+def test_icons_have_labels_and_files_exist():
+    website = SITE["website"]
+    assert all(
+        item.get("text") or item["aria-label"] for item in website["navbar"]["left"] + website["navbar"]["right"]
+    )
+    assert (NBS / website["favicon"]).exists() and (NBS / website["image"]).exists() and website["image-alt"]
+    assert (NBS / "404.qmd").exists() and "license" in website["page-footer"]["left"]
+
+
+def test_landing_page_code_runs(tmp_path):
+    "With a small vocabulary, a small model and few steps, everything else as it is shown."
+    (snippet,) = [
+        "".join(cell["source"]) for cell in cells_of(NBS / "index.ipynb") if "tasks" in "".join(cell["source"])
+    ]
+    small = {
+        'data_path="data.txt"': 'data_path="data.txt", tokenizer_config={"vocab_size": 400, "max_length": 32}',
+        '{"hidden_size": 768}': '{"hidden_size": 24, "num_hidden_layers": 1}, training_config={"max_steps": 2, "bf16": False}',
+    }
+    for shown, replacement in small.items():
+        assert snippet.count(shown) == 1
+        snippet = snippet.replace(shown, replacement)
+    (tmp_path / "data.txt").write_text("\n".join(islice(docstrings(), 40)), encoding="utf-8")
+    command = [sys.executable, "-W", "ignore", "-c", snippet]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600, env=None)
+    assert len(list(tmp_path.glob("mlm-*/final_model/model.safetensors"))) == 1
