@@ -283,7 +283,7 @@ def test_known_digests(tmp_path: Path):
 
 
 def test_cached_digests(tmp_path: Path):
-    "A file that was not touched is not read again, also under another name; one of the same size with other content is."
+    "A file that was not touched is not read again; one with other content of the same size is."
     rewrite(tmp_path / "two", b"something more")
     digest = hash_file(tmp_path / "two")
     with patch("langmlm.disk.xxh3_128", side_effect=AssertionError("a file is read")):

@@ -30,7 +30,7 @@ SETTINGS |= {"logging_steps": 4, "save_steps": 5, "save_total_limit": 1, "bf16":
 
 @pytest.fixture(scope="module")
 def report_and_work(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    "A folder with a text, a tokenizer, a dataset and two runs, `docs` finished and `stopped` after 6 steps; the report."
+    "A report, and a folder with text, tokenizer, dataset and two runs: `docs` finished, `stopped` after 6 steps."
     work = tmp_path_factory.mktemp("tasks")
     (work / "data.txt").write_text("\n".join(islice(docstrings(), 150)), encoding="utf-8")
     with contextlib.chdir(work):

@@ -1,4 +1,4 @@
-"The micro-batches of a step are a pure function of data, plan, seed and step; processes share them; padding adds no tokens."
+"The micro-batches of a step depend on data, plan, seed and step only; processes share them."
 
 import threading
 from dataclasses import replace

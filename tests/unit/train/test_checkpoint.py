@@ -543,7 +543,7 @@ def test_nothing_of_ours_is_unpickled(run: tasks.MLMTask, data: dict[str, Path],
 
 
 def test_no_module_loads_pickles():
-    "No module imports a library that loads pickles, or calls a function that might; weights are read with `weights_only`."
+    "No module imports a library that loads pickles or calls a function that might; `weights_only` is set."
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

@@ -123,7 +123,7 @@ def test_shares_of_processes(run: tasks.MLMTask):
 
 
 def test_known_logits(run: tasks.MLMTask):
-    "A decoder that always predicts one token is right where that token is the label, and infinitely perplexed elsewhere."
+    "A decoder that always predicts one token is right where that is the label; the perplexity stays finite."
     labels = torch.cat([batch.labels for batch in run.validation.load_in_order()])
     favorite = int(labels.mode().values)
     decoder = run.model.lm_head.decoder

@@ -145,7 +145,7 @@ def test_steps_with_nan_do_not_change_the_weights(start_run: Callable):
 
 
 def test_gradients_zeroed_in_place(start_run: Callable, straight: tasks.MLMTask):
-    "As captured CUDA graphs need it: the result is the same (measured: to the bit), and the tensors stay where they are."
+    "As captured CUDA graphs need it: the result is the same (measured: to the bit), and the tensors remain."
     run = start_run()
     parts = {name: getattr(run, name) for name in ("model", "module", "optimizer", "accelerator", "loader")}
     fit(**parts, validation=None, run_folder=run.run_folder, state=run.state, config=run.config, set_to_none=False)
@@ -402,7 +402,7 @@ PRIVATE = {  # What the modules of training, data and disks use; each has a test
 
 
 def test_private_apis():
-    "Every use of a private attribute of another library is listed here, so that it can be tested; none is used unnoticed."
+    "Every use of a private attribute of another library is listed here, so that it can be tested."
     found = {}
     for folder in ("train", "data"):
         for file in (PACKAGE / folder).glob("*.py"):
@@ -439,7 +439,7 @@ def private_attributes(file: Path) -> set[str]:
 
 
 def test_accelerate_wraps_the_optimizer(straight: tasks.MLMTask):
-    "The loop finds the wrapped optimizer and the loss scale by their names; the wrapped model is the one that is saved."
+    "The loop finds the wrapped optimizer and the loss scale by name; the wrapped model is the one that is saved."
     assert isinstance(straight.optimizer.optimizer, torch.optim.Optimizer)
     assert straight.accelerator.scaler is None
     assert straight.accelerator.unwrap_model(straight.module).model is straight.model

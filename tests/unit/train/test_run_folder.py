@@ -294,15 +294,14 @@ def test_trackers(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapture
     (tmp_path / "run").mkdir()
     log, tracker = Mock(), Mock()
     run.run_folder.accelerator = Recorder(run.accelerator, log=log, trackers=[tracker])
-    run.state.log_history += [{"step": 10, "loss": 7.0}]
+    run.state.log_history += [{"step": 10, "loss": 7.0, "eval_loss": 7.5}]
     run.state.step = 20
-    run.state.log_history += [
-        {"step": 20, "loss": 6.0},
-        {"step": 20, "rollback": {"to_step": 5}},
-        {"step": 20, "eval_loss": 6.5},
-    ]
+    run.state.log_history += [{"step": 20, "loss": 6.0}, {"step": 20, "rollback": {"to_step": 5}}]
     run.run_folder.save_log(run.state)
-    log.assert_called_once_with({"step": 20, "loss": 6.0, "eval_loss": 6.5}, step=20)
+    log.assert_called_once_with({"step": 20, "loss": 6.0}, step=20)
+    run.state.log_history += [{"step": 20, "eval_loss": 6.5}]
+    run.run_folder.save_log(run.state)
+    log.assert_called_with({"step": 20, "loss": 6.0, "eval_loss": 6.5}, step=20)
     log.side_effect = tracker.finish.side_effect = ConnectionError("the server is away")
     (tmp_path / "run" / TRAINER_STATE).unlink()
     run.run_folder.save_log(run.state)
