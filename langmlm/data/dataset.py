@@ -50,14 +50,14 @@ class TokenizedDataset:
         "The number of tokens, special tokens included."
         return int(self.lengths.sum(dtype=np.int64))
 
-    @property
+    @cached_property
     def max_length(self) -> int:
         "The `max_length` that the dataset was tokenized with, else the length of its longest sequence."
         return self.manifest["max_length"] if self.manifest else int(self.lengths.max())
 
     @cached_property
     def fingerprint(self) -> str:
-        "SHA-256 of ids and lengths: from the manifest, else computed by reading everything."
+        "Hash of ids and lengths: from the manifest, else computed by reading everything."
         if self.manifest:
             return self.manifest["content"]
         content = ContentHash()

@@ -54,15 +54,16 @@ class BatchLoader:
     ) -> StepBatches:
         "Build the micro-batches of a step."
         epoch, rows = self.plan.batches(step)
-        own = list(range(self.process_index, len(rows), self.num_processes))
-        masked = [self._mask(rows[index], epoch) for index in own or [0]]
+        own = range(self.process_index, len(rows), self.num_processes)
+        computed = own or [0]
+        masked = [self._mask(rows[index], epoch) for index in computed]
         if not own:
             masked = [replace(masked[0], masked_positions=masked[0].masked_positions[:0], labels=masked[0].labels[:0])]
-        batches = [(index, self._finish(batch)) for index, batch in zip(own or [0], masked)]
+        batches = [(index, self._finish(batch)) for index, batch in zip(computed, masked)]
         return StepBatches(
             batches,
             tokens=int(self.dataset.lengths[np.concatenate(rows)].sum()),
-            lengths=self.dataset.lengths[np.concatenate([rows[index] for index in own or [0]])],
+            lengths=self.dataset.lengths[np.concatenate([rows[index] for index in computed])],
             predictions=sum(len(batch.labels) for batch in masked),
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),
         )

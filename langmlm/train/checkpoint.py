@@ -27,7 +27,8 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
-from ..disk import MANIFEST, atomic_folder, find_damage, read_json, remove_folder, write_json, write_manifest
+from ..disk import MANIFEST, atomic_folder, find_damage, is_intact
+from ..disk import read_json, remove_folder, write_json, write_manifest
 from ..tokens.tokenizer import write_tokenizer_files
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
@@ -118,7 +119,7 @@ def prune_checkpoints(
 ) -> None:
     "Delete the oldest checkpoints beyond a limit; an error is logged, since the new checkpoint is safe."
     try:
-        intact = [folder for folder in list_checkpoints(run_folder) if not find_damage(folder)]
+        intact = [folder for folder in list_checkpoints(run_folder) if is_intact(folder)]
         for outdated in intact[:-save_total_limit]:
             if checkpoint_step(outdated) not in keep:
                 remove_folder(outdated)

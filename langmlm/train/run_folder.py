@@ -21,16 +21,8 @@ from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from ..data.batching import BatchPlan
 from ..disk import clean_up_interrupted, disk_error, lock_folder, write_json
-from langmlm.train.checkpoint import (
-    TRAINER_STATE,
-    StartingPoint,
-    checkpoint_step,
-    list_checkpoints,
-    prune_checkpoints,
-    save_checkpoint,
-    save_model,
-    set_aside_newer,
-)
+from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
+from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
 from .config import TrainingConfig
 from .launch import start_trackers
 from .spikes import checkpoints_for_rollback

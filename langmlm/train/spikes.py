@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
 
-from ..disk import find_damage
+from ..disk import is_intact
 from ..model.roberta import build_model
 from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
@@ -50,8 +50,7 @@ class LossSpike:
 
 
 def _find_spike(losses: Sequence[Sequence[float]]) -> LossSpike | None:
-    "Return a spike if the latest of the losses, [step, loss] each, are far above earlier ones."
-    losses = losses[-TrainState.history_length :]
+    "Return a spike if the latest of the remembered losses, [step, loss] each, are far above earlier ones."
     values = np.array([loss for _, loss in losses])
     for window, multiple in _WINDOWS.items():
         if len(values) < window:
@@ -132,7 +131,7 @@ def handle_loss_spike(
 # %% ../../nbs/train/08_spikes.ipynb #3155b559
 def _stable_checkpoint(checkpoints: Sequence[Path], onset: int, accelerator: Accelerator) -> Path | None:
     "Return the newest intact checkpoint from before the spike, the same in all processes; None: the initial weights."
-    older = (path for path in reversed(checkpoints) if checkpoint_step(path) <= onset and not find_damage(path))
+    older = (path for path in reversed(checkpoints) if checkpoint_step(path) <= onset and is_intact(path))
     return broadcast_object_list([next(older, None) if accelerator.is_main_process else None])[0]
 
 

@@ -167,15 +167,9 @@ def restore_state(
 # %% ../../nbs/train/06_state.ipynb #61c250e3
 # Options that may differ from the checkpoint's
 _FREE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
+    *("learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps"),
 )
-_FREE += ("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps")
 
 
 def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], plan: BatchPlan) -> None:
