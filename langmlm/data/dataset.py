@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import read_manifest
+from ..disk import MANIFEST, find_damage, read_manifest
 from ..tokens.duplicates import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
@@ -110,6 +110,7 @@ def open_dataset(
     "Open a dataset folder for training, or raise an error that names what is missing."
     folder = Path(folder)
     name = f"tokenized_dataset={str(folder)!r}"
+    _check_manifest(folder, name)
     try:
         splits = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
@@ -126,6 +127,25 @@ def open_dataset(
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     return dataset
+
+# %% ../../nbs/data/01_dataset.ipynb #5d1c9e37
+_MAX_LENGTH = 2**24  # Of a dataset that this package wrote: more positions than any model has
+
+
+def _check_manifest(folder: Path, name: str) -> None:
+    "Raise an error if a dataset has a manifest that does not fit it; datasets of other tools have none."
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    if manifest.get("kind") != "dataset":
+        raise ValueError(f"{name} is not a dataset folder: its {MANIFEST} is that of a {manifest.get('kind')}")
+    damage = find_damage(folder, digests=False)
+    kinds = {"max_length": int, "content": str, "tokenizer": str}
+    damage += [f"{MANIFEST} has no valid {key}" for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
+    if not damage and not 3 <= manifest["max_length"] <= _MAX_LENGTH:
+        damage = [f"max_length is {manifest['max_length']:,} in {MANIFEST}"]
+    if damage:
+        raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: tokenize the text again, or restore a copy")
 
 # %% ../../nbs/data/01_dataset.ipynb #5e360b49
 def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import atomic_folder, check_replaceable, file_entry, hash_json, link_or_copy
+from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
 from ..disk import lock_folder, read_json, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus
@@ -299,12 +299,14 @@ def join_dataset(
     path_to_save_dataset: str | PathLike,  # Folder; an older dataset in it is replaced
 ) -> Report:
     "Join the parts of a dataset that several machines have made."
-    folders, target = [Path(folder) for folder in folders], Path(path_to_save_dataset)
+    folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
     check_replaceable(target, "dataset", "path_to_save_dataset")
     manifests = {folder: read_manifest(folder) or {} for folder in folders}
     others = [str(folder) for folder, manifest in manifests.items() if manifest.get("kind") != "dataset part"]
     if others or not folders:
         raise ValueError(f"folders: {', '.join(others) or 'none given'}: not a part made with shard=(i, n)")
+    if overlaps := find_overlaps({"path_to_save_dataset": target}, {"folders": folders}):
+        raise ValueError("; ".join(overlaps))
     first = manifests[folders[0]]
     for folder, manifest in manifests.items():
         differing = [name for name in _JOB if name != "key" and manifest[name] != first[name]]

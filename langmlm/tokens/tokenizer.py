@@ -295,8 +295,9 @@ def reuse_or_train_tokenizer(
         if is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    if is_first and unfinished.exists():
+    if is_first and not read_finished(target, key):
         with atomic_folder(target) as partial:
             shutil.copytree(unfinished, partial, dirs_exist_ok=True)
-        shutil.rmtree(unfinished)
+    if is_first:
+        shutil.rmtree(unfinished, ignore_errors=True)  # Its manifest may be gone already, after a kill
     wait_until(lambda: read_finished(target, key))
