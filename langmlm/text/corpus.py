@@ -9,11 +9,12 @@ __all__ = ['FilePart', 'DatasetPart', 'IterablePart', 'Corpus', 'open_corpus', '
 import ast
 import importlib.util
 import logging
+import os
 import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from io import IOBase
@@ -30,7 +31,7 @@ from xxhash import xxh3_128
 from ..disk import hash_file, hash_json
 from .files import SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, check_text_column, drop_empty_documents, extract_texts
-from .readers import read_arrow_batches, read_texts
+from .readers import read_arrow_batches, read_column, read_texts
 from .sampling import SpooledTexts
 
 # %% ../../nbs/text/03_corpus.ipynb #fb6d0625
@@ -125,10 +126,10 @@ class DatasetPart(Part):
 # %% ../../nbs/text/03_corpus.ipynb #faaa4d07
 def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
     "Open a folder that `datasets` saved, or a dataset on the Hub; None: the name stands for files."
-    path = Path(part).expanduser()
-    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        return DatasetPart(_train_split(load_from_disk(str(path)), part), options, part)
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", part) or detect_format(part) != (None, None):
+    path = os.path.expanduser(part)
+    if any(os.path.isfile(os.path.join(path, file)) for file in ("dataset_dict.json", "state.json")):
+        return DatasetPart(_train_split(load_from_disk(path), part), options, part)
+    if os.path.exists(path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", part) or detect_format(part) != (None, None):
         return None
     try:
         commit = HfApi().dataset_info(part).sha
@@ -151,8 +152,8 @@ def _train_split(dataset: Any, name: str = "data_path") -> Dataset | IterableDat
 class IterablePart(Part):
     "The texts of an iterable; those of an iterator are spooled when they are first read."
 
-    def __init__(self, texts: Iterable[str], options: ReadOptions):
-        self.name, self.options, self._texts = f"data_path ({type(texts).__name__})", options, texts
+    def __init__(self, texts: Iterable[str], options: ReadOptions, kind: str | None = None):
+        self.name, self.options, self._texts = f"data_path ({kind or type(texts).__name__})", options, texts
         self._is_iterator = iter(texts) is texts
         self._spool, self._spool_counts, self._lock = None, Counter(), Lock()
 
@@ -224,7 +225,7 @@ class Corpus:
 
 # %% ../../nbs/text/03_corpus.ipynb #b8230e62
 def open_corpus(
-    data_path: Any,  # Files, globs, folders, URLs, Hub names, or a list of them; a dataset; an iterator of texts
+    data_path: Any,  # Files, globs, folders, URLs, Hub names, or a list of them; a dataset; a table; an iterator
     text_column: str = "text",  # Column or JSON key that holds the text
     document: str = "line",  # Unit of plain text: "line", "blank-line" (a paragraph) or "file"; table rows are documents
     encoding_errors: str = "strict",  # On invalid UTF-8: "strict" raises, "replace" inserts �, "skip" drops the document
@@ -249,12 +250,14 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
             raise FileNotFoundError("data_path is an empty list: name at least one file")
         for part in data_path:
             yield from _find_parts(part, options)
-    elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, dict, bytes, IOBase)):
+    elif isinstance(data_path, Mapping) or hasattr(data_path, "columns"):
+        yield IterablePart(read_column(data_path, options.text_column), options, type(data_path).__name__)
+    elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, bytes, IOBase)):
         yield IterablePart(data_path, options)
     else:
         raise TypeError(
             "data_path must be a path, a glob, a folder, a URL, a Hub name, or a list of these; a dataset of `datasets`; "
-            f"or an iterator of texts, got {data_path!r:.200}"
+            f"a table with a text column; or an iterator of texts, got {data_path!r:.200}"
         )
 
 # %% ../../nbs/text/03_corpus.ipynb #d5a91385
