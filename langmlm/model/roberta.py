@@ -70,12 +70,12 @@ def _invalid_values(config: ModelConfig) -> list[str]:
             errors.append(f"{name} must be 1 to {most:,}, got {show_value(values[name])}")
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= values[name] <= 0.99:
-            errors.append(f"{name} must be from 0 to 0.99, got {values[name]}")
+            errors.append(f"{name} must be from 0 to 0.99, got {show_value(values[name])}")
     if config.classifier_dropout is not None and not 0 <= config.classifier_dropout <= 1:
-        errors.append(f"classifier_dropout must be from 0 to 1, got {config.classifier_dropout}")
+        errors.append(f"classifier_dropout must be from 0 to 1, got {show_value(config.classifier_dropout)}")
     for name in ("layer_norm_eps", "initializer_range"):
         if not 0 < values[name] < math.inf:
-            errors.append(f"{name} must be above 0, got {values[name]}")
+            errors.append(f"{name} must be above 0, got {show_value(values[name])}")
     if not errors and config.hidden_size % config.num_attention_heads:
         multiple = f"a multiple of num_attention_heads={config.num_attention_heads}"
         errors.append(f"hidden_size must be {multiple}, got {config.hidden_size}")

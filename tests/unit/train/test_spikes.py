@@ -266,7 +266,7 @@ PLATEAU = TrainingConfig(learning_rate=2e-4, bf16=False, logging_steps=10, warmu
 )
 def test_plateau(loss: float, diagnosis: str | None):
     "A loss that has not fallen below the unigram entropy is explained, with the settings to change."
-    found = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, PLATEAU)
+    found = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, PLATEAU, 2e-4)
     if diagnosis is None:
         assert found is None
         return
@@ -277,10 +277,10 @@ def test_plateau(loss: float, diagnosis: str | None):
 
 def test_plateau_needs_losses():
     "The mean of the latest 64 steps counts; after a rollback there may be too few."
-    assert diagnose_plateau([[step, 7.1] for step in range(15)], 7.1, PLATEAU) is None
-    assert diagnose_plateau([], 7.1, PLATEAU) is None
+    assert diagnose_plateau([[step, 7.1] for step in range(15)], 7.1, PLATEAU, 2e-4) is None
+    assert diagnose_plateau([], 7.1, PLATEAU, 2e-4) is None
     fallen = [[step, 9.0] for step in range(100)] + [[step, 6.0] for step in range(64)]
-    assert diagnose_plateau(fallen, 7.1, PLATEAU) is None
+    assert diagnose_plateau(fallen, 7.1, PLATEAU, 2e-4) is None
 
 
 def test_when_to_diagnose():
