@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
+from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
 
 from .config import ConfigError, make_config
 from .data.batching import BatchPlan
@@ -37,7 +37,8 @@ from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenize
 from .tokens.tokenizer import process_rank, reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
-from .train.launch import make_accelerator
+from .train.evaluate import check_validation
+from .train.launch import explain_inexact, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
@@ -181,6 +182,9 @@ class MLMTask:
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
             _log_arithmetic(self.arithmetic())
+            head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
+            if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
+                logger.warning("this run is not reproducible bit for bit: %s", reason)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in names}
         return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
@@ -208,7 +212,9 @@ def _make_loaders(
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
     )
-    return loader, replace(loader, dataset=validation) if config.eval_steps else None
+    if config.eval_steps:
+        check_validation(validation_loader := replace(loader, dataset=validation))
+    return loader, validation_loader if config.eval_steps else None
 
 # %% ../nbs/tasks.ipynb #5846ec3c
 def _prepare_model(task: MLMTask, plan: BatchPlan) -> tuple[nn.Module, Optimizer, bool, bool]:
@@ -293,10 +299,29 @@ def create_mlm(
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, loaded)
     if start.weights is None:
-        model = build_model(roberta_config(architecture, loaded, dataset.max_length), config.seed)
+        completed = roberta_config(architecture, loaded, dataset.max_length)
+        _check_lengths("model_config", completed, loaded, dataset, validation)
+        model = build_model(completed, config.seed)
     else:
         model = _load_matching(start.weights, loaded, dataset, model_config)
+        _check_lengths(f"checkpoint_path={start.weights!r}", model.config, loaded, dataset, validation)
     return MLMTask(model, loaded, dataset, config, start, validation)
+
+# %% ../nbs/tasks.ipynb #daa141a7
+def _check_lengths(
+    name: str,
+    config: RobertaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TokenizedDataset,
+    validation: TokenizedDataset | None,
+) -> None:
+    "Raise an error if the model has too few positions for a sequence of either split."
+    errors = []
+    for split, sequences in (("train", dataset), ("validation", validation)):
+        found = find_mismatches(config, tokenizer, int(sequences.lengths.max())) if sequences else []
+        errors += [f"for the split {split!r}, {error}" for error in found]
+    if errors:
+        raise ConfigError(name, errors)
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:

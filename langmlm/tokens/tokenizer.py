@@ -28,7 +28,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
 from xxhash import xxh3_128_hexdigest
 
-from ..config import ConfigError, find_type_errors
+from ..config import ConfigError, find_path_error, find_type_errors, show_value
 from ..disk import atomic_folder, check_replaceable, find_damage, hash_json
 from ..disk import read_json, read_manifest, write_json, write_manifest
 from ..text.corpus import Corpus
@@ -88,7 +88,9 @@ _MAX_TRAIN_BYTES = 2**31 - 1  # The trainer counts pairs in 32 bits
 def _find_invalid_values(config: TokenizerConfig) -> list[str]:
     "Return one sentence per value that is out of range."
     special, least = list(config.special_tokens), 256 + len(config.special_tokens)
-    same_folder = Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset)
+    folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
+    errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
+    same_folder = not errors and Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset)
     part = (0, 1) if config.shard is None else config.shard
     is_part = len(part) == 2 and all(type(number) is int for number in part) and 0 <= part[0] < part[1]
     rules = [
@@ -108,7 +110,8 @@ def _find_invalid_values(config: TokenizerConfig) -> list[str]:
     ]
     for name, choices in _CHOICES.items():
         rules.append((getattr(config, name) in choices, f"{name} must be one of {', '.join(map(repr, choices))}"))
-    return [f"{rule}, got {getattr(config, rule.split()[0])!r}" for holds, rule in rules if not holds]
+    found = {rule: getattr(config, rule.split()[0]) for holds, rule in rules if not holds}
+    return errors + [f"{rule}, got {show_value(value)}" for rule, value in found.items()]
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #6d7521c6
 def make_untrained_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -113,4 +113,6 @@ def choose_precision(
         raise ValueError("bf16 and fp16 cannot both be True")
     if fp16 and device_type == "cpu":
         raise ValueError("fp16=True needs a GPU; on a CPU leave bf16 at None to follow the hardware")
+    if bf16 and device_type == "cuda" and not _bf16_is_native(device_type):
+        raise ValueError("bf16=True needs a GPU of compute capability 8.0 or above: set fp16=True, or leave both out")
     return "fp16" if fp16 else "bf16" if bf16 or (bf16 is None and _bf16_is_native(device_type)) else "no"

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, RobertaConfig
 
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
+from ..model.compile import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
 
@@ -95,7 +96,7 @@ def describe_run(
         "gradient_accumulation_steps x processes": plan.batches_per_step,
         "optimizer": config.optim.partition("_")[0],  # Both implementations of AdamW have the same state
     }
-    on_gpu = accelerator.device.type == "cuda"
+    on_gpu, batches = accelerator.device.type == "cuda", plan.total_steps * config.gradient_accumulation_steps
     environment = {library.__name__: library.__version__ for library in (torch, transformers, accelerate)} | {
         "python": platform.python_version(),
         "device": accelerator.device.type,
@@ -105,6 +106,11 @@ def describe_run(
         "threads": 0 if on_gpu else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
+        "compiled": should_compile(config.torch_compile, accelerator.device, batches),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "optim": config.optim,  # Both implementations of AdamW round differently
     }
     given = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in asdict(config).items()}
     return {"identity": identity, "config": given, "environment": environment}

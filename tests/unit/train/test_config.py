@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from langmlm.config import ConfigError
+from langmlm.config import ConfigError, make_config
 from langmlm.train.config import Arithmetic, TrainingConfig, device_type, plan_batches, run_arithmetic
 
 CONFIG = TrainingConfig(num_train_epochs=2, per_device_train_batch_size=4, bf16=False)
@@ -23,22 +23,33 @@ ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train_epochs": 1.5}, "num_train_epochs must be int, got 1.5"),
+        ({"num_train_epochs": 1.5}, "within an epoch, set max_steps), got 1.5"),
+        ({"num_train_epochs": math.inf}, "num_train_epochs must be a whole number"),
+        ({"num_train_epochs": math.nan}, "num_train_epochs must be a whole number"),
+        ({"num_train_epochs": "3"}, "num_train_epochs must be int or float, got '3'"),
+        ({"num_train_epochs": True}, "num_train_epochs must be int or float, got True"),
+        ({"num_train_epochs": 10**9}, "num_train_epochs must be a whole number from 1 to 100,000"),
         ({"packing": "yes"}, "packing must be bool, got 'yes'"),
-        ({"num_train_epochs": 0}, "num_train_epochs must be at least 1, got 0"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps), got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 to 1,000,000, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be 1 to 1,000,000, got 0"),
         ({"eval_steps": 0}, "eval_steps must be at least 1, got 0"),
         ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),
         ({"save_steps": 0}, "save_steps must be at least 1, got 0"),
         ({"save_total_limit": 0}, "save_total_limit must be at least 1, got 0"),
-        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to use num_train_epochs, got 0"),
-        ({"max_steps": -2}, "max_steps must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be 1 to 10**9, or -1 to use num_train_epochs, got 0"),
+        ({"max_steps": -2}, "max_steps must be 1 to 10**9, or -1"),
+        ({"max_steps": 10**30}, "max_steps must be 1 to 10**9, or -1"),
         ({"n_gpus": -1}, "n_gpus must be 0 or more, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         ({"max_grad_norm": math.inf}, "max_grad_norm must be 0 or more, got inf"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be at least 0 and below 2**64, got -1"),
+        ({"seed": 2**64}, "seed must be at least 0 and below 2**64, got 18446744073709551616"),
+        ({"logging_steps": 10**5000}, "logging_steps must be at least 1, got an integer of more than 100 digits"),
+        ({"output_dir": "run\0"}, "output_dir must be a path without null characters"),
+        ({"run_name": "\ud800"}, "run_name must be a path in UTF-8"),
+        ({"logging_dir": "x" * 300}, "logging_dir must be a path without null characters and with at most 255 bytes"),
         ({"max_rollbacks": -1}, "max_rollbacks must be 0 or more, got -1"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
         ({"adam_epsilon": 0.0}, "adam_epsilon must be above 0, got 0.0"),
@@ -74,6 +85,7 @@ def test_errors_are_reported_together():
 def test_valid_limits():
     "The smallest valid values, and None where it is a value."
     TrainingConfig(max_steps=1, warmup_steps=0, max_grad_norm=0, seed=0, max_rollbacks=0, n_gpus=0, adam_beta1=0)
+    TrainingConfig(seed=2**64 - 1)
     TrainingConfig(eval_steps=None, save_total_limit=None, n_gpus=None, learning_rate=1, output_dir=Path("run"))
 
 
@@ -132,3 +144,50 @@ def test_advice():
     assert "per_device_train_batch_size=2 gives about 1,400" in replace(ARITHMETIC, steps=700).advice()
     assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, batch_size=1).advice()
     assert "raise max_steps" in replace(ARITHMETIC, by_max_steps=True).advice()
+
+
+def test_epochs_as_a_float():
+    "A whole number of epochs may be a float, as in transformers; it is the same run."
+    config = TrainingConfig(num_train_epochs=3.0)
+    assert config == replace(config, num_train_epochs=3) and type(config.num_train_epochs) is int
+
+
+def test_names_of_training_arguments():
+    "A name of the other library gets the reason why it is not an option, and no suggestion that means something else."
+    names = {"dataloader_num_workers": "in a thread", "eval_strategy": "set eval_steps", "deepspeed": "not supported"}
+    with pytest.raises(ConfigError) as caught:
+        make_config(TrainingConfig, "training_config", dict.fromkeys([*names, "label_smoothing_factor", "tau"], 1))
+    for (name, reason), error in zip(names.items(), caught.value.errors):
+        assert error.startswith(f"{name!r} is not an option: ") and reason in error
+    assert "nothing that corresponds to this name of transformers.TrainingArguments" in caught.value.errors[3]
+    assert caught.value.errors[4] == "'tau' is not an option"
+
+
+def test_every_name_of_training_arguments():
+    "Each one is an option of ours or an error with a reason."
+    from transformers import TrainingArguments
+
+    ours = {entry.name for entry in fields(TrainingConfig)}
+    others = TrainingArguments.__dataclass_fields__.keys() - ours
+    assert len(others) > 50 and all(TrainingConfig.explain(name) for name in others)
+    assert all(TrainingConfig.explain(name) is None for name in ("tau", "", 7, "epochs"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "constant"])
+def test_warmup_longer_than_the_run(schedule: str):
+    "Its peak would never be reached, which is an error; a schedule without warm-up ignores the number."
+    total = plan_batches(DATASET, CONFIG).total_steps
+    long = replace(CONFIG, warmup_steps=total + 1, lr_scheduler_type=schedule)
+    plan_batches(DATASET, replace(long, warmup_steps=total))
+    if schedule == "constant":
+        assert long.count_warmup_steps(total) == 0
+        plan_batches(DATASET, long)
+        return
+    with pytest.raises(ConfigError, match=rf"warmup_steps={total + 1} is more than the {total} steps of the run"):
+        plan_batches(DATASET, long)
+
+
+def test_warmup_steps():
+    "Given as steps or as a share of the run, rounded up."
+    assert replace(CONFIG, warmup_ratio=0.05).count_warmup_steps(101) == 6
+    assert replace(CONFIG, warmup_ratio=0.05, warmup_steps=2).count_warmup_steps(101) == 2

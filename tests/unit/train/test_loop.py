@@ -232,7 +232,7 @@ def test_loss_is_the_mean_over_predictions(start_run: Callable):
 def test_files(straight: tasks.MLMTask):
     "Checkpoints, the final model, the log, and the lock that is free."
     names = sorted(path.name for path in straight.config.run_folder.iterdir())
-    assert names == [LOCK, "checkpoint-16", "checkpoint-24", "checkpoint-8", "final_model", "trainer_state.json"]
+    assert names == [LOCK, "checkpoint-16", "checkpoint-24", "checkpoint-8", "final_model", "log.jsonl", "trainer_state.json"]
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 11, 16, 23])
