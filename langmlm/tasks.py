@@ -31,6 +31,7 @@ from .disk import check_replaceable, clean_up_interrupted, find_overlaps
 from .model.compile import compile_model, should_compile
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
+from .tokens.encode import find_word_starts
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer
@@ -198,6 +199,7 @@ def _make_loaders(
     if config.eval_steps and validation is None:
         raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
     on_gpu, sizes = accelerator.device.type == "cuda", None
+    word_start = find_word_starts(tokenizer) if config.whole_word_masking else None
     if on_gpu and config.packing:
         sizes = fixed_sizes(task.dataset.lengths, plan.token_budget, config.mlm_probability)
     elif on_gpu or accelerator.mixed_precision != "no":
@@ -205,7 +207,7 @@ def _make_loaders(
     loader = BatchLoader(
         dataset=task.dataset,
         plan=plan,
-        rules=masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking),
+        rules=masking_rules(tokenizer, config.mlm_probability, config.seed, word_start),
         pad_token_id=tokenizer.pad_token_id,
         sizes=sizes,
         process_index=accelerator.process_index,

@@ -56,6 +56,16 @@ class TokenizedDataset:
         return self.manifest["max_length"] if self.manifest else int(self.lengths.max())
 
     @cached_property
+    def token_counts(self) -> np.ndarray:
+        "How often each token occurs, by id up to the largest one, int64; reads everything once."
+        counts = np.zeros(0, np.int64)
+        for ids, _ in self.blocks():
+            block = np.bincount(ids, minlength=len(counts))
+            block[: len(counts)] += counts
+            counts = block
+        return counts
+
+    @cached_property
     def fingerprint(self) -> str:
         "Hash of ids and lengths: from the manifest, else computed by reading everything."
         if self.manifest:
@@ -65,8 +75,11 @@ class TokenizedDataset:
             content.update(ids, lengths)
         return content.hexdigest()
 
-    def flat(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:  # [tokens] int64
-        "Concatenate the ids of several sequences, given by their indices in any order."
+    def flat(
+        self,
+        rows: np.ndarray | Sequence[int],  # [sequences] their indices, in any order
+    ) -> np.ndarray:  # [tokens] int64
+        "Concatenate the ids of several sequences."
         rows = np.asarray(rows, np.int64)
         starts, lengths = self._starts[rows], self.lengths[rows].astype(np.int64)
         chunks = (np.searchsorted(self._first_rows, rows % len(self), side="right") - 1).tolist()
@@ -122,8 +135,9 @@ def open_dataset(
     rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
-    manifest = read_manifest(folder) if split == "train" else None  # It has the fingerprint of the training split
-    dataset = TokenizedDataset(rows, manifest)
+    manifest = read_manifest(folder) or {}
+    facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
+    dataset = TokenizedDataset(rows, manifest | facts if facts else None)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     return dataset
@@ -148,7 +162,10 @@ def _check_manifest(folder: Path, name: str) -> None:
         raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: tokenize the text again, or restore a copy")
 
 # %% ../../nbs/data/01_dataset.ipynb #5e360b49
-def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(
+    dataset: TokenizedDataset,  # A split
+    tokenizer: PreTrainedTokenizerBase,  # The one to train with
+) -> None:
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen."
     if dataset.manifest:
         if dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
@@ -163,12 +180,13 @@ def check_tokenizer(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBas
 
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7
 def unigram_entropy(
-    dataset: TokenizedDataset,
+    dataset: TokenizedDataset,  # Counted once, in `token_counts`
     special_ids: Iterable[int],  # Never predicted, so not counted
     vocab_size: int,  # All ids are smaller
 ) -> float:  # In nats per token, the unit of the training loss
     "Return the entropy of the token frequencies."
-    counts = sum(np.bincount(ids, minlength=vocab_size) for ids, _ in dataset.blocks()).astype(float)
+    counts = np.zeros(vocab_size)
+    counts[: len(dataset.token_counts)] = dataset.token_counts
     counts[list(special_ids)] = 0
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -29,9 +29,9 @@ from ..progress import progress_bar
 from ..text.corpus import Corpus
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
 from .duplicates import mark_duplicates, select_validation, write_hashes
-from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, flag_tokens
+from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
-from .report import Report, add_statistics, count_lengths, count_text, pack_bits
+from .report import Report, add_statistics, check_unknown, count_lengths, count_text, pack_bits, warn_of_unknown
 from .tokenizer import TokenizerConfig, fingerprint_tokenizer, process_rank, read_finished, wait_until
 
 # %% ../../nbs/tokens/05_shards.ipynb #66cf1dac
@@ -111,6 +111,7 @@ class _BatchTokenizer:
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         self.capacity, self.ends = config.max_length - 2, (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self.vocabulary = token_bytes(tokenizer)
+        self.unknown = find_unknown_ids(tokenizer)
         self.flags, self.token_sizes = flag_tokens(self.vocabulary), np.array(list(map(len, self.vocabulary)))
 
     def __call__(self, batch: _Batch) -> _Tokenized:
@@ -131,12 +132,13 @@ class _BatchTokenizer:
 
     def _count(self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict) -> dict[str, Any]:
         "Count what is in a batch."
-        used = np.bincount(ids, minlength=len(self.tokenizer)) > 0
+        occurrences = np.bincount(ids, minlength=len(self.tokenizer))
+        used, unknown = occurrences > 0, int(occurrences[self.unknown].sum())
         longest = self.vocabulary[(self.token_sizes * used).argmax()] if len(ids) else b""
         size, words, unusual = count_text(batch.documents)
         long = lengths > self.capacity
         rows = sum(len(of_split) for _, _, of_split in sequences.values())
-        counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum())}
+        counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum()), "unknown": unknown}
         counts |= {"long_documents": int(long.sum()), "pieces": rows - int((~long & (lengths > 0)).sum())}
         counts |= {"lengths": count_lengths(lengths), "used": pack_bits(used), "unusual": unusual}
         counts |= {"longest_token": longest.decode(errors="replace")}
@@ -147,6 +149,8 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
     "Write the files of a shard, given its last batch, and then its record; `size` is that of the vocabulary."
     name, files = f"shard-{last.begin.shard:05}", {}
     statistics = add_statistics(size, [batch.statistics for batch in tokenized])
+    if last.begin.shard == 0:
+        check_unknown(statistics)
     statistics["dropped"] = last.end.total - last.begin.total - statistics["documents"]
     statistics["skipped"] = dict(sorted(last.skipped.items()))
     if not config.drop_duplicates:
@@ -259,6 +263,7 @@ def _shard_files(shards: _Shards, split: str | None = None) -> list[tuple[Path, 
 def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
     "Return the manifest of some shards: the job, counts of each split, and statistics."
     statistics = add_statistics(job["vocab_size"], (record["statistics"] for _, record in shards.values()))
+    warn_of_unknown(statistics)
     statistics["duplicates"] += sum(map(len, find_duplicates([file for file, _ in _shard_files(shards)])))
     counts, splits = ("documents", "sequences", "tokens"), {}
     for split in _SPLITS:

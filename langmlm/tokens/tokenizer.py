@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -219,20 +220,51 @@ def save_tokenizer(
         write_manifest(partial, "tokenizer", facts)
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #065b46f0
+_PROBE = "".join(unit * 40 + "!" for unit in ("a", "1", " ", ".", "\n", "aB", "a1 ", "é", "日"))
+_PROBE_SECONDS = 60
+
+
+def _probe(backend: Tokenizer) -> None:
+    "Raise an error if a tokenizer panics on a short text or takes long for it."
+    failures = []
+
+    def encode() -> None:
+        try:
+            backend.encode_batch_fast([_PROBE], add_special_tokens=False)
+        except BaseException as error:  # A panic of the backend is no `Exception`; others depend on the text
+            failures.extend([] if isinstance(error, Exception) else [error])
+
+    thread = Thread(target=encode, daemon=True)  # Cannot be stopped, but does not keep the process alive
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    if thread.is_alive():
+        failures.append(f"a text of {len(_PROBE)} characters takes more than {_PROBE_SECONDS} seconds")
+    if failures:
+        raise ValueError(f"it fails on a short text: {failures[0]}: one of its regular expressions may backtrack too much")
+
+# %% ../../nbs/tokens/01_tokenizer.ipynb #fdf77464
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = "is neither a tokenizer folder nor a name on the Hub"
-        raise ValueError(f"tokenizer={str(name)!r} {reason}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # Damaged files raise nearly any kind
+        reason = "cannot be read" if Path(name).is_dir() else "is neither a tokenizer folder nor a name on the Hub"
+        reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
+        raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
     if missing or not tokenizer.is_fast:
         reason = f"it has no {', '.join(missing)}" if missing else "it has no Rust backend (tokenizer.json)"
         raise ValueError(f"tokenizer={str(name)!r} cannot be used for masked language modeling: {reason}")
+    if (largest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
+        reason = f"it has {len(tokenizer):,} tokens, so their ids must be below that, but one is {largest:,}"
+        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {reason}")
+    try:
+        _probe(tokenizer.backend_tokenizer)
+    except ValueError as error:
+        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {error}") from error
     return tokenizer
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #9f7899c8
