@@ -316,7 +316,7 @@ def finetune_all(table: Path, preset: Preset, pretraining: dict, pieces: Pieces)
     "Yield the scores of every pretrained model; those of langmlm include the baselines."
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     for name, made in pretraining.items():
-        baselines = ["bag of words", "from scratch", "majority class"] if name == "langmlm" else []
+        baselines = ["a bag of words", "the same from scratch", "the majority class"] if name == "langmlm" else []
         settings = {"made": made, "train": preset.train_examples, "test": preset.test_examples, "table": digest}
         result = pieces.get(
             f"finetune-{set_name(table)}-{name}", settings, lambda: finetune(table, preset, made["model"], baselines)

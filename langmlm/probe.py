@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate']
 
-# %% ../nbs/probe.ipynb #6075ea4e
+# %% ../nbs/probe.ipynb #283e14d3
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import ConfigError
 from .train.optim import choose_precision, learning_rate_at, make_optimizer
 
-# %% ../nbs/probe.ipynb #29bffbc9
+# %% ../nbs/probe.ipynb #ada716ad
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/probe.ipynb #a87f0185
+# %% ../nbs/probe.ipynb #458d7ec0
 _READERS = {
     ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False),
     ".tsv": partial(pd.read_csv, dtype=str, keep_default_na=False, sep="\t"),
@@ -55,14 +55,17 @@ def _read_table(data: Any, name: str) -> pd.DataFrame:
         raise ConfigError("evaluate", [f"{name}={str(data)!r} does not exist"])
     return _READERS[suffixes[-1]](data)
 
-# %% ../nbs/probe.ipynb #7b0f9e88
+# %% ../nbs/probe.ipynb #9eb7a9a8
 def _read_labelled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
     "Return the columns `text` and `label` as strings; invalid rows are counted in an error."
     table = _read_table(data, name)
     options = {"text_column": text_column, "label_column": label_column}
     known = ", ".join(map(str, table.columns))
-    missing = [f"{key}={value!r} is no column of {name}; its columns are {known}" for key, value in options.items()
-               if value not in table.columns]  # fmt: skip
+    missing = [
+        f"{key}={value!r} is not a column of {name}; its columns are {known}"
+        for key, value in options.items()
+        if value not in table.columns
+    ]
     if missing:
         raise ConfigError("evaluate", missing)
     texts, labels = table[text_column], table[label_column]
@@ -78,7 +81,7 @@ def _read_labelled(data: Any, name: str, text_column: str, label_column: str) ->
         raise ConfigError("evaluate", errors)
     return pd.DataFrame({"text": texts.astype(str), "label": labels.astype(str)}).reset_index(drop=True)
 
-# %% ../nbs/probe.ipynb #76d44559
+# %% ../nbs/probe.ipynb #0f319b1d
 def _check_classes(table: pd.DataFrame, name: str, least: int, reason: str) -> None:
     "Raise an error for a single class, and for classes with too few examples."
     counts = table.label.value_counts()
@@ -110,7 +113,7 @@ def _join_tables(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFram
             raise ConfigError("evaluate", [f"{problem}: remove these rows, or add examples to data"])
     return pd.concat([table, *others], ignore_index=True)
 
-# %% ../nbs/probe.ipynb #6f2550ba
+# %% ../nbs/probe.ipynb #446f46e7
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
     "Return the position of every example in a random order of its class."
     order, ranks = np.random.default_rng(seed).permutation(len(labels)), np.empty(len(labels), np.int64)
@@ -150,7 +153,7 @@ def _cross_validation(labels: np.ndarray, folds: int, seeds: Sequence[int]) -> l
     makers = {seed: StratifiedKFold(folds, shuffle=True, random_state=seed) for seed in seeds}
     return [_Split(*parts, (seed,)) for seed, maker in makers.items() for parts in maker.split(labels, labels)]
 
-# %% ../nbs/probe.ipynb #f41c541e
+# %% ../nbs/probe.ipynb #abd747a4
 _Contender = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]  # train, test, setting, seed -> classes
 _REGULARIZATION = (1.0, 10.0, 100.0)  # C of the logistic regression
 
@@ -174,7 +177,7 @@ def _majority(labels: np.ndarray) -> _Contender:
     "Predict the most frequent class of the training examples."
     return lambda train, test, setting, seed: np.full(len(test), np.bincount(labels[train]).argmax())
 
-# %% ../nbs/probe.ipynb #bfb860e7
+# %% ../nbs/probe.ipynb #19b84f48
 def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
     "Split one epoch into batches of similar length, in random order."
     order, group = generator.permutation(len(lengths)), 16 * batch_size
@@ -185,7 +188,10 @@ def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Gen
         batches += [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
     return [batches[number] for number in generator.permutation(len(batches))]
 
-# %% ../nbs/probe.ipynb #9bf5ae81
+# %% ../nbs/probe.ipynb #ef6754a3
+_EPOCHS, _STEPS = 4, 200
+
+
 @dataclass(frozen=True)
 class _FineTuning:
     "A contender: a transformer with a classification head."
@@ -195,7 +201,7 @@ class _FineTuning:
     tokenizer: PreTrainedTokenizerBase
     inputs: BatchEncoding  # Of all examples
     labels: np.ndarray  # [examples] classes
-    epochs: int
+    epochs: int | None  # None: `_EPOCHS`, or as many as `_STEPS` take
     batch_size: int
 
     def __call__(self, train: np.ndarray, test: np.ndarray, setting: float, seed: int) -> np.ndarray:
@@ -224,7 +230,8 @@ class _FineTuning:
 
     def _train(self, model: PreTrainedModel, train: np.ndarray, rate: float, generator: np.random.Generator) -> None:
         optimizer, lengths = make_optimizer(model.train()), self._lengths[train]
-        batches = [part for _ in range(self.epochs) for part in _make_batches(lengths, self.batch_size, generator)]
+        epochs = self.epochs or max(_EPOCHS, math.ceil(_STEPS * self.batch_size / len(train)))
+        batches = [part for _ in range(epochs) for part in _make_batches(lengths, self.batch_size, generator)]
         for step, indices in enumerate(batches):
             targets = torch.from_numpy(self.labels[train[indices]]).to(_device())
             torch.nn.functional.cross_entropy(self._logits(model, train[indices]), targets).backward()
@@ -247,7 +254,7 @@ def _device() -> torch.device:
     "Return the accelerator, or the CPU."
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
-# %% ../nbs/probe.ipynb #48742931
+# %% ../nbs/probe.ipynb #1164045d
 def _load_encoder(
     name: str | PathLike, classes: int
 ) -> tuple[PretrainedConfig, dict[str, torch.Tensor], PreTrainedTokenizerBase]:
@@ -266,8 +273,8 @@ def _load_encoder(
         raise ConfigError("evaluate", [problem]) from error
     finally:
         logging.getLogger("transformers").setLevel(level)
-    missing = [key for key in loading["missing_keys"]
-               if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key]  # fmt: skip
+    needed = (key for key in loading["missing_keys"] if "pooler" not in key)  # Few checkpoints have a pooler
+    missing = [key for key in needed if key.startswith(f"{model.base_model_prefix}.")]
     if missing:
         raise ConfigError("evaluate", [f"model={str(name)!r} has no weights for {', '.join(sorted(missing)[:3])}, ..."])
     return config, {key: weight.clone() for key, weight in model.base_model.state_dict().items()}, tokenizer
@@ -279,7 +286,7 @@ def _max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
     offset = 2 if config.pad_token_id == 1 else 0  # RoBERTa and its relatives count positions from pad_token_id + 1
     return min(tokenizer.model_max_length, positions - offset)
 
-# %% ../nbs/probe.ipynb #587f7e17
+# %% ../nbs/probe.ipynb #7c5915e8
 @dataclass(frozen=True)
 class Evaluation:
     "Scores of a model and of its baselines; prints as a table with a verdict."
@@ -293,9 +300,8 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        "Say whether the model is better than its baselines."
-        sentences = [_compare_in_words(name, *self.differences[name]) for name in self.differences]
-        return " ".join(sentences)
+        "Say whether the model is better than its baselines, one sentence for each."
+        return " ".join(_compare_in_words(name, *difference) for name, difference in self.differences.items())
 
     def _rows(self) -> list[list[str]]:
         rows = [["", "accuracy", "macro F1", "seconds"]]
@@ -328,7 +334,7 @@ def _compare_in_words(name: str, difference: float, margin: float) -> str:
         return f"The model is not better than {name}: {gap} is within the noise."
     return f"The model is {'better' if difference > 0 else 'worse'} than {name}: {gap}."
 
-# %% ../nbs/probe.ipynb #f5d03000
+# %% ../nbs/probe.ipynb #29b40be8
 class _Run(NamedTuple):
     "One training run and its test."
 
@@ -368,14 +374,17 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     of_runs = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
     return float(means.mean()), 2 * math.sqrt(examples.var(ddof=0) / len(examples) + of_runs)
 
-# %% ../nbs/probe.ipynb #0e446d4e
-_BASELINES = ("bag of words", "from scratch", "majority class")
+# %% ../nbs/probe.ipynb #7af11ebe
+_BASELINES = ("a bag of words", "the same from scratch", "the majority class")
 
 
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Check the budget of an evaluation."
-    rules = {"folds": 2, "epochs": 1, "batch_size": 1, "max_train_examples": 1}
-    invalid = {name: least for name, least in rules.items() if not isinstance(options[name], int) or options[name] < least}
+    least = {"folds": 2, "epochs": 1, "batch_size": 1, "max_train_examples": 1}
+    if options["epochs"] is None:
+        del least["epochs"]
+    values = {name: options[name] for name in least}
+    invalid = {name: least[name] for name, value in values.items() if not isinstance(value, int) or value < least[name]}
     errors = [f"{name} must be an integer, at least {least}, got {options[name]!r}" for name, least in invalid.items()]
     rates, seeds = options["learning_rates"], options["seeds"]
     if not rates or not all(0 < rate < math.inf for rate in rates):
@@ -390,7 +399,7 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
         errors.append("evaluate needs scikit-learn: pip install 'langmlm[evaluate]'")
     return errors
 
-# %% ../nbs/probe.ipynb #f5be5924
+# %% ../nbs/probe.ipynb #0c51812f
 def _limit_examples(table: pd.DataFrame, folds: int | None, number: int, seed: int) -> pd.DataFrame:
     "Check the classes, and sample as many examples as a training run may have, or as all folds may."
     least, reason = 2, "training needs"
@@ -412,7 +421,7 @@ def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequen
     train, test, *rest = np.split(np.arange(len(labels)), np.cumsum(sizes)[:-1])
     return [_Split(train, test, tuple(seeds), *rest)]
 
-# %% ../nbs/probe.ipynb #bbdd067a
+# %% ../nbs/probe.ipynb #616da9c7
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
 ) -> tuple[BatchEncoding, int]:  # And the number of truncated texts
@@ -436,7 +445,7 @@ def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.nd
         logger.info("split %d of %d done after %.0f s, about %.0f s left", number, len(splits), seconds, left)
     return runs
 
-# %% ../nbs/probe.ipynb #ce874cbe
+# %% ../nbs/probe.ipynb #c2274fee
 def evaluate(
     model: str | PathLike,  # Folder or Hub name of an encoder, with its tokenizer
     data: Any,  # CSV, TSV, Parquet or JSON lines file, DataFrame or `Dataset`
@@ -446,8 +455,8 @@ def evaluate(
     label_column: str = "label",  # Strings or integers
     folds: int = 5,  # Of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
-    learning_rates: Sequence[float] = (5e-5, 2e-4, 1e-3),  # To choose from
-    epochs: int = 4,  # Of each fine-tuning
+    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
+    epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
     batch_size: int = 16,
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = _BASELINES,  # To compare with
@@ -464,12 +473,13 @@ def evaluate(
     classes, labels = np.unique(table.label, return_inverse=True)
     config, weights, tokenizer = _load_encoder(model, len(classes))
     inputs, truncated = _tokenize(tokenizer, table.text.tolist(), _max_length(config, tokenizer))
-    fine_tuning = partial(_FineTuning, config, tokenizer=tokenizer, inputs=inputs, labels=labels, epochs=epochs, batch_size=batch_size)
+    shared = {"tokenizer": tokenizer, "inputs": inputs, "labels": labels, "epochs": epochs, "batch_size": batch_size}
+    fine_tuning = partial(_FineTuning, config, **shared)
     contenders = {
         "the model": (fine_tuning(weights), learning_rates),
-        "bag of words": (_bag_of_words(table.text.tolist(), labels), _REGULARIZATION),
-        "from scratch": (fine_tuning(None), learning_rates),
-        "majority class": (_majority(labels), (0.0,)),
+        "a bag of words": (_bag_of_words(table.text.tolist(), labels), _REGULARIZATION),
+        "the same from scratch": (fine_tuning(None), learning_rates),
+        "the majority class": (_majority(labels), (0.0,)),
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
     splits = _make_splits(sizes, labels, folds, seeds)

@@ -27,6 +27,7 @@ from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable
 from .model.compile import compile_model, should_compile
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
+from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, open_corpus
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
