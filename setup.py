@@ -42,7 +42,7 @@ setup(
     packages=find_packages(include=[settings["lib_name"], f"{settings['lib_name']}.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("evaluate", "dev")},
     entry_points={
         "console_scripts": settings.get("console_scripts", "").split(),
         "nbdev": [f"{settings['lib_name']} = {settings['lib_path']}._modidx:d"],

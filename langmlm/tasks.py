@@ -32,6 +32,7 @@ from .model.compile import compile_model, should_compile
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
 from .tokens.encode import find_word_starts
+from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer
