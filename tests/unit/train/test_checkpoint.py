@@ -214,7 +214,7 @@ def test_files_in_the_final_model(run: tasks.MLMTask, tmp_path: Path, caplog: py
     assert not (tmp_path / "final_model" / "README.md").exists()
     assert (tmp_path / "superseded-final_model" / "README.md").read_text() == "mine"
     assert (tmp_path / "superseded-final_model-2" / "README.md").read_text() == "mine too"
-    assert "holds files that are not part of the model: renamed it to superseded-final_model" in caplog.text
+    assert "it is now named superseded-final_model" in caplog.text
 
 
 def test_files(run: tasks.MLMTask, checkpoint: Path):
