@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -236,7 +236,8 @@ def read_column(
     text_column: str,  # Name of the column to read
 ) -> Sequence[str | None]:  # None: the row has no text
     "Read a column of a table in memory."
-    names = getattr(table, "column_names", None) or getattr(table, "columns", table)
+    is_arrow = isinstance(table, (pa.Table, pa.RecordBatch))
+    names = table if isinstance(table, Mapping) else table.schema.names if is_arrow else table.columns
     check_text_column(names, f"data_path ({type(table).__name__})", text_column)
     column = table[text_column]
     if hasattr(column, "notna"):  # pandas
