@@ -325,9 +325,9 @@ def _remote_files(part: str) -> list[SourceFile]:
 
 def _web_options(url: str) -> dict[str, Any]:
     "Return how to read from a web server: as a stream, for as long as it takes, and decompressed once."
-    from aiohttp import ClientTimeout  # An optional package
+    from fsspec.implementations import http  # Fails without aiohttp
 
-    timeout = ClientTimeout(total=None, sock_connect=60, sock_read=300)  # Seconds; aiohttp's total is 300
+    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)  # Seconds; aiohttp's total is 300
     is_compressed = detect_format(url.split("?")[0])[1] is not None
     return {"block_size": 0, "client_kwargs": {"timeout": timeout, "auto_decompress": not is_compressed}}
 

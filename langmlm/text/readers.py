@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -183,7 +183,7 @@ EMPTY = "empty documents skipped"
 
 # %% ../../nbs/text/02_readers.ipynb #000730d7
 def drop_empty_documents(
-    documents: Iterable[str],
+    documents: Iterable[str],  # In any number; they are read one by one
     counts: Counter,  # Counts what is dropped
 ) -> Iterator[str]:  # Those with more than whitespace
     "Drop documents that contain only whitespace."
@@ -197,7 +197,7 @@ def drop_empty_documents(
 def extract_texts(
     rows: Iterable[tuple[int, Any]],  # Numbers, and texts or None; or numbers and dictionaries, with `column`
     location: str,  # What the numbers count, for messages: "data.csv, line"
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
     column: str | None = None,  # Key of the text
 ) -> Iterator[str]:  # Texts of the rows that have one
@@ -236,7 +236,8 @@ def read_column(
     text_column: str,  # Name of the column to read
 ) -> Sequence[str | None]:  # None: the row has no text
     "Read a column of a table in memory."
-    names = getattr(table, "column_names", None) or getattr(table, "columns", table)
+    is_arrow = isinstance(table, (pa.Table, pa.RecordBatch))
+    names = table if isinstance(table, Mapping) else table.schema.names if is_arrow else table.columns
     check_text_column(names, f"data_path ({type(table).__name__})", text_column)
     column = table[text_column]
     if hasattr(column, "notna"):  # pandas
@@ -351,7 +352,7 @@ def _parse_csv(lines: Iterable[str], delimiter: str, name: str, text_column: str
 def read_arrow_batches(
     batches: Iterable[pa.RecordBatch | pa.Table],  # Rows in order
     name: str,  # File or dataset, for messages
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
 ) -> Iterator[str]:  # Texts of the rows that have one
     "Read the text column of Arrow data."
@@ -417,7 +418,7 @@ def read_texts(
     stream: BinaryIO,  # Decompressed bytes of a file
     format: str,  # One of `langmlm.text.files.FORMATS`
     name: str,  # File, for messages
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
 ) -> Iterator[str]:  # Empty documents are included
     "Read the documents of a file."

@@ -37,8 +37,12 @@ class ContentHash:
     def __init__(self):
         self._ids, self._lengths = xxh3_128(), xxh3_128()
 
-    def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        "Add sequences: their ids, concatenated, and their lengths, of any integer type."
+    def update(
+        self,
+        ids: np.ndarray,  # [tokens] any integer type, of all sequences
+        lengths: np.ndarray,  # [sequences] any integer type
+    ) -> None:
+        "Add sequences."
         self._ids.update(ids.astype("<u4").tobytes())
         self._lengths.update(lengths.astype("<u4").tobytes())
 

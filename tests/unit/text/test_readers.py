@@ -224,7 +224,7 @@ def test_columns(kind: str):
 
 def test_data_frames():
     "A data frame trains on its texts, again and again, and errors name the row; so does every kind of missing value."
-    frame = pd.DataFrame({"id": [1, 2], "text": ["storm", "flood"]}, index=[7, 3])
+    frame = pd.DataFrame({"column_names": [1, 2], "id": [1, 2], "text": ["storm", "flood"]}, index=[7, 3])
     corpus = open_corpus(frame)
     assert list(corpus) == list(corpus) == ["storm", "flood"]
     assert list(open_corpus(frame[["id", "text"]].rename(columns={"text": "body"}), text_column="body")) == ["storm", "flood"]
