@@ -201,10 +201,8 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
-    "Log the size of a run, and an advice if it has few steps."
-    logger.info("%s", arithmetic)
-    if advice := arithmetic.advice():
-        logger.warning("%s", advice)
+    "Log the size of a run, as a warning if it has few steps."
+    logger.log(logging.WARNING if arithmetic.advice() else logging.INFO, "%s", arithmetic)
 
 # %% ../nbs/tasks.ipynb #9cafb2bf
 def create_mlm(
@@ -255,6 +253,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
         return given
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
+    saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     return saved | given
 
