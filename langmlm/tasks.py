@@ -201,8 +201,11 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
-    "Log the size of a run, as a warning if it has few steps."
-    logger.log(logging.WARNING if arithmetic.advice() else logging.INFO, "%s", arithmetic)
+    "Log the size of a run, and an advice if it has few steps."
+    size, *advice = str(arithmetic).splitlines()
+    logger.info("%s", size)
+    for line in advice:
+        logger.warning("%s", line)
 
 # %% ../nbs/tasks.ipynb #9cafb2bf
 def create_mlm(

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from langmlm.config import ConfigError
 from langmlm.data.dataset import check_tokenizer, open_dataset
 from langmlm.disk import MANIFEST
 from langmlm.model.roberta import ModelConfig
-from langmlm.tasks import MLMTask, TokenizerTask, create_mlm, create_tokenizer
+from langmlm.tasks import MLMTask, TokenizerTask, _with_saved_options, create_mlm, create_tokenizer
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.shards import join_dataset
 from langmlm.tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig
@@ -298,11 +299,17 @@ def test_other_data(work: Path, tmp_path: Path):
 
 
 def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    "A run begins with its size, which is a warning if it has few steps."
+    "A run begins with a line about its size, and a warning if it has few steps."
     caplog.set_level(logging.INFO, "langmlm")
     create_mlm(
         "tokenizer", "tokenized_dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run", "max_steps": 1}
     ).train()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.tasks"]
-    ((level, message),) = lines
-    assert level == "WARNING" and "sequences" in message and "raise max_steps" in message
+    assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
+
+
+def test_earlier_checkpoints_keep_full_batches():
+    "A checkpoint without `fill_batches` resumes with the batches that it was trained with; a new one with its own."
+    for saved, expected in (({}, True), ({"fill_batches": False}, False)):
+        start = SimpleNamespace(trainer_state={"langmlm": {"config": saved}}, weights="run/checkpoint-3")
+        assert _with_saved_options(None, start)["fill_batches"] is expected
