@@ -263,9 +263,10 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
     "Log the size of a run, and an advice if it has few steps."
-    logger.info("%s", arithmetic)
-    if advice := arithmetic.advice():
-        logger.warning("%s", advice)
+    size, *advice = str(arithmetic).splitlines()
+    logger.info("%s", size)
+    for line in advice:
+        logger.warning("%s", line)
 
 # %% ../nbs/tasks.ipynb #e0a3d7f4
 def _outside_of_resumed_run(
@@ -350,6 +351,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
         return given
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
+    saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     return saved | given
 

@@ -72,6 +72,7 @@ class BatchPlan:
     batches_per_step: int  # Micro-batches in an optimizer step, over all processes
     num_train_epochs: int  # Passes over the data
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
+    packing_ratio: int = 1  # Times as many sequences as configured in a step; the learning rate follows it
 
     def __post_init__(self):
         ends, epoch = [0], 0

@@ -108,6 +108,7 @@ def prefetch(
 @patch
 def load_in_order(self: BatchLoader) -> Iterator[MaskedBatch]:
     "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
-    bounds = pack_sequences(self.dataset.lengths, self.plan.token_budget)
+    token_budget = max(self.plan.token_budget, self.dataset.lengths.max())  # It may be longer than those of training
+    bounds = pack_sequences(self.dataset.lengths, token_budget)
     for index in range(self.process_index, len(bounds) - 1, self.num_processes):
         yield self._finish(self._mask(np.arange(bounds[index], bounds[index + 1]), epoch=0))

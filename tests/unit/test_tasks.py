@@ -6,6 +6,7 @@ import shutil
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from langmlm.config import ConfigError
 from langmlm.data.dataset import check_tokenizer, open_dataset
 from langmlm.disk import MANIFEST, atomic_folder, is_intact, write_manifest
 from langmlm.model.roberta import ModelConfig
-from langmlm.tasks import MLMTask, TokenizerTask, create_mlm, create_tokenizer
+from langmlm.tasks import MLMTask, TokenizerTask, _with_saved_options, create_mlm, create_tokenizer
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.shards import join_dataset
 from langmlm.tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig
@@ -391,3 +392,10 @@ def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     ).train()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.tasks"]
     assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
+
+
+def test_earlier_checkpoints_keep_full_batches():
+    "A checkpoint without `fill_batches` resumes with the batches that it was trained with; a new one with its own."
+    for saved, expected in (({}, True), ({"fill_batches": False}, False)):
+        start = SimpleNamespace(trainer_state={"langmlm": {"config": saved}}, weights="run/checkpoint-3")
+        assert _with_saved_options(None, start)["fill_batches"] is expected
