@@ -336,7 +336,6 @@ def _clean_up(folder: Path, name: str) -> list[str]:
             continue
         if match[3] == "replaced" and not os.path.lexists(folder / name):
             leftover.rename(folder / name)
-            _fsync(folder)
             actions.append(f"restored {name}: a process was killed while replacing it")
         else:
             _delete(leftover)

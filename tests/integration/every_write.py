@@ -157,6 +157,11 @@ def replace_result(folder: Path) -> None:
     write_json(folder / "facts.json", {"step": 2})
 
 
+def write_below(folder: Path) -> None:
+    "Write a folder whose parents do not exist."
+    write_result(folder, "new", name="a/b/result")
+
+
 def remove_result(folder: Path) -> None:
     "Delete a folder."
     clean_up_interrupted(folder, "result")
@@ -229,10 +234,11 @@ def save_checkpoints(folder: Path) -> None:
     save(folder, 3, 4)
 
 
-SCENARIOS: dict[str, tuple[Callable, Callable, list[str]]] = {  # Before, action, results that exist all the time
+SCENARIOS: dict[str, tuple[Callable, Callable, list[str]]] = {  # Before, action, its results
     "replace a folder": (old_result, replace_result, ["result"]),
+    "write into new folders": (old_result, write_below, ["result", "a/b/result"]),
     "delete a folder": (old_result, remove_result, []),
-    "first tokenizer and dataset": (write_text, make_tokenizer, []),
+    "first tokenizer and dataset": (write_text, make_tokenizer, ["tokenizer", "dataset"]),
     "another tokenizer and dataset": (old_tokenizer, make_tokenizer, ["tokenizer", "dataset"]),
     "join a dataset": (two_parts, join_parts, ["dataset"]),
     "save and prune checkpoints": (old_checkpoint, save_checkpoints, ["run/final_model"]),
@@ -249,7 +255,8 @@ def die_everywhere(scenario: str, work: Path) -> int:
         (before / name).write_text("mine")
     shutil.copytree(before, after)
     calls = run(action, after)
-    valid = {name: {*intact_states(before, name), *intact_states(after, name)} for name in results}
+    old = {name: states for name in results if (states := intact_states(before, name))}
+    valid = {name: {*states, *intact_states(after, name)} for name, states in old.items()}
     for call in range(1, calls + 1):
         folder, moment = work / str(call), f"after a death at call {call} of {calls}"
         shutil.copytree(before, folder)
