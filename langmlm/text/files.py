@@ -210,8 +210,8 @@ def _local_files(part: str) -> list[SourceFile]:
         paths = [path] if os.path.lexists(path) else sorted(_match(path))
     if not paths:
         raise FileNotFoundError(
-            f"data_path {part!r:.200}: there is no such file, and no file matches it as a glob (searched from {Path.cwd()}). "
-            "To pass documents instead of files, pass an iterator: iter([...])"
+            f"data_path {part!r:.200}: there is no such file, and no file matches it as a glob "
+            f"(searched from {Path.cwd()}). To pass documents instead of files, pass an iterator: iter([...])"
         )
     first = {}
     for file in sorted(paths, key=Path.is_symlink):  # Those that are no links come first

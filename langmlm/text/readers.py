@@ -83,20 +83,19 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
         size = _LATER_BLOCKS
 
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF",
+}  # fmt: skip
 
 
-def _check_magic(head: bytes, name: str) -> None:
-    "Raise if a file that cannot be decoded begins like one of another format."
+def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
+    "Make the error for a byte that is invalid in UTF-8; `head`: the first bytes of the file."
+    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
-            raise ValueError(f"{name} seems to be a {kind} file: give it the file extension of its format, or extract it")
-
-
-def _utf8_error(location: str, byte: int) -> ValueError:
-    "Make the error for a byte that is invalid in UTF-8."
-    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
+            remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract it"
     return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
+
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
@@ -113,12 +112,11 @@ def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            _check_magic(b"".join(head), name)
             before = error.object[: error.start]
             if newlines := before.count(b"\n"):
                 line, line_bytes, pending = line + newlines, -before.rfind(b"\n") - 1, 0
             location = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
-            raise _utf8_error(location, error.object[error.start]) from None
+            raise _utf8_error(location, error.object[error.start], b"".join(head)) from None
         line += block.count(b"\n")
         line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
         if text and is_start:

@@ -96,14 +96,19 @@ def test_parquet_bomb(tmp_path: Path):
     texts = ["x" * 2**20 + str(draw.random()) for _ in range(8)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     assert read(tmp_path / "a.parquet") == texts
-    with patch.object(files, "_SMALL_SIZE", 2**20), pytest.raises(ValueError, match="a.parquet decompresses to more than 200 times"):
+    with (
+        patch.object(files, "_SMALL_SIZE", 2**20),
+        pytest.raises(ValueError, match="a.parquet decompresses to more than 200 times"),
+    ):
         read(tmp_path / "a.parquet")
 
 
 def test_absurd_sizes_in_tables(tmp_path: Path):
     "Lengths in Parquet and Arrow files that the content does not have are errors."
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, pa.schema({"text": pa.string()}), options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_stream(
+        sink, pa.schema({"text": pa.string()}), options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
         writer.write_table(pa.table({"text": ["storm " * 1_000]}))
     data = sink.getvalue()
     length = struct.pack("<q", 6_000)  # In front of the compressed buffer
@@ -174,7 +179,9 @@ def test_archives_are_errors(kind: str, url: str, member: str, tmp_path: Path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tbz2", "a.txz", "a.tar.zst", "a.7z", "a.rar"])
+@pytest.mark.parametrize(
+    "name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tbz2", "a.txz", "a.tar.zst", "a.7z", "a.rar"]
+)
 def test_archive_names(name: str, tmp_path: Path):
     "Every usual name of an archive is known, whatever is in the file."
     (tmp_path / name).write_bytes(b"anything")
@@ -305,7 +312,9 @@ def test_file_that_changes(change: str, tmp_path: Path):
 # Names
 
 
-@pytest.mark.parametrize("name", ["line\nbreak.txt", b"caf\xe9.txt", "[a].txt", "~a.txt", "a b.txt", "%41.txt", "-.txt"])
+@pytest.mark.parametrize(
+    "name", ["line\nbreak.txt", b"caf\xe9.txt", "[a].txt", "~a.txt", "a b.txt", "%41.txt", "-.txt"]
+)
 def test_names(name: str | bytes, tmp_path: Path):
     "A file may have any name that the file system accepts."
     with chdir(tmp_path):
@@ -361,7 +370,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def answer(self, body: bytes):
         kind = self.path.strip("/").removesuffix(".gz").removesuffix(".txt")
-        targets = {"to-file": "file:///etc/passwd", "to-ftp": "ftp://127.0.0.1/a.txt", "loop": "/loop.txt", "to-fine": "/fine.txt"}
+        targets = {
+            "to-file": "file:///etc/passwd",
+            "to-ftp": "ftp://127.0.0.1/a.txt",
+            "loop": "/loop.txt",
+            "to-fine": "/fine.txt",
+        }
         packed = gzip.compress(b"storm\n" * 100)
         headers = {
             "short": {"Content-Length": "10000"},
@@ -394,9 +408,9 @@ def test_redirects(server: str):
     for kind in ("to-file", "to-ftp", "loop", "error"):
         with pytest.raises(OSError, match=f"{server}/{kind}.txt") as caught:
             read(f"{server}/{kind}.txt")
-        assert {"to-file": "NonHttpUrl", "to-ftp": "NonHttpUrl", "loop": "TooManyRedirects", "error": "500"}[kind] in str(
-            caught.value
-        )
+        assert {"to-file": "NonHttpUrl", "to-ftp": "NonHttpUrl", "loop": "TooManyRedirects", "error": "500"}[
+            kind
+        ] in str(caught.value)
 
 
 def test_redirect_without_encryption():

@@ -200,10 +200,12 @@ def test_byte_order_mark_inside_a_file():
     fails("a.txt, row 2: a row must be an object such as {...}, got '\\ufeff{", rows, "json")
 
 
-@pytest.mark.parametrize("data, kind", [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet")])
+@pytest.mark.parametrize(
+    "data, kind", [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet")]
+)
 def test_binary_file_with_the_name_of_a_text(data: bytes, kind: str):
     "A binary file that is called .txt is named as what it is; text that begins with the same letters is text."
-    fails(f"a.txt seems to be a {kind} file", data + b"\xff\xfe\xfd" * 9)
+    fails(f"is not UTF-8 (it seems to be a {kind} file: give it, data + b"\xff\xfe\xfd" * 9)
     assert read(b"PAR1 is the first word\n") == ["PAR1 is the first word"]
 
 
@@ -213,7 +215,12 @@ def test_columns(kind: str):
     columns = {"id": [1, 2, 3, 4], "text": ["storm", None, float("nan"), "flood 🌊"]}
     if kind == "dict":
         columns["text"][2] = None
-    tables = {"dict": dict, "pandas": pd.DataFrame, "arrow": partial(pa.Table.from_pydict), "batch": pa.RecordBatch.from_pydict}
+    tables = {
+        "dict": dict,
+        "pandas": pd.DataFrame,
+        "arrow": partial(pa.Table.from_pydict),
+        "batch": pa.RecordBatch.from_pydict,
+    }
     if kind in ("arrow", "batch"):
         columns["text"][2] = None
     table = tables[kind](columns)
@@ -227,7 +234,10 @@ def test_data_frames():
     frame = pd.DataFrame({"column_names": [1, 2], "id": [1, 2], "text": ["storm", "flood"]}, index=[7, 3])
     corpus = open_corpus(frame)
     assert list(corpus) == list(corpus) == ["storm", "flood"]
-    assert list(open_corpus(frame[["id", "text"]].rename(columns={"text": "body"}), text_column="body")) == ["storm", "flood"]
+    assert list(open_corpus(frame[["id", "text"]].rename(columns={"text": "body"}), text_column="body")) == [
+        "storm",
+        "flood",
+    ]
     missing = pd.DataFrame({"text": pd.Series(["storm", None, pd.NA, float("nan"), pd.NaT], dtype=object)})
     corpus = open_corpus(missing)
     assert list(corpus) == ["storm"] and corpus.skipped == {"rows with null text skipped": 4}
