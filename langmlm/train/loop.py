@@ -98,14 +98,12 @@ def fit(
             lr = _next_learning_rate(state, loader.plan.total_steps, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
             monitor.add(batches, waited)
-
             should_stop, is_last = agree_to_stop(stop, accelerator), state.step == loader.plan.total_steps
             should_log = is_last or state.step % config.logging_steps == 0
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
             save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
             should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
             spike = detect_loss_spike(state, config, accelerator, should_log, *expected) if should_read else None
-
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
