@@ -212,7 +212,7 @@ def _limit_packing(dataset: TokenizedDataset, config: TrainingConfig) -> tuple[i
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
     dataset: TokenizedDataset,  # Only `lengths` and `max_length` are used
-    config: TrainingConfig,
+    config: TrainingConfig,  # Batch sizes, packing, seed and length of the run are used
     num_processes: int = 1,  # Processes that share each optimizer step
 ) -> BatchPlan:
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
@@ -276,9 +276,9 @@ class Arithmetic:
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
     dataset: TokenizedDataset,  # Only `lengths` and `tokens` are used
-    plan: BatchPlan,
+    plan: BatchPlan,  # From `plan_batches`
     parameters: int,  # Number of parameters of the model
-    config: TrainingConfig,
+    config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
     epochs = plan.epochs_done(plan.total_steps)

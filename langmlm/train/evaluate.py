@@ -39,7 +39,7 @@ _NO_PREDICTIONS = "no token of the split 'validation' is masked: raise validatio
 def evaluate(
     module: nn.Module,  # A `FlatMaskedLM`, as prepared by Accelerate; its mode is restored at the end
     loader: BatchLoader,  # Of the validation split
-    accelerator: Accelerator,
+    accelerator: Accelerator,  # Adds up the sums of all processes
 ) -> dict[str, float]:  # `eval_loss` in nats, `eval_accuracy` from 0 to 1, `eval_perplexity`, `eval_runtime` in seconds
     "Measure masked loss, accuracy and perplexity, over all processes."
     began, flat_model = perf_counter(), accelerator.unwrap_model(module)

@@ -37,7 +37,9 @@ _PLUGINS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSD
 _PLUGINS |= {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 
 
-def check_processes(config: TrainingConfig) -> None:
+def check_processes(
+    config: TrainingConfig,  # `n_gpus` and `use_cpu` are used
+) -> None:
     "Find the device and the other processes, and raise an error if these are not as many as `n_gpus`."
     for variable, plugin in _PLUGINS.items():
         if parse_flag_from_env(variable):
@@ -56,8 +58,10 @@ def check_processes(config: TrainingConfig) -> None:
             f"start the run with `accelerate launch --num_processes {wanted} script.py`"
         )
 
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
+# %% ../../nbs/train/04_launch.ipynb #492cd930
+def make_accelerator(
+    config: TrainingConfig,  # Device, precision and trackers are used
+) -> Accelerator:
     "Create an `Accelerator` with the device, precision and trackers of a config."
     check_processes(config)
     precision = choose_precision(device_type(config), config.bf16, config.fp16)
@@ -73,7 +77,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
+def start_trackers(
+    accelerator: Accelerator,  # Made with the same config
+    config: TrainingConfig,  # All its options are reported
+) -> None:
     "Start the trackers of a config, if it has any, and report its options to them."
     if config.trackers:
         options = asdict(config).items()
@@ -107,7 +114,11 @@ class StopRequest:
     received: int = 0  # Number of the signal that this process received; 0: none
     agreed: int = 0  # The same after agreement with the other processes
 
-    def receive(self, number: int, frame: FrameType | None = None) -> None:
+    def receive(
+        self,
+        number: int,  # Of the signal
+        frame: FrameType | None = None,  # Not used
+    ) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
         if self.received:
             raise signal_exit(number)
@@ -116,7 +127,10 @@ class StopRequest:
         logger.warning("%s: stopping with a checkpoint after the current step; a second signal stops at once", name)
 
 
-def signal_exit(number: int, message: str = "") -> BaseException:
+def signal_exit(
+    number: int,  # Of the signal
+    message: str = "",  # Shown with a `KeyboardInterrupt`
+) -> BaseException:
     "Create an exception that ends a process with status 128 + `number`, as the signal would have, or a notebook cell."
     return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
 
@@ -128,7 +142,10 @@ def _cpu_group() -> distributed.ProcessGroup:
     return distributed.new_group(backend="gloo")
 
 
-def agree_to_stop(request: StopRequest, accelerator: Accelerator) -> bool:
+def agree_to_stop(
+    request: StopRequest,  # Of this process
+    accelerator: Accelerator,  # Knows the number of processes
+) -> bool:
     "Set `request.agreed`, and return whether any process received a signal; the same in all processes."
     request.agreed = request.received
     if accelerator.num_processes > 1:

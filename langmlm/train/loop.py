@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 def train_step(
     module: nn.Module,  # Returns the sum of the losses of a micro-batch
     optimizer: Optimizer,  # As prepared by Accelerate
-    accelerator: Accelerator,
+    accelerator: Accelerator,  # That prepared them
     step_batches: StepBatches,  # Of this process
     step: int,  # Optimizer steps done before; with the seed, it decides dropout
     learning_rate: float,  # Of this step
@@ -69,7 +69,9 @@ def train_step(
     return torch.stack([loss_sum, predictions.float(), grad_norm])
 
 # %% ../../nbs/train/09_loop.ipynb #5c2693e8
-def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
+def keep_random_state(
+    device: torch.device,  # Whose generator is restored besides that of the CPU
+) -> AbstractContextManager[None]:
     "Restore PyTorch's random generators, on the CPU and on a device, at the end of a block."
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
@@ -78,33 +80,30 @@ def fit(
     model: RobertaForMaskedLM,  # What checkpoints hold; its weights are trained through `module`
     module: nn.Module,  # A `FlatMaskedLM` of the model, as prepared by Accelerate
     optimizer: Optimizer,  # As prepared by Accelerate
-    accelerator: Accelerator,
-    loader: BatchLoader,
+    accelerator: Accelerator,  # That prepared them
+    loader: BatchLoader,  # Of the training split
     validation: BatchLoader | None,  # Of the validation split; needed with `eval_steps`
-    run_folder: RunFolder,
+    run_folder: RunFolder,  # Where checkpoints and log are written
     state: TrainState,  # Progress of the run, updated in place
-    config: TrainingConfig,
+    config: TrainingConfig,  # Options of the run
     set_to_none: bool = True,  # As for `train_step`
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
-    monitoring = _monitor(model, loader, run_folder, state)
-    warmup_steps = config.count_warmup_steps(loader.plan.total_steps)
-    with run_folder.hold(state.step), stop_on_signals() as stop, monitoring as monitor:
+    expected = model.config.vocab_size, config.count_warmup_steps(loader.plan.total_steps)
+    watched = _monitor(model, loader, run_folder, state)
+    with run_folder.hold(state.step), stop_on_signals() as stop, watched as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
             monitor.add(batches, waited)
-
             should_stop, is_last = agree_to_stop(stop, accelerator), state.step == loader.plan.total_steps
             should_log = is_last or state.step % config.logging_steps == 0
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
             save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
             should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
-            expected = should_log, model.config.vocab_size, warmup_steps
-            spike = detect_loss_spike(state, config, accelerator, *expected) if should_read else None
-
+            spike = detect_loss_spike(state, config, accelerator, should_log, *expected) if should_read else None
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad

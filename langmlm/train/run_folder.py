@@ -76,10 +76,10 @@ class RunFolder:
 
     def __init__(
         self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
+        config: TrainingConfig,  # Has the folder, and when to save
+        accelerator: Accelerator,  # The main process writes
         tokenizer: PreTrainedTokenizerBase,  # Saved with every checkpoint
-        plan: BatchPlan,
+        plan: BatchPlan,  # Has the ends of epochs and the last step
         description: dict[str, dict],  # From `describe_run`
         start: StartingPoint,  # What the run started from
     ):
@@ -127,7 +127,12 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def save(
+    self: RunFolder,
+    model: RobertaForMaskedLM,  # To save
+    optimizer: Optimizer,  # Whose state is saved
+    state: TrainState,  # With all metrics read
+) -> None:
     "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
     trainer_state = self._trainer_state(state)
     keep = {state.step, *self._needed_for_rollback(state)}
@@ -140,7 +145,7 @@ def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state
 
     self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
 
-
+# %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
 def _trainer_state(self: RunFolder, state: TrainState) -> dict:
     "Return the content of `trainer_state.json`."
@@ -176,7 +181,10 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
 @patch
-def save_log(self: RunFolder, state: TrainState) -> None:
+def save_log(
+    self: RunFolder,
+    state: TrainState,  # Its `log_history` is written
+) -> None:
     "Append the new entries of the log to its file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
@@ -191,7 +199,7 @@ def save_log(self: RunFolder, state: TrainState) -> None:
         self._logged = None
         logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
 
-
+# %% ../../nbs/train/10_run_folder.ipynb #9c7c539d
 @patch
 def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
     "Write the entries that are not in the log file; the first time all of them, into a new file."
@@ -221,7 +229,12 @@ def _finish_trackers(self: RunFolder) -> None:
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def finish(
+    self: RunFolder,
+    model: RobertaForMaskedLM,  # Becomes `final_model` after the last step
+    optimizer: Optimizer,  # For a checkpoint that is retried
+    state: TrainState,  # Likewise
+) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write the final model."
     missing = []
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint

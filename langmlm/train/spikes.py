@@ -85,7 +85,7 @@ def _find_loss_above_uniform(state: TrainState, vocab_size: int, warmup_steps: i
 
 # %% ../../nbs/train/08_spikes.ipynb #e9d192bf
 def detect_loss_spike(
-    state: TrainState,
+    state: TrainState,  # Its pending metrics are read
     config: TrainingConfig,  # With `on_loss_spike="ignore"`, finite losses are not compared
     accelerator: Accelerator,  # With a loss scale, infinite gradients are normal
     check_trend: bool,  # Whether to compare finite losses
@@ -120,9 +120,9 @@ def handle_loss_spike(
     spike: LossSpike,  # From `detect_loss_spike`
     model: RobertaForMaskedLM,  # Its weights go back
     optimizer: Optimizer,  # Its state goes back
-    accelerator: Accelerator,
+    accelerator: Accelerator,  # All processes must call this function
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
-    config: TrainingConfig,
+    config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
     checkpoints: Sequence[Path],  # Those that a rollback may use, as the main process sees them
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
     "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` where nothing helps."
@@ -184,7 +184,7 @@ _MIN_GAIN = 0.02  # Least distance below the unigram entropy that counts, as a s
 
 def should_diagnose(
     step: int,  # At which losses were logged
-    total_steps: int,
+    total_steps: int,  # Of the whole run
     config: TrainingConfig,  # `logging_steps` and warm-up are used
 ) -> bool:
     "Return whether a log entry is the first one a thousand steps after warm-up, or the last one."

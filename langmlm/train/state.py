@@ -56,7 +56,10 @@ class TrainState:
         "Return whether the latest gradient norm is infinite or NaN; False on a GPU, where looking would wait for it."
         return self.pending[-1].device.type == "cpu" and not self.pending[-1][2].isfinite()
 
-    def read_metrics(self, accelerator: Accelerator) -> None:
+    def read_metrics(
+        self,
+        accelerator: Accelerator,  # Adds up the losses of all processes
+    ) -> None:
         "Read the metrics of all pending steps from the device, in one reduction and one transfer."
         if self.pending:
             metrics = torch.stack(self.pending)
@@ -77,11 +80,11 @@ class TrainState:
 
 # %% ../../nbs/train/06_state.ipynb #37bf9aca
 def describe_run(
-    model_config: RobertaConfig,
-    dataset: TokenizedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    config: TrainingConfig,
-    plan: BatchPlan,
+    model_config: RobertaConfig,  # Its sizes are part of the identity
+    dataset: TokenizedDataset,  # Its fingerprint is part of the identity
+    tokenizer: PreTrainedTokenizerBase,  # Likewise
+    config: TrainingConfig,  # All its options are stored
+    plan: BatchPlan,  # From `plan_batches`
     accelerator: Accelerator,  # Just created: its precision changes with the next Accelerator of the process
 ) -> dict[str, dict[str, Any]]:  # "identity", "config" and "environment", each by names that a message can use
     "Describe a run: what must be equal to resume it, its options, and what decides how numbers are rounded."
@@ -122,8 +125,8 @@ _SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_we
 def make_trainer_state(
     state: TrainState,  # With all metrics read
     description: dict[str, dict],  # From `describe_run`
-    plan: BatchPlan,
-    accelerator: Accelerator,
+    plan: BatchPlan,  # Knows the epoch of a step
+    accelerator: Accelerator,  # Its loss scale is saved
 ) -> dict[str, Any]:
     "Return the content of `trainer_state.json`."
     if state.pending:
@@ -145,8 +148,8 @@ def make_trainer_state(
 def restore_state(
     trainer_state: dict[str, Any],  # From a checkpoint
     description: dict[str, dict],  # Of the resumed run, from `describe_run`
-    plan: BatchPlan,
-    accelerator: Accelerator,
+    plan: BatchPlan,  # Of the resumed run
+    accelerator: Accelerator,  # Its loss scale is restored
 ) -> TrainState:
     "Return the state of a checkpoint; a run that cannot be resumed raises a `ValueError`."
     saved, step = trainer_state["langmlm"], trainer_state["global_step"]
