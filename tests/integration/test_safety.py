@@ -19,6 +19,7 @@ import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
+from sandbox import fork_server
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
@@ -26,9 +27,6 @@ from langmlm.disk import find_damage, read_json
 from langmlm.train.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SERVER = multiprocessing.get_context("forkserver")  # Imports once; its children start in no time
-SERVER.set_forkserver_preload(["langmlm.tasks"])
 
 
 def given(data: dict[str, Path], folder: Path, **changes) -> dict:
@@ -61,7 +59,7 @@ def train_slowly(arguments: dict, started: Path, log: Path) -> None:
 @contextmanager
 def child(action: Callable, *arguments) -> Iterator[multiprocessing.Process]:
     "Run a function in a process, which is killed at the end if it is still running."
-    process = SERVER.Process(target=action, args=arguments)
+    process = fork_server().Process(target=action, args=arguments)
     process.start()
     try:
         yield process
