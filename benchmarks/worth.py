@@ -73,11 +73,17 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what pretraining is worth, and write the results.")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="raw text (.txt or .xz)")
     parser.add_argument("--labelled", type=Path, nargs="+", required=True, help="CSV tables: split, label, text")
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
+    )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config")
-    parser.add_argument("--work", type=Path, help="folder of finished pieces; default: .worth-<preset> beside this file")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of finished pieces; default: .worth-<preset> beside this file"
+    )
     parser.add_argument("--out", type=Path, help="file of results; default: results/worth_<preset>.json")
     arguments = parser.parse_args()
     arguments.work = (arguments.work or HERE / f".worth-{arguments.preset}").resolve()
@@ -178,7 +184,9 @@ def prepare(arguments: argparse.Namespace, preset: Preset, place: Place, pieces:
     "Write training text and held-out text, train the tokenizer, and make both datasets."
     work = arguments.work
     text, held_out, tokenizer = work / "train.txt", work / "held_out.txt", work / "tokenizer"
-    sources = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in arguments.texts + arguments.labelled}
+    sources = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in arguments.texts + arguments.labelled
+    }
 
     def make() -> dict:
         for path in (tokenizer, work / "datasets"):
@@ -190,8 +198,14 @@ def prepare(arguments: argparse.Namespace, preset: Preset, place: Place, pieces:
                 train.append(document)
                 size += len(document.encode()) + 1
         write_documents(text, train)
-        write_documents(held_out, [document for document in documents if is_held_out(document)][: preset.held_out_documents])
-        job = {"texts": {"all": str(text)}, "vocab_size": preset.vocab_size, "folders": {preset.max_length: str(tokenizer)}}
+        write_documents(
+            held_out, [document for document in documents if is_held_out(document)][: preset.held_out_documents]
+        )
+        job = {
+            "texts": {"all": str(text)},
+            "vocab_size": preset.vocab_size,
+            "folders": {preset.max_length: str(tokenizer)},
+        }
         made = once(place, "langmlm", "prepare_text.py", {"do": "make_tokenizer", **job})
         datasets = {peer: make_dataset(peer, text, tokenizer, preset, place) for peer in ("langmlm", trainer(preset))}
         loss = unigram_loss(Path(datasets["langmlm"]["path"]), tokenizer, held_out, preset.max_length)
@@ -242,7 +256,9 @@ def pretrain_all(preset: Preset, options: dict, prepared: dict, place: Place, pi
     def make(name: str, peer: str, steps: int, changes: dict) -> dict:
         keys = ("model", "batch_size", "learning_rate", "precision")
         settings = {key: getattr(preset, key) for key in keys} | {"steps": steps, "prepared": prepared, **changes}
-        return pieces.get(f"pretrain-{name}", settings, lambda: pretrain(name, peer, preset, steps, prepared, place, changes))
+        return pieces.get(
+            f"pretrain-{name}", settings, lambda: pretrain(name, peer, preset, steps, prepared, place, changes)
+        )
 
     changes = {"options": options}
     settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options}
@@ -316,7 +332,7 @@ def finetune_all(table: Path, preset: Preset, pretraining: dict, pieces: Pieces)
     "Yield the scores of every pretrained model; those of langmlm include the baselines."
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     for name, made in pretraining.items():
-        baselines = ["a bag of words", "the same from scratch", "the majority class"] if name == "langmlm" else []
+        baselines = ["bag of words", "from scratch", "majority class"] if name == "langmlm" else []
         settings = {"made": made, "train": preset.train_examples, "test": preset.test_examples, "table": digest}
         result = pieces.get(
             f"finetune-{set_name(table)}-{name}", settings, lambda: finetune(table, preset, made["model"], baselines)
@@ -330,7 +346,9 @@ def finetune(table: Path, preset: Preset, model: str, baselines: list[str]) -> d
 
     splits = read_table(table)
     limits = {"dev": preset.test_examples // 2, "test": preset.test_examples}
-    small = {name: splits[name].sample(min(limit, len(splits[name])), random_state=SEED) for name, limit in limits.items()}
+    small = {
+        name: splits[name].sample(min(limit, len(splits[name])), random_state=SEED) for name, limit in limits.items()
+    }
     evaluation = evaluate(
         model,
         splits["train"],
