@@ -205,7 +205,7 @@ def test_byte_order_mark_inside_a_file():
 )
 def test_binary_file_with_the_name_of_a_text(data: bytes, kind: str):
     "A binary file that is called .txt is named as what it is; text that begins with the same letters is text."
-    fails(f"is not UTF-8 (it seems to be a {kind} file: give it, data + b"\xff\xfe\xfd" * 9)
+    fails(f"is not UTF-8 (it seems to be a {kind} file: give it", data + b"\xff\xfe\xfd" * 9)
     assert read(b"PAR1 is the first word\n") == ["PAR1 is the first word"]
 
 
