@@ -3,8 +3,9 @@
     python benchmarks/short_lines.py --short-lines lines.txt --long-documents books.txt
 
 The reference has lines as Langformers batches them: `per_device_train_batch_size` lines in a micro-batch, whatever their
-length (`packing=False`). Every other run sees the same lines as often, in larger steps. Each run is a process of its own;
-results go to `results/short_lines.json` after each, and a repeated command only does what is missing.
+length (`packing=False`). Every other run sees the same lines as often, in larger steps. Texts are shuffled, and 5% of
+the documents are held out. Each run is a process of its own; results go to `results/short_lines.json` after each, and a
+repeated command only does what is missing.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,6 +29,7 @@ TEXTS = {"short": 25_000, "long": None}  # Lines to train on; long: documents of
 CHARACTERS = 3_200_000  # Of the long documents
 VOCABULARY, MAX_LENGTH = 8_192, 512
 CONFIG = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+PARTS = ["4x128", "4x256", "muon", "factors", "long", "deep"]
 CURVE = 8  # Points of each loss curve
 
 
@@ -82,23 +83,25 @@ def train(work: Path, setting: Setting) -> dict:
     from langmlm import tasks
 
     layers, width = SIZES[setting.size]
-    heads = max(2, width // 64)
     model = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+    model["num_attention_heads"] = width // 64
     changes = dict(setting.changes)
     stop_at = changes.pop("stop_at_step", None)
     with tempfile.TemporaryDirectory() as folder:
         config = CONFIG | {"output_dir": folder, "save_strategy": "no", "on_loss_spike": "ignore", "bf16": False}
         config |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 20, "eval_steps": 10**9} | changes
         parts = [str(work / f"{setting.text}-{part}") for part in ("tok", "data")]
-        task = tasks.create_mlm(*parts, model | {"num_attention_heads": heads}, config)
+        task = tasks.create_mlm(*parts, model, config)
         plan = task.loader.plan
         config["eval_steps"] = max(1, (stop_at or plan.total_steps) // CURVE)
-        task = tasks.create_mlm(*parts, model | {"num_attention_heads": heads}, config)
+        task = tasks.create_mlm(*parts, model, config)
         began = time.process_time()
         log = task.train(stop_at_step=stop_at).log_history
     seconds = time.process_time() - began
     curve = [[entry["step"], round(entry["eval_loss"], 4)] for entry in log if "eval_loss" in entry]
-    training = [[entry["step"], round(entry["loss"], 3), round(entry["grad_norm"], 2)] for entry in log if "loss" in entry]
+    training = [
+        [entry["step"], round(entry["loss"], 3), round(entry["grad_norm"], 2)] for entry in log if "loss" in entry
+    ]
     every = max(1, len(training) // 20)
     return {
         "steps": plan.total_steps,
@@ -110,28 +113,45 @@ def train(work: Path, setting: Setting) -> dict:
     }
 
 
-def runs(names: list[str]) -> list[Setting]:
+def study(size: str) -> list[Setting]:
+    "Return the runs on short lines at one size: the reference, full batches, a quarter of the batch, and the default."
+    full, quarter = {"fill_batches": True}, {"fill_batches": True, "per_device_train_batch_size": 1}
+    return [
+        Setting("short", size, {"packing": False}),
+        *(Setting("short", size, full | {"learning_rate": rate}) for rate in (2e-4, 8e-4)),
+        *(Setting("short", size, quarter | {"learning_rate": rate}) for rate in (4e-4, 5.66e-4, 8e-4)),
+        Setting("short", size),
+    ]
+
+
+def runs(parts: list[str]) -> list[Setting]:
     "Return the settings of the named parts of the study."
-    lines = {"packing": False}
-    parts = {
-        "screen": [
-            Setting("short", "4x128", lines),
-            *(Setting("short", "4x128", {"learning_rate": rate}) for rate in (2e-4, 8e-4, 1.6e-3, 3.2e-3)),
-            *(
-                Setting("short", "4x128", {"per_device_train_batch_size": 1, "learning_rate": rate})
-                for rate in (2e-4, 4e-4, 8e-4, 1.6e-3)
-            ),
+    twice = [Setting("short", "4x256", changes | {"seed": 43}) for changes in ({"packing": False}, {})]
+    rates = (None, 8e-4, 1.6e-3)  # The default, and what is too high for a deep model
+    known = {
+        "4x128": study("4x128"),
+        "4x256": study("4x256") + twice,
+        "muon": [Setting("short", "4x256", {"optim": "muon"} | changes) for changes in ({"packing": False}, {})],
+        "factors": [
+            Setting("short", "4x256", change)
+            for change in ({"adam_beta2": 0.95}, {"warmup_ratio": 0.1}, {"weight_decay": 0.1})
+        ],
+        "long": [Setting("long", "4x256"), Setting("long", "4x256", {"fill_batches": True})],
+        "deep": [
+            Setting("short", size, ({"learning_rate": rate} if rate else {}) | {"stop_at_step": steps})
+            for size, steps in (("12x256", 400), ("12x768", 80))
+            for rate in rates
         ],
     }
-    return [setting for name in names for setting in parts[name]]
+    return [setting for part in parts for setting in known[part]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short-lines", type=Path, required=True, help="text file, one document per line")
     parser.add_argument("--long-documents", type=Path, help="text file, documents separated by empty lines")
-    parser.add_argument("--describe", action="append", default=[], metavar="TEXT=WORDS", help="what the text is")
-    parser.add_argument("--parts", nargs="+", default=["screen"], help="parts of the study")
+    parser.add_argument("--describe", action="append", default=[], metavar="TEXT=WORDS", help="short=..., long=...")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="parts of the study")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "short-lines")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time, of one thread each")
     options = parser.parse_args()
@@ -143,6 +163,8 @@ def main() -> None:
             if file and not (options.work / f"{kind}-data").exists():
                 results["texts"][kind] = pool.submit(prepare, options.work, kind, file).result()
                 print(kind, results["texts"][kind], flush=True)
+    for kind, words in (text.split("=", 1) for text in options.describe):
+        results["texts"][kind]["description"] = words
     wanted = [setting for setting in runs(options.parts) if setting.name not in results["runs"]]
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = {pool.submit(train, options.work, setting): setting for setting in wanted}
