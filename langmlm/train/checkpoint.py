@@ -122,6 +122,18 @@ def newest_checkpoint(
         logger.warning("skipping %s, which is damaged: %s", folder, "; ".join(damage))
     raise ValueError(f"checkpoint_path={str(run_folder)!r} has no intact checkpoint")
 
+# %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
+_SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
+
+
+def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Path]:
+    "Return the superseded checkpoints beyond a limit, the oldest of those whose step the run has reached again."
+    folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
+    intact = [path for path in folders if not find_damage(path, digests=False)]
+    intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
+    passed = [path for path in intact if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
+    return passed[: max(0, len(intact) - limit)]
+
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def prune_checkpoints(
     run_folder: Path,  # Folder that holds the checkpoints of a run
@@ -142,22 +154,10 @@ def prune_checkpoints(
         logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
-_SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
-
-
 def _set_aside(folder: Path) -> Path:
     "Rename a folder to `superseded-<name>`, with a number where that is taken; return the new path."
     names = (f"superseded-{folder.name}" + (f"-{again}" if again > 1 else "") for again in count(1))
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
-
-
-def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Path]:
-    "Return the superseded checkpoints beyond a limit, the oldest of those whose step the run has reached again."
-    folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
-    intact = [path for path in folders if not find_damage(path, digests=False)]
-    intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
-    passed = [path for path in intact if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
-    return passed[: max(0, len(intact) - limit)]
 
 # %% ../../nbs/train/05_checkpoint.ipynb #89eba912
 def set_aside_newer(
