@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate']
 
-# %% ../nbs/probe.ipynb #b43258d2
+# %% ../nbs/probe.ipynb #edcec140
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .config import ConfigError
 from .train.optim import choose_precision, learning_rate_at, make_optimizer
 
-# %% ../nbs/probe.ipynb #534e531a
+# %% ../nbs/probe.ipynb #27c9582e
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/probe.ipynb #232834f6
+# %% ../nbs/probe.ipynb #64b8d13c
 _READERS = {
     ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False),
     ".tsv": partial(pd.read_csv, dtype=str, keep_default_na=False, sep="\t"),
@@ -54,7 +54,7 @@ def _read_table(data: Any, name: str) -> pd.DataFrame:
         raise ConfigError("evaluate", [f"{name}={str(data)!r} does not exist"])
     return _READERS[suffixes[-1]](data)
 
-# %% ../nbs/probe.ipynb #69fdb36b
+# %% ../nbs/probe.ipynb #8f9cf9ef
 def _read_labelled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
     "Return the columns `text` and `label` as strings; invalid rows are counted in an error."
     table = _read_table(data, name)
@@ -80,7 +80,7 @@ def _read_labelled(data: Any, name: str, text_column: str, label_column: str) ->
         raise ConfigError("evaluate", errors)
     return pd.DataFrame({"text": texts.astype(str), "label": labels.astype(str)}).reset_index(drop=True)
 
-# %% ../nbs/probe.ipynb #bcca107a
+# %% ../nbs/probe.ipynb #85f68f17
 def _drop_duplicates(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFrame:
     "Remove repeated rows, and rows whose text is in another split."
     taken = {text for other in others for text in other.text}
@@ -97,7 +97,7 @@ def _join_tables(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFram
             raise ConfigError("evaluate", [f"data has no examples of the label {unknown[0]!r}, and another split does"])
     return pd.concat([table, *others], ignore_index=True)
 
-# %% ../nbs/probe.ipynb #ccb49aab
+# %% ../nbs/probe.ipynb #39f9c4fa
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
     "Return the position of every example in a random order of its class."
     order, ranks = np.random.default_rng(seed).permutation(len(labels)), np.empty(len(labels), np.int64)
@@ -140,7 +140,7 @@ def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequen
     makers = {seed: StratifiedKFold(folds, shuffle=True, random_state=seed) for seed in seeds}
     return [_Split(*parts, (seed,)) for seed, maker in makers.items() for parts in maker.split(labels, labels)]
 
-# %% ../nbs/probe.ipynb #e55cf585
+# %% ../nbs/probe.ipynb #5b0008f6
 def _limit_examples(table: pd.DataFrame, folds: int | None, number: int, seed: int) -> pd.DataFrame:
     "Check the classes, and sample as many examples as a training run may have, or as all folds may."
     least, reason = 2, "training needs"
@@ -159,7 +159,7 @@ def _limit_examples(table: pd.DataFrame, folds: int | None, number: int, seed: i
         raise ConfigError("evaluate", errors)
     return table.iloc[_sample(pd.factorize(table.label)[0], number, least, seed)].reset_index(drop=True)
 
-# %% ../nbs/probe.ipynb #051dbf64
+# %% ../nbs/probe.ipynb #3cbe3246
 _Contender = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]  # train, test, setting, seed -> classes
 _REGULARIZATION = (1.0, 10.0, 100.0)  # C of the logistic regression
 
@@ -183,7 +183,7 @@ def _majority(labels: np.ndarray) -> _Contender:
     "Predict the most frequent class of the training examples."
     return lambda train, test, setting, seed: np.full(len(test), np.bincount(labels[train]).argmax())
 
-# %% ../nbs/probe.ipynb #a36f3cb1
+# %% ../nbs/probe.ipynb #ffeaf2a1
 _EPOCHS, _STEPS = 4, 200  # Of each fine-tuning, at least
 
 
@@ -202,7 +202,7 @@ def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Gen
         batches += [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
     return [batches[number] for number in generator.permutation(len(batches))]
 
-# %% ../nbs/probe.ipynb #aac6544e
+# %% ../nbs/probe.ipynb #ae4e2195
 @dataclass(frozen=True)
 class _FineTuning:
     "A contender: a transformer with a classification head."
@@ -259,7 +259,7 @@ class _FineTuning:
             predicted[part] = self._logits(model, test[part]).argmax(-1).cpu().numpy()
         return predicted
 
-# %% ../nbs/probe.ipynb #9a55a0ef
+# %% ../nbs/probe.ipynb #9fabada9
 def _load_encoder(
     name: str | PathLike, classes: int
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor], PreTrainedTokenizerBase]:
@@ -292,7 +292,7 @@ def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
     offset = 2 if config.pad_token_id == 1 else 0  # RoBERTa and its relatives count positions from pad_token_id + 1
     return min(tokenizer.model_max_length, positions - offset)
 
-# %% ../nbs/probe.ipynb #2ac39a7a
+# %% ../nbs/probe.ipynb #0be102a7
 @dataclass(frozen=True)
 class Evaluation:
     "Scores of a model and of its baselines; prints as a table with a verdict."
@@ -310,11 +310,10 @@ class Evaluation:
         return "\n".join(_compare_in_words(name, *values) for name, values in self.differences.items())
 
     def __str__(self) -> str:
-        rows = [["", "accuracy", "macro F1", "seconds"]]
+        rows = [["", "accuracy", "macro F1"]]
         for name, runs in self.scores.items():
             columns = [np.array([run[key] for run in runs]) for key in ("accuracy", "macro_f1")]
-            cells = [f"{values.mean():.3f} ± {values.std():.3f}" for values in columns]
-            rows.append([name, *cells, f"{sum(run['seconds'] for run in runs):,.0f}"])
+            rows.append([name, *(f"{values.mean():.3f} ± {values.std():.3f}" for values in columns)])
         widths = [max(map(len, column)) for column in zip(*rows)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         size = f"{self.examples:,} examples, {self.classes} classes, {self.train_examples:,} to train on"
@@ -322,7 +321,7 @@ class Evaluation:
 
     __repr__ = __str__
 
-# %% ../nbs/probe.ipynb #e2a9df4f
+# %% ../nbs/probe.ipynb #ab56da6e
 _BASELINES = {
     "bag of words": "a bag of words",
     "from scratch": "the same architecture from scratch",
@@ -337,7 +336,7 @@ def _compare_in_words(baseline: str, difference: float, margin: float) -> str:
         return f"The model is not better than {other}: {gap} are within the noise."
     return f"The model is {'better' if difference > 0 else 'worse'} than {other}: {gap}."
 
-# %% ../nbs/probe.ipynb #d12c71fd
+# %% ../nbs/probe.ipynb #cc00a988
 class _Run(NamedTuple):
     "One training run and its test."
 
@@ -376,7 +375,7 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     of_runs = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
     return float(means.mean()), 2 * math.sqrt(examples.var(ddof=0) / len(examples) + of_runs)
 
-# %% ../nbs/probe.ipynb #14cf43c9
+# %% ../nbs/probe.ipynb #4f4f28d3
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Check the budget of an evaluation."
     least = {"folds": 2, "batch_size": 1, "max_train_examples": 1, "epochs": 1}
@@ -396,7 +395,7 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
         errors.append("evaluate needs scikit-learn: pip install 'langmlm[evaluate]'")
     return errors
 
-# %% ../nbs/probe.ipynb #d47e13bd
+# %% ../nbs/probe.ipynb #f6f6ba60
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[BatchEncoding, int]:
     "Tokenize all texts, once, and count those that are truncated."
     truncated = sum(len(ids) > max_length for ids in tokenizer(texts, verbose=False)["input_ids"])
@@ -414,7 +413,7 @@ def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.nd
             logger.info(message, number, len(splits), name, accuracy, latest[0].scores["setting"], seconds)
     return runs
 
-# %% ../nbs/probe.ipynb #a67c8096
+# %% ../nbs/probe.ipynb #32bfbaad
 def evaluate(
     model: str | PathLike,  # Folder or Hub name of an encoder, with its tokenizer
     data: Any,  # CSV, TSV, Parquet or JSON lines file, DataFrame or `Dataset`

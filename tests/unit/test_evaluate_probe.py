@@ -103,18 +103,30 @@ def test_shuffled_labels_are_not(probe: Callable):
     assert "The model is not better than the majority class" in evaluation.verdict
 
 
-def test_the_model_is_its_weights(model: Path, probe: Callable, tmp_path: Path):
-    "Pretrained and from scratch differ in nothing but the weights of the encoder."
+def test_the_model_is_its_weights(model: Path, monkeypatch: pytest.MonkeyPatch):
+    "Pretrained and from scratch differ in nothing but the weights of the encoder, which are those of the checkpoint."
     config, weights, tokenizer = _load_encoder(model, 2)
-    table = make_table(40)
+    table, started = make_table(40), []
     labels, rows = np.arange(40) % 2, np.arange(40)
-    shared = (tokenizer, tokenizer(list(table.text)), labels, 1, 8)
-    torch.manual_seed(3)
-    fresh = AutoModelForSequenceClassification.from_config(config).base_model.state_dict()
-    predicted = [_FineTuning(config, given, *shared)(rows, rows, 1e-3, 3) for given in (None, fresh)]
-    assert (predicted[0] == predicted[1]).all()
-    loaded = RobertaForMaskedLM.from_pretrained(model).roberta.state_dict()
-    assert set(loaded) == set(weights) and all(torch.equal(loaded[name], weights[name]) for name in loaded)
+    train = _FineTuning._train
+    copied = lambda network: {name: weight.clone() for name, weight in network.state_dict().items()}  # noqa: E731
+    monkeypatch.setattr(
+        _FineTuning,
+        "_train",
+        lambda self, network, *rest: started.append(copied(network)) or train(self, network, *rest),
+    )
+    for given in (weights, None):
+        contender = _FineTuning(config, given, tokenizer, tokenizer(list(table.text)), labels, 1, 8)
+        predictions = [contender(rows, rows, 1e-3, 3) for _ in range(2)]
+        assert (predictions[0] == predictions[1]).all()
+    pretrained, again, scratch, _ = started
+    stored = RobertaForMaskedLM.from_pretrained(model).roberta.state_dict()
+    assert set(stored) == set(weights)
+    assert all(torch.equal(stored[name], pretrained[f"roberta.{name}"]) for name in stored)
+    assert all(torch.equal(stored[name], again[f"roberta.{name}"]) for name in stored)
+    assert not any(torch.equal(stored[name], scratch[f"roberta.{name}"]) for name in stored if "query.weight" in name)
+    head = [name for name in scratch if name.startswith("classifier.")]
+    assert head and all(torch.equal(pretrained[name], scratch[name]) for name in head)
 
 
 def test_macro_f1_counts_classes_alike():
