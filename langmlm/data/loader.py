@@ -34,10 +34,10 @@ class StepBatches:
         "Padding tokens in `batches`."
         return self.computed_tokens - int(self.lengths.sum())
 
-# %% ../../nbs/data/04_loader.ipynb #4d66acff
+# %% ../../nbs/data/04_loader.ipynb #5a3c91e2
 _SAMPLED_SEQUENCES = 1_000  # Enough to see whether the text has words
 
-
+# %% ../../nbs/data/04_loader.ipynb #4d66acff
 @dataclass(frozen=True, kw_only=True)
 class BatchLoader:
     "Loads the micro-batches of any step of a run."
