@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -107,7 +108,8 @@ class Pieces:
                 print(f"{name}: stored", flush=True)
                 return stored["result"]
         print(f"{name}: running", flush=True)
-        result = make()
+        before = os.getloadavg()[0]
+        result = make() | {"load_average": [before, os.getloadavg()[0]]}  # Above the number of cores: times mean little
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps({"settings": settings, "result": result}, indent=1), encoding="utf-8")
         partial.replace(file)
@@ -143,8 +145,21 @@ def main() -> None:
 def write(file: Path, results: dict) -> None:
     "Replace the file of results."
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(rounded(without_paths(results)), indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
+
+
+def without_paths(value):
+    "Leave out the folders of this machine."
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: without_paths(part)
+        for key, part in value.items()
+        if not (key in ("path", "model") and isinstance(part, str))
+    }
 
 
 # Texts
