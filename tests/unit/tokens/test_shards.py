@@ -198,7 +198,7 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path, error: BaseException):
     "No error but a `TextError` deletes a finished shard, and the resumed call writes the same bytes."
-    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
+    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset", num_workers=1)
     with pytest.raises(type(error)):
         write_dataset(Failing(corpus, error), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
@@ -233,7 +233,7 @@ class Broken(io.RawIOBase):
 @pytest.mark.parametrize("truncated", [False, True])
 def test_broken_compressed_file(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, truncated: bool):
     "An I/O error while a compressed file is read keeps the finished shards, and so does a file that ends early."
-    file, config = tmp_path / "text.txt.gz", replace(config, path_to_save_dataset=tmp_path / "made" / "dataset")
+    file, config = tmp_path / "text.txt.gz", replace(config, path_to_save_dataset=tmp_path / "made" / "dataset", num_workers=1)
     file.write_bytes(gzip.compress("\n".join(documents).encode()))
     whole = file.read_bytes()
 
@@ -245,7 +245,7 @@ def test_broken_compressed_file(documents: list[str], tokenizer, config: Tokeniz
     with broken, patch("langmlm.text.readers._LATER_BLOCKS", 2**16), pytest.raises((OSError, ValueError)):
         write_dataset(corpus, tokenizer, config, CHARACTERS)
     (unfinished,) = (tmp_path / "made").iterdir()
-    assert len(module._read_shards(unfinished)) > 3
+    assert len(module._read_shards(unfinished)) > 2
 
 
 DAMAGE = {
@@ -262,7 +262,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_record(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path, damage: str):
     "A damaged record costs its own shard only."
-    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
+    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset", num_workers=1)
     with pytest.raises(OSError):
         write_dataset(Failing(corpus, OSError("disk full")), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
@@ -296,7 +296,8 @@ def test_stream_is_resumed_if_it_is_the_same(documents: list[str], tokenizer, co
     "An interrupted stream is resumed where its text is the same, and a resumed one equals an undisturbed one."
     config = replace(config, path_to_save_dataset=tmp_path / "alone")
     write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
-    whole, config = contents(tmp_path / "alone"), replace(config, path_to_save_dataset=tmp_path / "target" / "dataset")
+    whole, target = contents(tmp_path / "alone"), tmp_path / "target" / "dataset"
+    config = replace(config, path_to_save_dataset=target, num_workers=1)
     with pytest.raises(OSError):
         failing = Failing(open_corpus(make_stream(documents)), OSError("network"))
         write_dataset(failing, tokenizer, config, CHARACTERS)
@@ -304,7 +305,7 @@ def test_stream_is_resumed_if_it_is_the_same(documents: list[str], tokenizer, co
     finished, made = len(module._read_shards(unfinished)), []
     with patch.object(module, "_write_shard", lambda *given: (made.append(given[1].begin.shard), write_shard(*given))):
         write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
-    assert made == list(range(finished, made[-1] + 1)) and finished > 3 and contents(tmp_path / "target" / "dataset") == whole
+    assert made == list(range(finished, made[-1] + 1)) and finished > 3 and contents(target) == whole
 
 
 write_shard = module._write_shard
