@@ -33,10 +33,11 @@ from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatch
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
 from .tokens.encode import find_word_starts
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
+from .tokens.processes import process_rank
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer
-from .tokens.tokenizer import process_rank, reuse_or_train_tokenizer
+from .tokens.tokenizer import reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.evaluate import check_validation

@@ -6,6 +6,7 @@
 __all__ = ['TextSample', 'affordable_bytes']
 
 # %% ../../nbs/text/04_sampling.ipynb #46e266af
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ class SpooledTexts:
         self,
         rows: Iterable[tuple[int, str]],  # Numbers and texts; consumed here
     ):
-        self._file = tempfile.NamedTemporaryFile(prefix="langmlm-")
+        self._file = tempfile.TemporaryFile(prefix="langmlm-")
         for number, text in rows:
             data = text.encode()
             self._file.write(_HEADER.pack(number, len(data)))
@@ -43,10 +44,11 @@ class SpooledTexts:
         self._file.flush()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        with open(self._file.name, "rb") as file:
-            while header := file.read(_HEADER.size):
-                number, size = _HEADER.unpack(header)
-                yield number, file.read(size).decode()
+        position, descriptor = 0, self._file.fileno()
+        while header := os.pread(descriptor, _HEADER.size, position):  # Each reader has a position of its own
+            number, size = _HEADER.unpack(header)
+            yield number, os.pread(descriptor, size, position + _HEADER.size).decode()
+            position += _HEADER.size + size
 
 # %% ../../nbs/text/04_sampling.ipynb #22d486e5
 _LEVELS = 10  # Per factor e in the share of the text
