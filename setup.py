@@ -37,6 +37,8 @@ setup(
         f"Development Status :: {STATUSES[settings['status']]}",
         f"Intended Audience :: {settings['audience']}",
         f"Natural Language :: {settings['language']}",
+        "Operating System :: POSIX",
+        "Operating System :: MacOS",
         "Programming Language :: Python :: 3",
     ],
     packages=find_packages(include=[settings["lib_name"], f"{settings['lib_name']}.*"]),

@@ -214,7 +214,7 @@ def check_replaceable(
     if error := _find_obstacle(target):
         raise FileExistsError(f"{name} {error}")
     parent = next(parent for parent in Path(os.path.realpath(target)).parents if parent.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
         raise PermissionError(f"{name} cannot be written to: you may not create files in {str(parent)!r}")
     if not target.is_dir():
         return

@@ -661,7 +661,7 @@ def test_what_can_never_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "mounted").mkdir()
     with pytest.raises(FileExistsError, match="is a mount point"):
         check_replaceable(tmp_path / "mounted", "dataset", "path_to_save_dataset")
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode, effective_ids: False)
     with pytest.raises(PermissionError, match="you may not create files in .*here"):
         check_replaceable("data", "dataset", "path_to_save_dataset")
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+import sys
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, RobertaForMaskedLM, RobertaTokenizer, pi
 
 from langmlm.config import ConfigError
 from langmlm.data.dataset import check_tokenizer, open_dataset
-from langmlm.disk import MANIFEST, atomic_folder, is_intact, write_manifest
+from langmlm.disk import MANIFEST, atomic_folder, hash_json, is_intact, read_json, write_json, write_manifest
 from langmlm.model.roberta import ModelConfig
 from langmlm.tasks import MLMTask, TokenizerTask, _with_saved_options, create_mlm, create_tokenizer
 from langmlm.text.corpus import docstrings
@@ -353,6 +354,60 @@ def test_model_errors(work: Path, changes: dict, message: str):
     with pytest.raises((ValueError, OSError)) as caught:
         create_mlm(**{**arguments, "training_config": SETTINGS, **changes})
     assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+def forged(folder: Path, **facts) -> None:
+    "Change facts in the manifest of a dataset, with a digest that is right."
+    manifest = {**read_json(folder / MANIFEST), **facts}
+    del manifest["digest"]
+    write_json(folder / MANIFEST, manifest | {"digest": hash_json(manifest)})
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"max_length": 10**12}, "is damaged: max_length is 1,000,000,000,000"),
+        ({"max_length": -1}, "is damaged: max_length is -1"),
+        ({"max_length": "64"}, "has no valid max_length"),
+        ({"max_length": 10**5000}, "is damaged"),
+        ({"content": None, "tokenizer": 3}, "has no valid content; manifest.json has no valid tokenizer"),
+        ({"kind": "dataset part"}, "is not a dataset folder: its manifest.json is that of a dataset part"),
+        ({"files": {"../../secret": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: ../../secret"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: /etc/passwd"),
+        ({"files": {"train/state.json": {"bytes": 10**18, "xxh3": "5f3a"}}}, "bytes instead of 1,000,000,000,000,000,000"),
+        ({"files": [[[]]]}, "is damaged"),
+    ],
+)
+def test_hostile_datasets(work: Path, tmp_path: Path, facts: dict, message: str):
+    "A dataset from elsewhere gets a clear error, whatever its manifest says."
+    shutil.copytree("tokenized_dataset", tmp_path / "dataset")
+    sys.set_int_max_str_digits(10_000)
+    try:
+        forged(tmp_path / "dataset", **facts)
+    finally:
+        sys.set_int_max_str_digits(4_300)
+    with pytest.raises(ValueError) as caught:
+        create_mlm("tokenizer", tmp_path / "dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run"})
+    assert message in str(caught.value)
+
+
+def test_links_in_datasets_and_checkpoints(work: Path, tmp_path: Path):
+    "Links that lead out of the folder are not followed; a damaged dataset is noticed before training."
+    shutil.copytree("tokenized_dataset", tmp_path / "dataset")
+    shutil.copytree("docs/checkpoint-12", tmp_path / "run" / "checkpoint-12")
+    arguments = {"tokenizer": "tokenizer", "tokenized_dataset": "tokenized_dataset", "model_config": None}
+    for name, file, other in (
+        ("tokenized_dataset", "dataset/train/data-00000-of-00001.arrow", {"model_config": SMALL}),
+        ("checkpoint_path", "run/checkpoint-12/model.safetensors", {}),
+    ):
+        (tmp_path / file).rename(tmp_path / "secret")
+        (tmp_path / file).symlink_to(tmp_path / "secret")
+        path = tmp_path / "/".join(file.split("/")[: 1 + (name == "checkpoint_path")])
+        with pytest.raises(ValueError, match="is a symbolic link that leads out of the folder"):
+            create_mlm(**arguments | other | {name: path})
+    (tmp_path / "dataset" / "train" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(ValueError, match="is damaged: train/data-00000-of-00001.arrow is missing"):
+        create_mlm(**arguments | {"model_config": SMALL, "tokenized_dataset": tmp_path / "dataset"})
 
 
 def test_errors_of_both_configs(work: Path):
