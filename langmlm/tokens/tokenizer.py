@@ -9,6 +9,7 @@ __all__ = ['SPECIAL_TOKENS', 'TokenizerConfig', 'make_untrained_tokenizer', 'dra
 # %% ../../nbs/tokens/01_tokenizer.ipynb #963f165d
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -246,7 +247,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # Damaged files raise nearly any kind
-        is_folder = any(Path(name, file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+        is_folder = any(os.path.exists(os.path.join(name, file)) for file in ("tokenizer.json", "tokenizer_config.json"))
         reason = "cannot be read" if is_folder else "is neither a tokenizer folder nor a name on the Hub"
         reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
         raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
