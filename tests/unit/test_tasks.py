@@ -145,6 +145,7 @@ def test_finished_run(work: Path):
     assert sorted(path.name for path in (work / "docs").glob("[!.]*")) == [
         "checkpoint-12",
         "final_model",
+        "log.jsonl",
         "trainer_state.json",
     ]
     model = RobertaForMaskedLM.from_pretrained("docs/final_model")
