@@ -17,11 +17,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.clean import nbdev_clean
 from nbdev.process import extract_directives
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-CELL_TIMEOUT = 600  # Seconds
+CELL_TIMEOUT = 1_500  # Seconds; catches hangs only
 # Without the version of matplotlib in figures, they change only when their content does
 KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
+IN_FILES = Config(KernelManager={"transport": "ipc"})  # On a busy machine, another process may take a chosen port
 
 
 def skip_flags() -> set[str]:
@@ -59,6 +61,7 @@ def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:
         store_widget_state=False,
         coalesce_streams=True,
         extra_arguments=KERNEL_ARGUMENTS,
+        config=IN_FILES,
     )
     with client.setup_kernel():
         for number, cell in enumerate(notebook.cells):

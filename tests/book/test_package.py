@@ -19,6 +19,7 @@ from package import (
     requirement_problems,
 )
 from sandbox import ROOT, changes, demand_none, run_command, snapshot, tool
+from wheel import install
 
 PACKAGE = "langmlm"
 SOURCES = read_package(ROOT / PACKAGE)
@@ -82,12 +83,9 @@ def test_wheel(project: Path):
     run_command(build, project, project)
     (wheel,) = (folder / "wheel").glob("*.whl")
     lines = (project / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join(line for line in lines if not line.startswith("fastcore==")), encoding="utf-8")
+    constraints = "\n".join(line for line in lines if not line.startswith("fastcore=="))
 
     empty = folder / "empty"
     empty.mkdir()
-    python = folder / "environment" / "bin" / "python"
-    run_command([sys.executable, "-m", "venv", folder / "environment"], empty)
-    run_command([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel], empty)
+    python = install(wheel, constraints, folder / "environment")
     run_command([python, project / "tests" / "integration" / "snippet.py", "--without-nbdev"], empty)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import kill_runs
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
@@ -25,8 +26,6 @@ from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
 from langmlm.disk import disk_error, find_damage, lock_folder, read_json
 from langmlm.train.checkpoint import list_checkpoints
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def given(data: dict[str, Path], folder: Path, **changes) -> dict:
@@ -114,11 +113,21 @@ def when_logged(text: str, action: Callable[[], None]) -> Iterator[list[str]]:
 # Kills and signals
 
 
-def test_killed_runs_end_like_uninterrupted_ones():
+def kill_three_runs(output: Path) -> None:
+    "Call `benchmarks/kill_runs.py`, in a child process."
+    torch.set_num_threads(1)
+    sys.argv = ["kill_runs.py", "--kills", "3", "--seed", "1"]
+    stream = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    sys.exit(kill_runs.main())
+
+
+def test_killed_runs_end_like_uninterrupted_ones(tmp_path: Path):
     "A few of the kills that `benchmarks/kill_runs.py` makes a hundred of."
-    command = [sys.executable, ROOT / "benchmarks" / "kill_runs.py", "--kills", "3", "--seed", "1"]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
-    assert finished.returncode == 0, finished.stdout + finished.stderr[-3000:]
+    with child(kill_three_runs, tmp_path / "output") as process:
+        process.join(HANG)
+        assert process.exitcode == 0, (tmp_path / "output").read_text(encoding="utf-8")[-3000:]
 
 
 def test_sigterm_saves_a_checkpoint(data, resume, tmp_path: Path):

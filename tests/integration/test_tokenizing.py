@@ -21,7 +21,7 @@ from langmlm.text.corpus import open_corpus
 from langmlm.tokens.shards import join_dataset, write_dataset
 from langmlm.tokens.tokenizer import TokenizerConfig
 
-SHARD_CHARACTERS = 50_000
+SHARD_CHARACTERS = 15_000
 KILLS = 4  # `benchmarks/scale.py kills` does more
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 WORDS = st.lists(st.sampled_from(["Yes.", "no", "3.14", "日本。", "naïve", "🙂🙂", "\t", "long" * 9]), max_size=40).map(" ".join)
@@ -29,10 +29,10 @@ WORDS = st.lists(st.sampled_from(["Yes.", "no", "3.14", "日本。", "naïve", "
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "Three files of some megabytes, with duplicate documents and empty lines."
+    "Three files of 200 kB, with duplicate documents and empty lines."
     folder = tmp_path_factory.mktemp("text")
     for name in "abc":
-        lines = [f"{name} {number % 300} " + "some words to split, and a sentence. " * (number % 13) for number in range(2_500)]
+        lines = [f"{name} {number % 300} " + "some words to split, and a sentence. " * (number % 13) for number in range(800)]
         (folder / f"{name}.txt").write_text("\n\n".join(lines), encoding="utf-8")
     return folder
 
