@@ -101,7 +101,7 @@ def _text_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if isinstance(error, TextError) or error.__cause__ is not None:
+        if isinstance(error, TextError | OSError) or error.__cause__ is not None:
             raise
         raise TextError(str(error)) from error
 

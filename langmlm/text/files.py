@@ -161,8 +161,8 @@ class SourceFile:
     def _check_size(self) -> None:
         "Raise if a local file is not as long as when it was found."
         if self.filesystem is None and self.size not in (None, size := os.stat(self.name).st_size):
-            problem = f"had {self.size:,} bytes when the run began, and has {size:,} now"
-            raise OSError(f"{self.name} {problem}: pass a copy that does not change")
+            sizes = f"it had {self.size:,} bytes, and has {size:,} now"
+            raise ValueError(f"{self.name} has changed since the run began ({sizes}): pass a copy that does not change")
 
 
 # %% ../../nbs/text/01_files.ipynb #69ff1e21

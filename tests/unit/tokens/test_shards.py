@@ -221,6 +221,9 @@ class Broken(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        return self.position
+
     def readinto(self, buffer: memoryview) -> int:
         if self.position >= self.good:
             raise OSError(errno.EIO, "Input/output error")
