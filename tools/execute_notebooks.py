@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 1_500  # Seconds; catches hangs only
 # Without the version of matplotlib in figures, they change only when their content does
 KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
-IN_FILES = Config(KernelManager={"transport": "ipc"})  # On a busy machine, another process may take a chosen port
 
 
 def skip_flags() -> set[str]:
@@ -49,19 +48,25 @@ def without_widgets(outputs: list) -> list:
     ]
 
 
-def execute(path: Path, flags: set[str]) -> nbformat.NotebookNode:
-    "Run one notebook in its own folder; do not change the file."
+def through_files(folder: str) -> Config:
+    "The configuration of a kernel that listens to sockets in a folder: on a busy machine, a chosen port may be taken."
+    return Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+
+
+def execute(path: Path, flags: set[str], folder: str) -> nbformat.NotebookNode:
+    "Run one notebook in its own folder; do not change the file. A temporary folder holds the kernel's sockets."
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
+        startup_timeout=CELL_TIMEOUT,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
         extra_arguments=KERNEL_ARGUMENTS,
-        config=IN_FILES,
+        config=through_files(folder),
     )
     with client.setup_kernel():
         for number, cell in enumerate(notebook.cells):
@@ -99,7 +104,8 @@ def main() -> int:
     for path in arguments.paths or notebook_paths(ROOT / "nbs"):
         print(path, flush=True)
         try:
-            text = cleaned(execute(path.resolve(), flags))
+            with tempfile.TemporaryDirectory() as folder:
+                text = cleaned(execute(path.resolve(), flags, folder))
         except CellExecutionError as error:
             print(error, file=sys.stderr)
             return 1

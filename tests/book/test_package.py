@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from book import demonstration_problems, read_book
+from empty_environment import install
 from package import (
     budget_problems,
     file_problems,
@@ -19,7 +20,6 @@ from package import (
     requirement_problems,
 )
 from sandbox import ROOT, changes, demand_none, run_command, snapshot, tool
-from wheel import install
 
 PACKAGE = "langmlm"
 SOURCES = read_package(ROOT / PACKAGE)

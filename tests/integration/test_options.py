@@ -7,16 +7,17 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import nbformat
 import pytest
 import torch
-from conftest import ARCHITECTURE, SETTINGS
+from conftest import ARCHITECTURE, HANG, SETTINGS
+from execute_notebooks import through_files
 from nbclient import NotebookClient
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from traitlets.config import Config
 
 from langmlm import tasks
 from langmlm.data.dataset import open_dataset
@@ -198,8 +199,9 @@ def test_notebook_shows_the_table_once(data, tmp_path: Path):
         sources.append(f"from langmlm import tasks\nhistory = tasks.create_mlm(**{arguments}).train()\nhistory")
         sources.append("history")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    in_files = Config(KernelManager={"transport": "ipc"})  # On a busy machine, another process may take a chosen port
-    NotebookClient(notebook, timeout=1_500, kernel_name="python3", config=in_files).execute()
+    limits = {"timeout": HANG, "startup_timeout": HANG}
+    with TemporaryDirectory() as folder:
+        NotebookClient(notebook, **limits, kernel_name="python3", config=through_files(folder)).execute()
     assert [tables(cell) for cell in notebook.cells] == [1, 1, 1, 1]
 
 

@@ -1,11 +1,15 @@
 "The checks in tools/ find the problems that they are for, and let sound notebooks and modules pass."
 
 import json
+import os
 import subprocess
 import sys
 import time
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+import empty_environment
+import packaging
 import pytest
 import sandbox
 from book import (
@@ -197,6 +201,46 @@ def test_constraints_pin_what_is_required():
         "constraints.txt pins numpy==2.4.6, but settings.ini wants numpy>=3",
         "constraints.txt does not pin torch",
     ]
+
+
+# The environment of the wheel
+
+
+class Package(Distribution):
+    "A distribution that is not installed."
+
+    def __init__(self, *requirements: str, version: str = "1.0"):
+        lines = ["Name: some", f"Version: {version}", *(f"Requires-Dist: {line}" for line in requirements)]
+        self.text = "\n".join(lines)
+
+    def read_text(self, filename: str) -> str | None:
+        return self.text if filename == "METADATA" else None
+
+    def locate_file(self, path):
+        raise NotImplementedError
+
+
+def test_what_a_wheel_needs_is_found(monkeypatch: pytest.MonkeyPatch):
+    "Directly or not, with the extras that are asked for, and without those of the wheel."
+    installed = {"b": Package("C[fast]>=1", "e; python_version < '3'"), "c": Package("d; extra == 'fast'", "b")}
+    installed |= {name: Package() for name in "defg"}
+
+    def find(name: str) -> Package:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(empty_environment, "distribution", find)
+    assert sorted(empty_environment.needed(Package("B", "missing", "f; extra == 'dev'"))) == ["b", "c", "d"]
+
+
+def test_only_pinned_versions_are_linked(tmp_path: Path):
+    "pip would replace others, and with them what they link to."
+    installed = {"a": Package(version="2.0+cpu"), "b": Package(version="2.1"), "c": Package(version="1.0")}
+    assert list(empty_environment.pinned(installed, "# pins\na==2.0\nB==2.0\n")) == ["a"]
+    empty_environment.link({"packaging": distribution("packaging")}, tmp_path)
+    links = {path.name: path.resolve() for path in tmp_path.iterdir()}
+    assert links["packaging"] == Path(packaging.__file__).parent and len(links) == 2  # And what describes it
 
 
 # Notebooks
@@ -444,6 +488,20 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def report_modules(path: Path) -> None:
+    "Write what a new process has imported and what it sees of the machine."
+    found = {name: name in sys.modules for name in ("langmlm.tasks", "nbdev.test", "matplotlib.pyplot")}
+    path.write_text(json.dumps(found | {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}))
+
+
+def test_forks_have_imported_the_libraries(tmp_path: Path):
+    process = sandbox.fork_server().Process(target=report_modules, args=(tmp_path / "found",))
+    process.start()
+    process.join()
+    found = json.loads((tmp_path / "found").read_text())
+    assert found == {"langmlm.tasks": True, "nbdev.test": True, "matplotlib.pyplot": True, "gpu": ""}
 
 
 def test_commands_run_offline_on_one_thread():
