@@ -247,7 +247,8 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # Damaged files raise nearly any kind
-        reason = "cannot be read" if Path(name).is_dir() else "is neither a tokenizer folder nor a name on the Hub"
+        is_folder = (Path(name) / "tokenizer.json").is_file()
+        reason = "cannot be read" if is_folder else "is neither a tokenizer folder nor a name on the Hub"
         reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
         raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
