@@ -229,7 +229,7 @@ def old_checkpoint(folder: Path) -> None:
 
 
 def save_checkpoints(folder: Path) -> None:
-    "Go on with the run: replace a checkpoint, write a new one, prune, and replace the final model."
+    "Continue the run: replace a checkpoint, write a new one, prune, and replace the final model."
     clean_up_interrupted(folder / "run", r"checkpoint-\d+|final_model")
     save(folder, 3, 4)
 
