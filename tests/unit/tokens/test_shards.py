@@ -287,11 +287,11 @@ def make_stream(documents: list[str]) -> datasets.IterableDataset:
 def test_longer_stream_is_not_reused(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Two streams with the same first 1,200 documents are two corpora; the same stream again is reused."
     config = replace(config, path_to_save_dataset=tmp_path / "dataset")
-    for count in (1_200, 3_000, 1_200):
-        report = write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config)
-        assert report["statistics"]["documents"] == count
+    for number in (1_200, 3_000, 1_200):
+        report = write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config)
+        assert report["statistics"]["documents"] == number
         stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
-        assert write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config) == report
+        assert write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config) == report
         assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
 
 
