@@ -175,7 +175,7 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
     record = {"begin": asdict(last.begin), "end": asdict(last.end), "is_last": last.is_last}
     write_json(folder / f"{name}.json", record | {"files": files, "statistics": statistics})
 
-
+# %% ../../nbs/tokens/05_shards.ipynb #be426276
 def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
     "Read the records of all intact shards in a folder, by index and in order."
     records = {}
