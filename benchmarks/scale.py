@@ -91,7 +91,7 @@ def measure(folder: Path, tokenizer: Path, megabytes: int) -> dict:
 
 def kill(folder: Path, tokenizer: Path, number: int, megabytes: int) -> dict:
     "Kill a job at random moments, resume it each time, and compare the result with that of an undisturbed job."
-    sys.path.insert(0, str(ROOT / "tests" / "integration"))
+    sys.path[:0] = [str(ROOT / "tests" / "integration"), str(ROOT / "tools")]
     from kills import kill_often
 
     text, target = folder / "text.txt", folder / "dataset"

@@ -123,8 +123,8 @@ def _find_size_error(config: RobertaConfig) -> str | None:
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def roberta_config(
-    config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,  # Options; what is None follows the others
+    tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> RobertaConfig:
     "Complete the architecture from the tokenizer and the dataset, or raise an error that lists what does not match."
@@ -141,7 +141,7 @@ def roberta_config(
 
 # %% ../../nbs/model/01_roberta.ipynb #423f275d
 def build_model(
-    config: RobertaConfig,
+    config: RobertaConfig,  # From `roberta_config`
     seed: int = 42,  # Of the random initialization
 ) -> RobertaForMaskedLM:
     "Create a stock model with random weights that depend on the seed alone; the global generator is not advanced."
@@ -279,9 +279,9 @@ class FlatMaskedLM(nn.Module):
     def forward(
         self,
         input_ids: Tensor,  # As in `encode`
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        masked_positions: Tensor,
+        position_ids: Tensor,  # As in `encode`
+        cu_seqlens: Tensor,  # As in `encode`
+        masked_positions: Tensor,  # As in `encode`
         labels: Tensor,  # [predictions] int64, the original ids
     ) -> Tensor:  # Scalar float32: the sum of the cross-entropies in nats
         "Return the sum of the losses at the masked positions."

@@ -28,7 +28,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
-from ..disk import read_json, remove_folder, write_json, write_manifest
+from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
 from ..tokens.tokenizer import write_tokenizer_files
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
@@ -47,9 +47,12 @@ def save_model(
     folder = Path(folder)
     with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
-        if folder.is_dir() and {file.name for file in folder.iterdir()} - {file.name for file in partial.iterdir()}:
+        write_manifest(partial, "model")
+        try:
+            check_replaceable(folder, "model", "final_model")
+        except FileExistsError as error:
             aside = _set_aside(folder)
-            logger.warning("%s holds files that are not part of the model: renamed it to %s", folder, aside.name)
+            logger.warning("%s; it is now named %s", error, aside.name)
 
 
 def save_checkpoint(
@@ -144,11 +147,9 @@ def prune_checkpoints(
         reached = checkpoint_step(intact[-1]) if intact else 0
         for folder in outdated + _outdated_superseded(run_folder, save_total_limit, reached):
             try:
-                check_replaceable(folder, "checkpoint", "save_total_limit")
+                remove_folder(folder)
             except FileExistsError as error:
                 logger.warning("%s is not deleted: %s", folder, error)
-            else:
-                remove_folder(folder)
     except OSError as error:
         logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
 
@@ -260,10 +261,13 @@ def find_starting_point(
     folder = newest_checkpoint(folder) if is_run else folder
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
+    present -= _has_model_manifest(folder)
     if present >= 2 and resume != "weights":  # One of the three may be what is damaged
         if not is_run and (damage := find_damage(folder)):
             remedy = "Name the folder of its run to use the newest intact checkpoint"
             raise ValueError(f"{name} is damaged: {'; '.join(damage)}. {remedy}")
+        if unlisted := unlisted_files(folder):
+            logger.warning("%s contains files that are not part of the checkpoint: %s", folder, ", ".join(unlisted[:5]))
         return StartingPoint(str(folder), _read_trainer_state(folder / TRAINER_STATE))
     if folder.is_dir() and not (folder / "config.json").is_file():
         remedy = "to start a new run, leave it out and name another folder"
@@ -271,6 +275,14 @@ def find_starting_point(
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
+
+
+def _has_model_manifest(folder: Path) -> bool:
+    "Return whether a folder is a final model rather than a checkpoint."
+    try:
+        return (read_manifest(folder) or {}).get("kind") == "model"
+    except (ValueError, OSError):
+        return False
 
 
 def _read_trainer_state(file: Path) -> dict:

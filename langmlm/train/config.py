@@ -19,7 +19,7 @@ from accelerate.utils import LoggerType, parse_flag_from_env
 from ..config import ConfigError, find_path_error, find_type_errors, show_value
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
-from .optim import OPTIMIZERS, SCHEDULES, choose_precision
+from .optim import OPTIMIZERS, SCHEDULES, choose_precision, learning_rate_scale
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
 def _new_run_name() -> str:
@@ -38,6 +38,7 @@ class TrainingConfig:
     per_device_train_batch_size: int = 32  # Sequences of `max_length` in a micro-batch, or as many tokens
     gradient_accumulation_steps: int = 2  # Micro-batches per optimizer step and device
     packing: bool = True  # False: a micro-batch holds `per_device_train_batch_size` sequences of any length
+    fill_batches: bool = False  # True: pack short sequences up to the token budget, and leave `learning_rate`
     mlm_probability: float = 0.15  # Share of tokens to predict, above 0 and below 1
     whole_word_masking: bool = False  # Mask all tokens of a word or none
     # Optimizer
@@ -195,6 +196,19 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     "precision": "set bf16 or fp16",
 }
 
+# %% ../../nbs/train/01_config.ipynb #21866ebe
+_MAX_PACKING_RATIO = 4
+
+
+def _limit_packing(dataset: TokenizedDataset, config: TrainingConfig) -> tuple[int, int]:
+    "Return the token budget of a micro-batch, and how many times as many sequences as configured it holds."
+    full = config.per_device_train_batch_size * dataset.max_length
+    if config.fill_batches or not config.packing:
+        return full, 1
+    configured = config.per_device_train_batch_size * dataset.tokens / len(dataset.lengths)
+    budget = min(full, max(math.ceil(_MAX_PACKING_RATIO * configured), int(dataset.lengths.max())))
+    return budget, min(_MAX_PACKING_RATIO, max(1, int(budget / configured)))
+
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
     dataset: TokenizedDataset,  # Only `lengths` and `max_length` are used
@@ -203,14 +217,16 @@ def plan_batches(
 ) -> BatchPlan:
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
     batch_size = config.per_device_train_batch_size
+    token_budget, packing_ratio = _limit_packing(dataset, config)
     plan = BatchPlan(
         dataset.lengths,
         seed=config.seed,
-        token_budget=batch_size * dataset.max_length,
+        token_budget=token_budget,
         sequences_per_batch=None if config.packing else batch_size,
         batches_per_step=config.gradient_accumulation_steps * num_processes,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
+        packing_ratio=packing_ratio,
     )
     if config.count_warmup_steps(plan.total_steps) > plan.total_steps:
         found = f"warmup_steps={config.warmup_steps} is more than the {plan.total_steps} steps of the run"
@@ -233,13 +249,20 @@ class Arithmetic:
     parameters: int  # Of the model
     batch_size: int  # `per_device_train_batch_size`
     by_max_steps: bool = False  # Whether `max_steps` determines the number of steps
+    packing_ratio: int = 1  # Times as many sequences as configured in a step
+    learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
 
     def __str__(self) -> str:
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
-        return (
+        text = (
             f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
             f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         )
+        if self.packing_ratio > 1:
+            given = self.learning_rate / learning_rate_scale(self.packing_ratio)
+            text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step"
+            text += f", so the peak learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
+        return f"{text}\n{self.advice()}" if self.advice() else text
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None."
@@ -261,4 +284,5 @@ def run_arithmetic(
     epochs = plan.epochs_done(plan.total_steps)
     steps, batch_size = plan.total_steps, config.per_device_train_batch_size
     size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
-    return Arithmetic(*size, batch_size, by_max_steps=config.max_steps > 0)
+    ratio, learning_rate = plan.packing_ratio, config.learning_rate * learning_rate_scale(plan.packing_ratio)
+    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate)

@@ -9,7 +9,6 @@ __all__ = ['check_processes', 'make_accelerator', 'start_trackers', 'explain_ine
 # %% ../../nbs/train/04_launch.ipynb #571adffc
 import atexit
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator

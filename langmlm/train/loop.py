@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
 
-from ..data.batching import random_bits
+from ..data.batching import BatchPlan, random_bits
 from ..data.dataset import unigram_entropy
 from ..data.loader import BatchLoader, StepBatches
 from ..progress import progress_bar
@@ -27,7 +27,7 @@ from .config import TrainingConfig
 from .evaluate import evaluate
 from .launch import StopRequest, agree_to_stop, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter
-from .optim import learning_rate_at, step_if_finite
+from .optim import learning_rate_at, learning_rate_scale, step_if_finite
 from .run_folder import RunFolder, should_save
 from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
 from .state import TrainState
@@ -95,7 +95,7 @@ def fit(
     watched = _monitor(model, loader, run_folder, state)
     with run_folder.hold(state.step), stop_on_signals() as stop, watched as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
-            lr = _next_learning_rate(state, loader.plan.total_steps, config)
+            lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
             monitor.add(batches, waited)
             should_stop, is_last = agree_to_stop(stop, accelerator), state.step == loader.plan.total_steps
@@ -123,11 +123,11 @@ def fit(
     return monitor.history
 
 # %% ../../nbs/train/09_loop.ipynb #c72fc028
-def _next_learning_rate(state: TrainState, total_steps: int, config: TrainingConfig) -> float:
+def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConfig) -> float:
     "Return the learning rate of the next step."
-    peak = state.learning_rate_factor * config.learning_rate
-    warmup_steps = config.count_warmup_steps(total_steps)
-    return learning_rate_at(state.step, total_steps, warmup_steps, peak, config.lr_scheduler_type)
+    peak = state.learning_rate_factor * config.learning_rate * learning_rate_scale(plan.packing_ratio)
+    warmup_steps = config.count_warmup_steps(plan.total_steps)
+    return learning_rate_at(state.step, plan.total_steps, warmup_steps, peak, config.lr_scheduler_type)
 
 
 def _finish(

@@ -89,10 +89,10 @@ def describe_run(
 ) -> dict[str, dict[str, Any]]:  # "identity", "config" and "environment", each by names that a message can use
     "Describe a run: what must be equal to resume it, its options, and what decides how numbers are rounded."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    options = ("seed", "packing", "mlm_probability", "whole_word_masking", "per_device_train_batch_size")
+    options = ("seed", "packing", "fill_batches", "mlm_probability", "whole_word_masking")
     identity = {
         **{name: getattr(model_config, name) for name in (*sizes, "max_position_embeddings")},
-        **{name: getattr(config, name) for name in options},
+        **{name: getattr(config, name) for name in (*options, "per_device_train_batch_size")},
         "dataset": dataset.fingerprint,
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "max_length": dataset.max_length,

@@ -1,17 +1,15 @@
 "Kill a tokenizing process at random moments until it finishes."
 
-import multiprocessing
 import random
 import shutil
 import time
 from pathlib import Path
 
+from sandbox import fork_server
+
 from langmlm.text.corpus import open_corpus
 from langmlm.tokens.shards import write_dataset
 from langmlm.tokens.tokenizer import TokenizerConfig, load_tokenizer
-
-_SERVER = multiprocessing.get_context("forkserver")  # Imports once, and forks a process for each attempt
-_SERVER.set_forkserver_preload(["kills"])
 
 
 def make_dataset(text: str, tokenizer: str, shard_characters: int, config: dict, ready=None) -> None:
@@ -29,8 +27,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def attempt(job: tuple, kill_after: float | None = None) -> float | None:
     "Run a job in a process, killed after some seconds if given; return the seconds it took, or None if it was killed."
-    ready = _SERVER.Event()
-    process = _SERVER.Process(target=make_dataset, args=(*job, ready))
+    server = fork_server()  # Has imported everything, and forks a process for each attempt
+    ready = server.Event()
+    process = server.Process(target=make_dataset, args=(*job, ready))
     process.start()
     ready.wait()
     began = time.monotonic()

@@ -2,47 +2,77 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from contextlib import ExitStack
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sandbox import fork_server
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
-
-SCRIPT = """
-import json, sys
 from langmlm import tasks
-given = json.loads(sys.argv[1])
-tasks.create_mlm(**given).train()
-"""
 
 COMMUNICATE_AND_EXIT = """
+import os, sys
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest, agree_to_stop
-kept = Accelerator(cpu=True)
-assert not agree_to_stop(StopRequest(), kept)
+
+def communicate(rank, port):
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}}
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    assert not agree_to_stop(StopRequest(), accelerator)
+    return accelerator
+
+for port in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
+    children = []
+    for rank in (0, 1):
+        if (child := os.fork()) == 0:
+            break
+        children.append(child)
+    if len(children) < 2:
+        kept = communicate(len(children), port)
+        break
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0], "a script did not end well"
 """
 
 
-def run_in_processes(number: int, script: Path, *arguments: str) -> None:
-    "Start a script with torchrun on the CPU; all its processes must succeed."
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*launcher, str(script), *arguments], capture_output=True, text=True, timeout=HANG, env=environment
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def free_ports(number: int) -> list[int]:
+    "Ports that nothing listens to now."
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [server.getsockname()[1] for server in servers]
+
+
+def train_as_one_of(number: int, rank: int, port: int, given: dict) -> None:
+    "Train in a child process, with the variables that a launcher sets."
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+    torch.set_num_threads(1)
+    tasks.create_mlm(**given).train()
 
 
 def train_in_processes(number: int, given: dict) -> list[dict]:
     "Train, and return the log."
-    script = Path(given["training_config"]["output_dir"]).with_suffix(".py")
-    script.write_text(SCRIPT)
-    run_in_processes(number, script, json.dumps(given))
+    (port,) = free_ports(1)
+    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, port, given)) for r in range(number)]
+    for process in processes:
+        process.start()
+    running, deadline = list(processes), time.monotonic() + HANG
+    while running and not any(process.exitcode for process in processes) and time.monotonic() < deadline:
+        wait([process.sentinel for process in running], HANG)
+        running = [process for process in running if process.exitcode is None]
+    for process in running:  # The others have failed or hang
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * number
     return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
 
@@ -92,5 +122,6 @@ def test_a_script_may_exit_at_once(tmp_path: Path):
     "Gloo's threads need Python for a moment after a collective; without the wait at exit, every third script aborted."
     script = tmp_path / "script.py"
     script.write_text(COMMUNICATE_AND_EXIT)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: run_in_processes(2, script), range(4)))
+    command = [sys.executable, script, *map(str, free_ports(8))]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
+    assert finished.returncode == 0, finished.stderr[-3000:]

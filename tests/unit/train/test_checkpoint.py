@@ -214,7 +214,7 @@ def test_files_in_the_final_model(run: tasks.MLMTask, tmp_path: Path, caplog: py
     assert not (tmp_path / "final_model" / "README.md").exists()
     assert (tmp_path / "superseded-final_model" / "README.md").read_text() == "mine"
     assert (tmp_path / "superseded-final_model-2" / "README.md").read_text() == "mine too"
-    assert "holds files that are not part of the model: renamed it to superseded-final_model" in caplog.text
+    assert "it is now named superseded-final_model" in caplog.text
 
 
 def test_files(run: tasks.MLMTask, checkpoint: Path):
@@ -410,12 +410,13 @@ def test_every_damage_of_every_file_is_noticed(folder: Path, checkpoint: Path):
     assert find_damage(checkpoint) == [] and Path(find_starting_point(folder).weights) == checkpoint
 
 
-def test_extra_files(checkpoint: Path):
-    "Weights in another format, which transformers might prefer, do not go unnoticed."
+def test_extra_files(checkpoint: Path, caplog: pytest.LogCaptureFixture):
+    "A note or weights in another format are named in a warning, and the checkpoint is resumed."
+    caplog.set_level(logging.WARNING, "langmlm")
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
-    assert find_damage(checkpoint) == ["pytorch_model.bin does not belong to it"]
-    with pytest.raises(ValueError, match="pytorch_model.bin does not belong to it"):
-        find_starting_point(checkpoint)
+    assert find_damage(checkpoint) == []
+    assert find_starting_point(checkpoint).trainer_state["global_step"] == 6
+    assert "contains files that are not part of the checkpoint: pytorch_model.bin" in caplog.text
 
 
 # Loading
@@ -512,8 +513,11 @@ def test_pickles_in_every_file(checkpoint: Path, attack: object, tmp_path: Path)
     for name in [*sorted(file.name for file in checkpoint.iterdir()), *others]:
         shutil.copytree(checkpoint, bad)
         (bad / name).write_bytes(pickle.dumps(attack))
-        with pytest.raises(ValueError, match=name):
+        if name in others:  # Not looked at
             load_everything(bad)
+        else:
+            with pytest.raises(ValueError, match=name):
+                load_everything(bad)
         shutil.rmtree(bad)
 
 

@@ -191,3 +191,53 @@ def test_warmup_steps():
     "Given as steps or as a share of the run, rounded up."
     assert replace(CONFIG, warmup_ratio=0.05).count_warmup_steps(101) == 6
     assert replace(CONFIG, warmup_ratio=0.05, warmup_steps=2).count_warmup_steps(101) == 2
+
+
+# Short lines
+
+TWEETS = SimpleNamespace(lengths=np.random.default_rng(0).integers(8, 57, 5_000).astype(np.int32), max_length=512)
+TWEETS.tokens = int(TWEETS.lengths.sum())
+LONG = SimpleNamespace(lengths=np.full(100, 300, np.int32), tokens=30_000, max_length=512)
+
+
+def test_packing_is_limited_on_short_lines():
+    "A step holds about four times as many sequences as configured, and the peak learning rate is twice as high."
+    plan, lines = plan_batches(TWEETS, CONFIG), plan_batches(TWEETS, replace(CONFIG, packing=False))
+    assert plan.packing_ratio == 4 and lines.packing_ratio == 1
+    assert 3.5 < lines.total_steps / plan.total_steps < 5
+    arithmetic = run_arithmetic(TWEETS, plan, 1_000_000, CONFIG)
+    assert arithmetic.learning_rate == 2 * CONFIG.learning_rate
+    assert "packing puts 4 times as many sequences as configured into a step" in str(arithmetic)
+    assert "the peak learning rate is 0.0004 instead of 0.0002" in str(arithmetic)
+
+
+def test_fill_batches():
+    "The token budget is per_device_train_batch_size x max_length, and the learning rate is the configured one."
+    full = replace(CONFIG, fill_batches=True)
+    plan = plan_batches(TWEETS, full)
+    assert (plan.token_budget, plan.packing_ratio) == (4 * 512, 1)
+    arithmetic = run_arithmetic(TWEETS, plan, 1_000_000, full)
+    assert arithmetic.learning_rate == full.learning_rate and "packing puts" not in str(arithmetic)
+
+
+def test_long_documents_are_packed_as_before():
+    "More than half of `max_length` on average: nothing changes."
+    plan, full = plan_batches(LONG, CONFIG), plan_batches(LONG, replace(CONFIG, fill_batches=True))
+    assert vars(plan) | {"epoch_ends": 0} == vars(full) | {"epoch_ends": 0}
+    assert np.array_equal(plan.epoch_ends, full.epoch_ends)
+
+
+def test_longest_sequence_fits_the_limited_budget():
+    "With one short line per micro-batch, the budget is the longest line, and the ratio stays at its maximum."
+    plan = plan_batches(TWEETS, replace(CONFIG, per_device_train_batch_size=1))
+    assert plan.token_budget == math.ceil(4 * TWEETS.tokens / 5_000) and plan.packing_ratio == 4
+    lengths = np.append(TWEETS.lengths, np.int32(500))
+    uneven = SimpleNamespace(lengths=lengths, tokens=int(lengths.sum()), max_length=512)
+    plan = plan_batches(uneven, replace(CONFIG, per_device_train_batch_size=1))
+    assert (plan.token_budget, plan.packing_ratio) == (500, 4)
+
+
+def test_advice_is_printed_with_the_size():
+    "Too few steps: the printed size ends with the option to change and its value."
+    assert str(replace(ARITHMETIC, steps=700)).endswith(replace(ARITHMETIC, steps=700).advice())
+    assert str(replace(ARITHMETIC, steps=5_000)).count("\n") == 0
