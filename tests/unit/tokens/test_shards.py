@@ -326,7 +326,7 @@ def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: 
         del other[3]
     else:
         other[records[1]["begin"]["total"] + 5] += "!"
-    with pytest.raises(TextError, match="are not those of the finished shards|text of the finished shard 1 has changed"):
+    with pytest.raises(TextError, match="are not those of the finished shards|text of finished shard 1 has changed"):
         module._write_shards(open_corpus(make_stream(other)), tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     assert module._read_shards(tmp_path) == records
