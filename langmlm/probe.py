@@ -399,8 +399,9 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
 # %% ../nbs/probe.ipynb #f6f6ba60
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[BatchEncoding, int]:
     "Tokenize all texts, once, and count those that are truncated."
-    truncated = sum(len(ids) > max_length for ids in tokenizer(texts, verbose=False)["input_ids"])
-    return tokenizer(texts, truncation=True, max_length=max_length), truncated
+    inputs = tokenizer(texts, verbose=False)
+    truncated = sum(len(ids) > max_length for ids in inputs["input_ids"])
+    return tokenizer(texts, truncation=True, max_length=max_length) if truncated else inputs, truncated
 
 
 def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.ndarray) -> dict[str, list[_Run]]:

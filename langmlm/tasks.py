@@ -28,16 +28,15 @@ from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps
-from .model.compile import compile_model, should_compile
+from .model.compile import compile_model
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
+from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
 from .tokens.encode import find_word_starts
-from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .tokens.processes import process_rank
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
-from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer
-from .tokens.tokenizer import reuse_or_train_tokenizer
+from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.evaluate import check_validation
@@ -160,7 +159,8 @@ class MLMTask:
         plan = plan_batches(dataset, config, accelerator.num_processes)
         description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
         self.loader, self.validation = _make_loaders(self, validation, plan)
-        self.module, self.optimizer, self._compiled, self._captured = _prepare_model(self, plan)
+        self._compiled = description["environment"]["compiled"]
+        self.module, self.optimizer, self._captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
         self.state = TrainState(initial_weights=start.weights)
         if start.trainer_state:
@@ -216,13 +216,15 @@ def _make_loaders(
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
     )
-    if config.eval_steps:
-        check_validation(validation_loader := replace(loader, dataset=validation))
-    return loader, validation_loader if config.eval_steps else None
+    if not config.eval_steps:
+        return loader, None
+    validation_loader = replace(loader, dataset=validation)
+    check_validation(validation_loader)
+    return loader, validation_loader
 
 # %% ../nbs/tasks.ipynb #5846ec3c
-def _prepare_model(task: MLMTask, plan: BatchPlan) -> tuple[nn.Module, Optimizer, bool, bool]:
-    "Wrap the model for flat batches and hand it to Accelerate; say whether it is compiled, and with CUDA graphs."
+def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
+    "Wrap the model for flat batches, compile it, and hand it to Accelerate; say whether CUDA graphs are captured."
     model, config, accelerator = task.model, task.config, task.accelerator
     if config.gradient_checkpointing:
         model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
@@ -230,13 +232,12 @@ def _prepare_model(task: MLMTask, plan: BatchPlan) -> tuple[nn.Module, Optimizer
         enable()  # The second is the name before transformers 6
     betas = config.adam_beta1, config.adam_beta2
     optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
-    module, batches = FlatMaskedLM(model), plan.total_steps * config.gradient_accumulation_steps
-    compiled, captured = should_compile(config.torch_compile, accelerator.device, batches), False
-    if compiled:
+    module, captured = FlatMaskedLM(model), False
+    if task._compiled:
         logger.info("the model is compiled during the first steps, which takes about a minute")
         processes, automatic = accelerator.num_processes, config.torch_compile is None
         captured = compile_model(module, accelerator.device, processes, fall_back=automatic)
-    return *accelerator.prepare(module, optimizer), compiled, captured
+    return *accelerator.prepare(module, optimizer), captured
 
 # %% ../nbs/tasks.ipynb #9acafe04
 def _measure_steps(task: MLMTask, steps: int) -> Estimate:
@@ -264,10 +265,9 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
     "Log the size of a run, and an advice if it has few steps."
-    size, *advice = str(arithmetic).splitlines()
-    logger.info("%s", size)
-    for line in advice:
-        logger.warning("%s", line)
+    logger.info("%s", arithmetic.size())
+    if advice := arithmetic.advice():
+        logger.warning("%s", advice)
 
 # %% ../nbs/tasks.ipynb #e0a3d7f4
 def _outside_of_resumed_run(

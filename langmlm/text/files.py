@@ -119,7 +119,6 @@ def check_ratio(
         problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
         raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
 
-
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
 @dataclass(frozen=True)
 class SourceFile:
@@ -164,7 +163,6 @@ class SourceFile:
             sizes = f"it had {self.size:,} bytes, and has {size:,} now"
             raise ValueError(f"{self.name} has changed since the run began ({sizes}): pass a copy that does not change")
 
-
 # %% ../../nbs/text/01_files.ipynb #69ff1e21
 def _name_file(error: Exception, file: SourceFile) -> Exception:
     "Add the name of the file to an error that was raised while it was read."
@@ -183,7 +181,6 @@ def _is_damage(error: Exception) -> bool:
     damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
     return isinstance(error, damage) or (type(error) is OSError and not error.errno)
 
-
 # %% ../../nbs/text/01_files.ipynb #45e860d9
 def find_files(
     part: str | PathLike,  # File, glob, folder, or a URL such as `hf://...`; `~` is the home folder
@@ -198,7 +195,6 @@ def find_files(
     if empty:
         raise ValueError(f"data_path {str(part)!r} names empty files: {', '.join(empty)}")
     return files
-
 
 # %% ../../nbs/text/01_files.ipynb #2498d954
 def _local_files(part: str) -> list[SourceFile]:
@@ -231,7 +227,6 @@ def _regular_size(path: Path) -> int:
         raise OSError(f"data_path: {path} is not a regular file but a pipe, a socket or a device: {remedy}")
     return status.st_size
 
-
 # %% ../../nbs/text/01_files.ipynb #b5db702a
 def _format_or_text(name: str) -> tuple[str, str | None]:
     "Return the format and compression of a file that was named explicitly; an unknown extension means text."
@@ -250,7 +245,6 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
     if ignored := len(names) - len(known):
         logger.warning("data_path %r: ignoring %d file%s with other extensions", part, ignored, "s" * (ignored > 1))
     return known
-
 
 # %% ../../nbs/text/01_files.ipynb #454cb4c7
 _HIDDEN = re.compile(r"(^|/)\.")
@@ -296,7 +290,6 @@ def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     if pattern == "**":
         return _matches(names, patterns[1:]) or (not is_hidden and _matches(names[1:], patterns))
     return not is_hidden and fnmatch(name, pattern) and _matches(names[1:], patterns[1:])
-
 
 # %% ../../nbs/text/01_files.ipynb #95549c02
 _PACKAGES = {  # Protocol -> package that fsspec needs for it

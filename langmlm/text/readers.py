@@ -96,7 +96,6 @@ def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
             remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract it"
     return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
 
-
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
     "Decode a stream of UTF-8 into strings that may begin and end anywhere."

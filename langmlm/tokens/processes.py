@@ -8,6 +8,7 @@ __all__ = ['SharedFolder', 'unfinished_folder', 'work_folder']
 # %% ../../nbs/tokens/06_processes.ipynb #94667bb5
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -188,3 +189,11 @@ def work_folder(
     finally:
         if lock:
             lock.release()
+
+# %% ../../nbs/tokens/06_processes.ipynb #7b1c40de
+def reuse_finished(target: Path, key: str) -> dict[str, Any] | None:
+    "Return the manifest of a complete result, or None; delete its folder of unfinished work, which a late kill leaves."
+    manifest = read_finished(target, key)
+    if manifest and process_rank()[0] == 0:
+        shutil.rmtree(unfinished_folder(target, key), ignore_errors=True)
+    return manifest

@@ -31,7 +31,7 @@ from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplica
 from .duplicates import mark_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
-from .processes import SharedFolder, process_rank, read_finished, unfinished_folder, work_folder
+from .processes import SharedFolder, process_rank, read_finished, reuse_finished, work_folder
 from .report import Report, add_statistics, check_unknown, count_lengths, count_text, pack_bits
 from .report import warn_of_unknown
 from .tokenizer import TokenizerConfig, fingerprint_tokenizer
@@ -380,10 +380,8 @@ def write_dataset(
     (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.path_to_save_dataset)
     if config.shard:
         target = target.with_name(f"{target.name}.part-{part}-of-{parts}")
-    if manifest := read_finished(target, job["key"]):
+    if manifest := reuse_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
-        if rank == 0:  # A call may have been killed at its very end
-            shutil.rmtree(unfinished_folder(target, job["key"]), ignore_errors=True)
         return Report(manifest)
     check_replaceable(target, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
     with work_folder(target, job["key"], "path_to_save_dataset") as work, _keep_finished_shards(work):

@@ -257,6 +257,10 @@ class Arithmetic:
     learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
 
     def __str__(self) -> str:
+        return "\n".join(filter(None, [self.size(), self.advice()]))
+
+    def size(self) -> str:
+        "Say how long the run is, and what packing does to its learning rate."
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
         text = (
             f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
@@ -266,7 +270,7 @@ class Arithmetic:
             given = self.learning_rate / learning_rate_scale(self.packing_ratio)
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step"
             text += f", so the peak learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
-        return f"{text}\n{self.advice()}" if self.advice() else text
+        return text
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None."

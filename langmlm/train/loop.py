@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -91,7 +91,7 @@ def fit(
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
-    expected = model.config.vocab_size, config.count_warmup_steps(loader.plan.total_steps)
+    limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
     watched = _monitor(model, loader, run_folder, state)
     with run_folder.hold(state.step), stop_on_signals() as stop, watched as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
@@ -103,7 +103,7 @@ def fit(
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
             save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
             should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
-            spike = detect_loss_spike(state, config, accelerator, should_log, *expected) if should_read else None
+            spike = detect_loss_spike(state, config, accelerator, should_log, **limits) if should_read else None
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
@@ -161,7 +161,7 @@ class _Monitor:
 
     def __init__(self, model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
         special_ids, vocab_size = run_folder.tokenizer.all_special_ids, model.config.vocab_size
-        self._unigram_entropy = cache(lambda: unigram_entropy(loader.dataset, special_ids, vocab_size))
+        self._unigram_entropy = partial(unigram_entropy, loader.dataset, special_ids, vocab_size)
         self._config = run_folder.config
         accelerator, hidden = run_folder.accelerator, run_folder.config.disable_tqdm
         shown = False if not accelerator.is_main_process else None if hidden is None else not hidden

@@ -35,7 +35,6 @@ def learning_rate_at(
         return learning_rate * (step + 1) / warmup_steps
     return learning_rate * SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
 
-
 # %% ../../nbs/train/02_optim.ipynb #62b339aa
 def learning_rate_scale(
     packing_ratio: int,  # Times as many sequences as configured in a step

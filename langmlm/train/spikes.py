@@ -34,6 +34,11 @@ def _estimate_noise(losses: np.ndarray) -> float:
     changes = np.diff(losses)
     return float(1.4826 * np.median(np.abs(changes - np.median(changes))) / math.sqrt(2))
 
+
+def _sliding_medians(losses: np.ndarray, window: int) -> np.ndarray:
+    "Return the medians of all windows of consecutive losses, at least one; [steps - window + 1]."
+    return np.median(np.lib.stride_tricks.sliding_window_view(losses, window), axis=1)
+
 # %% ../../nbs/train/08_spikes.ipynb #1bfb1d09
 _WINDOWS = {16: 4.0, 64: 2.0}  # Steps in a window -> multiples of the noise that its median may rise
 _MIN_RISE = 0.1  # Least rise that counts, as a share of the lowest median
@@ -56,7 +61,7 @@ def _find_spike(losses: Sequence[Sequence[float]]) -> LossSpike | None:
     for window, multiple in _WINDOWS.items():
         if len(values) < window:
             continue
-        medians = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
+        medians = _sliding_medians(values, window)
         noise, lowest = _estimate_noise(values), medians[:-window].min(initial=np.inf)
         limit = lowest + max(multiple * noise, _MIN_RISE * lowest)
         if len(values) < TrainState.history_length:
@@ -74,14 +79,16 @@ def _find_loss_above_uniform(state: TrainState, vocab_size: int, warmup_steps: i
     losses, window = state.recent_losses(), min(_WINDOWS)
     limit = (1 + _MIN_RISE_FROM_START) * math.log(vocab_size)
     values = np.array([loss for _, loss in losses])
-    if len(values) < window or losses[-window][0] <= warmup_steps or np.median(values[-window:]) <= limit:
+    if len(values) < window or losses[-window][0] <= warmup_steps:
         return None
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
+    medians = _sliding_medians(values, window)
+    if medians[-1] <= limit:
+        return None
     normal = [losses[first][0] for first in np.flatnonzero(medians <= limit)[-1:]]
     normal += [entry["step"] for entry in state.log_history if entry.get("loss", math.inf) <= limit]
     onset = min(int(max(normal, default=0)), int(losses[-window][0]) - 1)
     uniform = f"{limit:.3g}, well above the {math.log(vocab_size):.3g} of a uniform guess"
-    return LossSpike(onset, f"the median loss of {window} steps is {np.median(values[-window:]):.3g}, over {uniform}")
+    return LossSpike(onset, f"the median loss of {window} steps is {medians[-1]:.3g}, over {uniform}")
 
 # %% ../../nbs/train/08_spikes.ipynb #e9d192bf
 def detect_loss_spike(
@@ -103,8 +110,10 @@ def detect_loss_spike(
     if spike := _find_spike(state.recent_losses()):
         return spike
     spike = _find_loss_above_uniform(state, vocab_size, warmup_steps)
-    is_reported = any("loss_spike" in entry and spike and entry["step"] > spike.onset for entry in state.log_history)
-    return None if config.on_loss_spike == "warn" and is_reported else spike
+    if spike and config.on_loss_spike == "warn":  # The run goes on with this loss: one report is enough
+        is_reported = any("loss_spike" in entry and entry["step"] > spike.onset for entry in state.log_history)
+        return None if is_reported else spike
+    return spike
 
 # %% ../../nbs/train/08_spikes.ipynb #beb67665
 def checkpoints_for_rollback(

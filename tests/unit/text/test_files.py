@@ -1,10 +1,8 @@
 "Files are found in a fixed order and decompressed completely, or the error names them."
 
-import bz2
 import gzip
 import http.server
 import logging
-import lzma
 import sys
 import threading
 from contextlib import chdir
@@ -18,16 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.core import url_to_fs
+from nasty_files import COMPRESS
 
 from langmlm.text.corpus import open_corpus
 from langmlm.text.files import COMPRESSIONS, FORMATS, SourceFile, detect_format, find_files
 
-COMPRESS = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
-}
 TEXT = b"Storm warning for the coast.\n" * 1_000
 
 

@@ -1,6 +1,5 @@
 "Hostile or broken sources end in an error that names them, within bounded time and memory."
 
-import bz2
 import errno
 import glob
 import gzip
@@ -25,17 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.core import url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
+from nasty_files import COMPRESS
 
 from langmlm.text import files
 from langmlm.text.corpus import open_corpus
 from langmlm.text.files import SourceFile, find_files
-
-COMPRESS = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "zst": lambda data: bytes(pa.Codec("zstd").compress(data)),
-}
 
 
 def read(source, **options) -> list[str]:
