@@ -8,6 +8,9 @@ __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 # %% ../nbs/tasks.ipynb #a559bad7
 import copy
 import logging
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -17,23 +20,28 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
+from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
 
 from .config import ConfigError, make_config
 from .data.batching import BatchPlan
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
-from .disk import check_replaceable
+from .disk import check_replaceable, clean_up_interrupted, find_overlaps
 from .model.compile import compile_model, should_compile
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
-from .text.corpus import Corpus, open_corpus
+from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
+from .tokens.encode import find_word_starts
+from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
+from .tokens.processes import process_rank
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
-from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
+from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer
+from .tokens.tokenizer import reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
-from .train.launch import make_accelerator
+from .train.evaluate import check_validation
+from .train.launch import explain_inexact, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
@@ -59,10 +67,53 @@ class TokenizerTask:
     def train(self) -> Report:  # What was in the text and what became of it; also the manifest of the dataset
         "Train the tokenizer, unless it was given or exists already, and tokenize the text; resume interrupted work."
         source = self.corpus.fingerprint()
+        _clean_up(self.config.path_to_save_dataset)
         if self._is_given:
             return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
+        _clean_up(self.config.path_to_save_tokenizer)
         with reuse_or_train_tokenizer(self.corpus, self.config, source) as self.tokenizer:
             return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
+
+# %% ../nbs/tasks.ipynb #b2d94c16
+def _clean_up(path: str | PathLike) -> None:
+    "Delete what killed jobs left beside a result, and restore what they were about to replace."
+    target = Path(os.path.realpath(path))
+    name = re.escape(target.name) + r"(\.part-\d+-of-\d+)?"
+    if process_rank()[0] == 0:
+        for action in clean_up_interrupted(target.parent, rf"{name}|\.{name}\.[0-9a-f]{{12}}\.unfinished"):
+            logger.warning("%s: %s", path, action)
+
+# %% ../nbs/tasks.ipynb #9be27d10
+_PATHS = ("path_to_save_tokenizer", "path_to_save_dataset", "output_dir", "logging_dir")
+
+
+def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | TrainingConfig:
+    "Replace `~` in the paths of a config."
+    paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
+    changed = {name: home for name, path in paths.items() if (home := os.path.expanduser(path)) != os.fspath(path)}
+    return replace(config, **changed) if changed else config
+
+
+def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
+    "Raise an error if paths of one job contain each other; what does not exist here is a name on the Hub."
+    existing = {option: [path for path in paths if os.path.exists(path)] for option, paths in read.items()}
+    if errors := find_overlaps(written, existing):
+        raise ConfigError("the combination of paths", errors)
+
+# %% ../nbs/tasks.ipynb #4f6e81ac
+def _named_paths(data_path: Any) -> list[str]:
+    "Return the paths in `data_path`, before anything is opened; globs and names on the Hub are not looked up."
+    named = data_path if isinstance(data_path, (list, tuple)) else [data_path]
+    return [os.path.expanduser(path) for path in named if isinstance(path, (str, PathLike))]
+
+
+def _source_files(corpus: Corpus) -> list[str]:
+    "Return the files that a corpus is read from; some may be on a server."
+    files = [part.name for part in corpus.parts if isinstance(part, FilePart)]
+    for part in corpus.parts:
+        if isinstance(part, DatasetPart):
+            files += [file["filename"] for file in getattr(part.dataset, "cache_files", None) or []]
+    return [file.removeprefix("file://") for file in files]
 
 # %% ../nbs/tasks.ipynb #ccaba5c9
 def create_tokenizer(
@@ -71,8 +122,13 @@ def create_tokenizer(
     tokenizer: str | PathLike | None = None,  # Folder or Hub name of a tokenizer to use as it is; None: train one
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
-    config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
+    config = _expand_home(make_config(TokenizerConfig, "tokenizer_config", tokenizer_config))
+    tokenizer = None if tokenizer is None else os.path.expanduser(tokenizer)
+    outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
+    written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
+    _check_overlaps(written, {"data_path": _named_paths(data_path), "tokenizer": used})
     corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors)
+    _check_overlaps(written, {"data_path": _source_files(corpus)})
     check_replaceable(config.path_to_save_dataset, "dataset", "path_to_save_dataset")
     if tokenizer is None:
         check_replaceable(config.path_to_save_tokenizer, "tokenizer", "path_to_save_tokenizer")
@@ -129,6 +185,9 @@ class MLMTask:
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
             _log_arithmetic(self.arithmetic())
+            head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
+            if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
+                logger.warning("this run is not reproducible bit for bit: %s", reason)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in names}
         return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
@@ -142,6 +201,7 @@ def _make_loaders(
     if config.eval_steps and validation is None:
         raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
     on_gpu, sizes = accelerator.device.type == "cuda", None
+    word_start = find_word_starts(tokenizer) if config.whole_word_masking else None
     if on_gpu and config.packing:
         sizes = fixed_sizes(task.dataset.lengths, plan.token_budget, config.mlm_probability)
     elif on_gpu or accelerator.mixed_precision != "no":
@@ -149,14 +209,16 @@ def _make_loaders(
     loader = BatchLoader(
         dataset=task.dataset,
         plan=plan,
-        rules=masking_rules(tokenizer, config.mlm_probability, config.seed, config.whole_word_masking),
+        rules=masking_rules(tokenizer, config.mlm_probability, config.seed, word_start),
         pad_token_id=tokenizer.pad_token_id,
         sizes=sizes,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
     )
-    return loader, replace(loader, dataset=validation) if config.eval_steps else None
+    if config.eval_steps:
+        check_validation(validation_loader := replace(loader, dataset=validation))
+    return loader, validation_loader if config.eval_steps else None
 
 # %% ../nbs/tasks.ipynb #5846ec3c
 def _prepare_model(task: MLMTask, plan: BatchPlan) -> tuple[nn.Module, Optimizer, bool, bool]:
@@ -202,9 +264,20 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
     "Log the size of a run, and an advice if it has few steps."
-    logger.info("%s", arithmetic)
-    if advice := arithmetic.advice():
-        logger.warning("%s", advice)
+    size, *advice = str(arithmetic).splitlines()
+    logger.info("%s", size)
+    for line in advice:
+        logger.warning("%s", line)
+
+# %% ../nbs/tasks.ipynb #e0a3d7f4
+def _outside_of_resumed_run(
+    read: dict[str, str | None], config: TrainingConfig, start: StartingPoint
+) -> dict[str, list[str]]:
+    "Leave out the checkpoint that is resumed, and the folder of its run if the run stays in it."
+    resumed = set()
+    if start.trainer_state and os.path.realpath(Path(start.weights).parent) == os.path.realpath(config.run_folder):
+        resumed = {os.path.realpath(start.weights), os.path.realpath(config.run_folder)}
+    return {option: [path] for option, path in read.items() if path and os.path.realpath(path) not in resumed}
 
 # %% ../nbs/tasks.ipynb #9cafb2bf
 def create_mlm(
@@ -218,18 +291,42 @@ def create_mlm(
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
+    tokenizer, tokenized_dataset = map(os.path.expanduser, (tokenizer, tokenized_dataset))
+    checkpoint_path = None if checkpoint_path is None else os.path.expanduser(checkpoint_path)
     start = find_starting_point(checkpoint_path, resume)
     architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
+    config = _expand_home(config)
     check_run_folder(config.run_folder, start)
+    read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
+    _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
     loaded, dataset = load_tokenizer(tokenizer), open_dataset(tokenized_dataset)
     validation = open_dataset(tokenized_dataset, "validation") if config.eval_steps else None
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, loaded)
     if start.weights is None:
-        model = build_model(roberta_config(architecture, loaded, dataset.max_length), config.seed)
+        completed = roberta_config(architecture, loaded, dataset.max_length)
+        _check_lengths("model_config", completed, loaded, dataset, validation)
+        model = build_model(completed, config.seed)
     else:
         model = _load_matching(start.weights, loaded, dataset, model_config)
+        _check_lengths(f"checkpoint_path={start.weights!r}", model.config, loaded, dataset, validation)
     return MLMTask(model, loaded, dataset, config, start, validation)
+
+# %% ../nbs/tasks.ipynb #daa141a7
+def _check_lengths(
+    name: str,
+    config: RobertaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TokenizedDataset,
+    validation: TokenizedDataset | None,
+) -> None:
+    "Raise an error if the model has too few positions for a sequence of either split."
+    errors = []
+    for split, sequences in (("train", dataset), ("validation", validation)):
+        found = find_mismatches(config, tokenizer, int(sequences.lengths.max())) if sequences else []
+        errors += [f"for the split {split!r}, {error}" for error in found]
+    if errors:
+        raise ConfigError(name, errors)
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:
@@ -255,6 +352,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
         return given
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
+    saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     return saved | given
 

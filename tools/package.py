@@ -13,12 +13,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # From the lowest layer up: a module imports from its own layer's sub-package and from lower layers
-LAYERS = (("config", "progress", "disk"), ("text",), ("tokens",), ("data",), ("model",), ("train",), ("tasks",))
+LAYERS = (("config", "progress", "disk"), ("text",), ("tokens",), ("data",), ("model",), ("train",), ("probe", "tasks"))
 LAYERS += (("cli", "testing"),)
 NO_FILES = ("model", "data.batching", "data.masking")  # These modules reach nothing that reads files:
 READ_FILES = ("disk", "text", "tokens", "data.dataset")
 MAX_MODULES, MAX_LINES, MAX_PUBLIC_NAMES, MAX_CHAIN = 34, 6_250, 200, 12  # Lines: the aim is 5,000, and this falls toward it
-OPTIONAL = {"IPython", "triton"}  # Imported in notebooks only, and on GPUs only, where torch brings it
+# Imported in notebooks only; on GPUs only, where torch brings it; by `evaluate` only, which has an extra
+OPTIONAL = {"IPython", "triton", "sklearn"}
 
 
 class Imported(NamedTuple):

@@ -72,6 +72,7 @@ def train(channel: Channel, job: dict) -> None:
             "torch_compile": job.get("torch_compile", job["device"] == "cuda"),
             "use_cpu": job["device"] == "cpu",
             "disable_tqdm": True,
+            **job.get("options", {}),
         },
     )
     hook = StepHook(task)

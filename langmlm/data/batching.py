@@ -46,7 +46,9 @@ def random_bits(*keys: int | np.ndarray) -> np.ndarray:  # uint64 of the broadca
     return bits
 
 # %% ../../nbs/data/02_batching.ipynb #d238ec2a
-def random_uniform(*keys: int | np.ndarray) -> np.ndarray:  # float64 in [0, 1)
+def random_uniform(
+    *keys: int | np.ndarray,  # As of `random_bits`
+) -> np.ndarray:  # float64 in [0, 1)
     "Return uniform random numbers for the keys of `random_bits`."
     return (random_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
@@ -72,6 +74,7 @@ class BatchPlan:
     batches_per_step: int  # Micro-batches in an optimizer step, over all processes
     num_train_epochs: int  # Passes over the data
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
+    packing_ratio: int = 1  # Times as many sequences as configured in a step; the learning rate follows it
 
     def __post_init__(self):
         ends, epoch = [0], 0
@@ -90,16 +93,25 @@ class BatchPlan:
             return order, pack_sequences(self.lengths[order], self.token_budget)
         return order, np.append(np.arange(0, len(order), self.sequences_per_batch), len(order))
 
-    def locate(self, step: int) -> tuple[int, int]:
+    def locate(
+        self,
+        step: int,  # Optimizer steps done before it
+    ) -> tuple[int, int]:
         "Return the epoch of a step, and the number of steps before it in that epoch."
         epoch = int(np.searchsorted(self.epoch_ends, step, side="right"))
         return epoch, step - int(self.epoch_ends[epoch - 1] if epoch else 0)
 
-    def epochs_done(self, step: int) -> float:
+    def epochs_done(
+        self,
+        step: int,  # Optimizer steps done
+    ) -> float:
         "Return the passes over the data, with their fraction, that a number of steps amounts to."
         return float(np.interp(step, [0, *self.epoch_ends], range(len(self.epoch_ends) + 1)))
 
-    def batches(self, step: int) -> tuple[int, list[np.ndarray]]:
+    def batches(
+        self,
+        step: int,  # Optimizer steps done before it
+    ) -> tuple[int, list[np.ndarray]]:
         "Return the epoch of a step, and the sequence indices of each of its micro-batches, over all processes."
         epoch, step_in_epoch = self.locate(step)
         order, bounds = self._plan_epoch(epoch)

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .batching import BatchPlan, make_flat_batch, pack_sequences
 from .dataset import TokenizedDataset
-from .masking import BatchSizes, MaskedBatch, MaskingRules, mask_batch, pad_batch
+from .masking import BatchSizes, MaskedBatch, MaskingRules, check_words, mask_batch, pad_batch
 
 # %% ../../nbs/data/04_loader.ipynb #581c8a86
 @dataclass(frozen=True)
@@ -34,19 +34,27 @@ class StepBatches:
         "Padding tokens in `batches`."
         return self.computed_tokens - int(self.lengths.sum())
 
+# %% ../../nbs/data/04_loader.ipynb #5a3c91e2
+_SAMPLED_SEQUENCES = 1_000  # Enough to see whether the text has words
+
 # %% ../../nbs/data/04_loader.ipynb #4d66acff
 @dataclass(frozen=True, kw_only=True)
 class BatchLoader:
     "Loads the micro-batches of any step of a run."
 
-    dataset: TokenizedDataset
+    dataset: TokenizedDataset  # The split to load
     plan: BatchPlan  # Which sequences each step takes
-    rules: MaskingRules
-    pad_token_id: int
+    rules: MaskingRules  # How tokens are masked; must suit the text
+    pad_token_id: int  # Id of `<pad>`
     sizes: BatchSizes | None = None  # Least sizes of the padded tensors; None: batches are not padded
-    process_index: int = 0
-    num_processes: int = 1
+    process_index: int = 0  # Of this process
+    num_processes: int = 1  # That share the micro-batches
     pin_memory: bool = False  # True: in page-locked memory, from which a GPU copies asynchronously
+
+    def __post_init__(self):
+        if self.rules.word_start is not None:
+            rows = np.unique(np.linspace(0, len(self.dataset) - 1, _SAMPLED_SEQUENCES).astype(np.int64))
+            check_words(self.dataset.flat(rows), self.dataset.lengths[rows], self.rules)
 
     def load(
         self,
@@ -100,6 +108,7 @@ def prefetch(
 @patch
 def load_in_order(self: BatchLoader) -> Iterator[MaskedBatch]:
     "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
-    bounds = pack_sequences(self.dataset.lengths, self.plan.token_budget)
+    token_budget = max(self.plan.token_budget, self.dataset.lengths.max())  # It may be longer than those of training
+    bounds = pack_sequences(self.dataset.lengths, token_budget)
     for index in range(self.process_index, len(bounds) - 1, self.num_processes):
         yield self._finish(self._mask(np.arange(bounds[index], bounds[index + 1]), epoch=0))

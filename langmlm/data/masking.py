@@ -32,7 +32,10 @@ class MaskedBatch:
     masked_positions: Tensor  # [predictions] int64, indices into `input_ids`, ascending
     labels: Tensor  # [predictions] int64, the original ids; `IGNORE_INDEX` where the batch is only padded
 
-    def to(self, device: torch.device | str) -> "MaskedBatch":
+    def to(
+        self,
+        device: torch.device | str,  # As in `Tensor.to`
+    ) -> "MaskedBatch":
         "Copy the batch to a device, asynchronously if it is pinned."
         return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
@@ -47,31 +50,34 @@ class MaskingRules:
 
     mlm_probability: float  # Share of ordinary tokens to predict, between 0 and 1
     seed: int  # 0 or more
-    mask_token_id: int
+    mask_token_id: int  # Id of `<mask>`
     special: np.ndarray  # [vocab_size] bool: never predicted, never a random replacement token
     word_start: np.ndarray | None  # [vocab_size] bool: begins a word; None: tokens are drawn independently
 
 
 def masking_rules(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,  # With a `<mask>` token
     mlm_probability: float = 0.15,  # Between 0 and 1, exclusive
     seed: int = 42,  # 0 or more
-    whole_word_masking: bool = False,  # Mask all tokens of a word or none
+    word_start: np.ndarray | None = None,  # From `find_word_starts`: mask whole words; None: mask single tokens
 ) -> MaskingRules:
     "Derive the masking rules of a run from its tokenizer."
     if not 0 < mlm_probability < 1:
         raise ValueError(f"mlm_probability must be above 0 and below 1, got {mlm_probability}")
     special = np.zeros(len(tokenizer), bool)
     special[tokenizer.all_special_ids] = True
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    starts = special | np.array([token.startswith(("Ġ", "Ċ", "ĉ", "č")) for token in tokens])
-    return MaskingRules(mlm_probability, seed, tokenizer.mask_token_id, special, starts if whole_word_masking else None)
+    word_start = None if word_start is None else word_start | special
+    return MaskingRules(mlm_probability, seed, tokenizer.mask_token_id, special, word_start)
 
 # %% ../../nbs/data/03_masking.ipynb #8b161504
 _CHOICE, _TREATMENT, _REPLACEMENT = 0, 1, 2  # The three random decisions about a token
 
 
-def mask_batch(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+def mask_batch(
+    batch: FlatBatch,  # Unchanged
+    epoch: int,  # 0 or more; every epoch has masks of its own
+    rules: MaskingRules,  # From `masking_rules`
+) -> MaskedBatch:
     "Mask a batch for an epoch as BERT does: of the tokens to predict, 80% `<mask>`, 10% random, 10% unchanged."
     ids, starts = batch.input_ids.numpy(), batch.cu_seqlens.numpy().astype(np.int64)
     lengths = np.diff(starts)
@@ -79,8 +85,7 @@ def mask_batch(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch
     position = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
     chosen = random_uniform(sequence, position, _CHOICE) < rules.mlm_probability
     if rules.word_start is not None:  # The first token of a word decides for all of them
-        begins = rules.word_start[ids] | (position == 0)
-        chosen = chosen[np.maximum.accumulate(np.where(begins, np.arange(len(ids)), 0))]
+        chosen = chosen[_first_of_word(ids, position, rules.word_start)]
     masked = np.flatnonzero(chosen & ~rules.special[ids])
     keys, labels, ordinary = (sequence[masked], position[masked]), ids[masked], np.flatnonzero(~rules.special)
     treatment = random_uniform(*keys, _TREATMENT)
@@ -90,13 +95,41 @@ def mask_batch(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch
     inputs, masked, labels = (torch.from_numpy(array) for array in (inputs, masked, labels))
     return MaskedBatch(inputs, batch.position_ids, batch.cu_seqlens, masked, labels)
 
+
+def _first_of_word(ids: np.ndarray, position: np.ndarray, word_start: np.ndarray) -> np.ndarray:
+    "Return the index of the first token of each token's word; the first token of a sequence begins one."
+    return np.maximum.accumulate(np.where(word_start[ids] | (position == 0), np.arange(len(ids)), 0))
+
+# %% ../../nbs/data/03_masking.ipynb #9eaa8787
+_LEAST_TOKENS = 16  # Shorter sequences may well be a single word
+
+
+def check_words(
+    ids: np.ndarray,  # [tokens] int64, ids of sequences, concatenated
+    lengths: np.ndarray,  # [sequences] tokens in each
+    rules: MaskingRules,  # With a `word_start`
+) -> None:
+    "Raise an error if in most sequences a single word has more than half of the tokens."
+    position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    sequence, ordinary = np.repeat(np.arange(len(lengths)), lengths), ~rules.special[ids]
+    first = _first_of_word(ids, position, rules.word_start)
+    longest, words = np.zeros(len(lengths)), np.bincount(first, ordinary, len(ids))
+    np.maximum.at(longest, sequence, words[first])
+    tokens = np.bincount(sequence, ordinary, len(lengths))
+    long = tokens >= _LEAST_TOKENS
+    filled = int((longest[long] > tokens[long] / 2).sum())
+    if filled > long.sum() / 2:
+        found = f"in {filled:,} of {long.sum():,} sequences, a single word has more than half of the tokens"
+        reason = "the text has no spaces, or the tokenizer does not keep them"
+        raise ValueError(f"whole_word_masking=True does not suit this dataset: {found} ({reason}): set it to False")
+
 # %% ../../nbs/data/03_masking.ipynb #99ee2bb0
 class BatchSizes(NamedTuple):
     "Minimum sizes of the tensors of a padded batch."
 
-    tokens: int = 0
+    tokens: int = 0  # Length of `input_ids`
     bounds: int = 0  # Length of `cu_seqlens`
-    predictions: int = 0
+    predictions: int = 0  # Length of `labels`
 
 
 def _round_up(count: int) -> int:
@@ -108,7 +141,7 @@ def _round_up(count: int) -> int:
 def fixed_sizes(
     lengths: np.ndarray,  # [sequences] number of tokens in each, of the whole dataset
     token_budget: int,  # Maximum number of tokens in a micro-batch
-    mlm_probability: float,
+    mlm_probability: float,  # Share of tokens to predict
 ) -> BatchSizes:
     "Return sizes that nearly every packed batch of a dataset fits into."
     sequences, predictions = token_budget / lengths.mean(), token_budget * mlm_probability
@@ -118,10 +151,10 @@ def fixed_sizes(
 
 # %% ../../nbs/data/03_masking.ipynb #60e4c9a6
 def pad_batch(
-    batch: MaskedBatch,
+    batch: MaskedBatch,  # Without padding
     token_budget: int,  # Maximum number of tokens in a micro-batch; not exceeded
     max_length: int,  # Maximum number of tokens in a sequence
-    pad_token_id: int,
+    pad_token_id: int,  # Id of `<pad>`
     sizes: BatchSizes = BatchSizes(),  # From `fixed_sizes`, so that nearly all batches have one shape
 ) -> MaskedBatch:  # With the same loss
     "Pad a batch to one of few shapes."

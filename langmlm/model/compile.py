@@ -26,7 +26,7 @@ def _can_compile(device: torch.device) -> bool:
 
 def should_compile(
     torch_compile: bool | None,  # None: compile long runs where it is possible
-    device: torch.device,
+    device: torch.device,  # That the model is trained on
     batches: int,  # Micro-batches of the whole run on each device
 ) -> bool:
     "Whether to compile the model of a run."

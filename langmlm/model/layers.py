@@ -54,7 +54,10 @@ class _Dropout(torch.autograd.Function):
 class FastDropout(nn.Dropout):
     "Dropout with cheap random numbers on a CPU; elsewhere, and when compiled, PyTorch's own."
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,  # Of any shape
+    ) -> Tensor:
         if hidden.device.type != "cpu" or torch.compiler.is_compiling() or not (self.training and self.p):
             return super().forward(hidden)
         return _Dropout.apply(hidden, self.p)
@@ -104,7 +107,10 @@ class _Embedding(torch.autograd.Function):
 class DeterministicEmbedding(nn.Embedding):
     "Embedding whose gradient is summed in a fixed order."
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,  # int64, of any shape
+    ) -> Tensor:
         return _Embedding.apply(ids, self.weight, -1 if self.padding_idx is None else self.padding_idx)
 
 # %% ../../nbs/model/03_layers.ipynb #43822690
@@ -123,7 +129,9 @@ _REPLACEMENTS = {
 }
 
 
-def replace_layers(model: nn.Module) -> None:
+def replace_layers(
+    model: nn.Module,  # Changed in place
+) -> None:
     "Replace dropout, embedding and layer norm modules of a model in place; weights and their names stay."
     for module in model.modules():
         if type(module) in _REPLACEMENTS:  # Not a subclass, which may compute something else

@@ -6,9 +6,11 @@
 __all__ = ['ModelConfig', 'roberta_config', 'build_model', 'linear_cross_entropy', 'FlatMaskedLM']
 
 # %% ../../nbs/model/01_roberta.ipynb #927d64af
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN, gelu
 
-from ..config import ConfigError, find_type_errors
+from ..config import ConfigError, find_type_errors, show_value
 from ..data.masking import IGNORE_INDEX
 from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
 from .layers import replace_layers
@@ -39,8 +41,8 @@ class ModelConfig:
     num_attention_heads: int = 12  # Attention heads in each layer
     intermediate_size: int = 3072  # Width of the feed-forward layers
     hidden_act: str = "gelu"  # Name of an activation function in transformers
-    hidden_dropout_prob: float = 0.1  # From 0 to below 1
-    attention_probs_dropout_prob: float = 0.1  # From 0 to below 1
+    hidden_dropout_prob: float = 0.1  # From 0 to 0.99
+    attention_probs_dropout_prob: float = 0.1  # From 0 to 0.99
     layer_norm_eps: float = 1e-5  # Added to the variance in layer norms
     initializer_range: float = 0.02  # Standard deviation of the random initialization
     type_vocab_size: int = 1  # Token types; RoBERTa has one
@@ -63,14 +65,17 @@ def _invalid_values(config: ModelConfig) -> list[str]:
     values, errors = asdict(config), []
     sizes = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads")
     for name in (*sizes, "intermediate_size", "type_vocab_size"):
-        if values[name] is not None and values[name] < 1:
-            errors.append(f"{name} must be at least 1, got {values[name]}")
+        most = 1_000 if name == "num_hidden_layers" else 2**31 - 1
+        if values[name] is not None and not 1 <= values[name] <= most:
+            errors.append(f"{name} must be 1 to {most:,}, got {show_value(values[name])}")
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if not 0 <= values[name] < 1:
-            errors.append(f"{name} must be from 0 to below 1, got {values[name]}")
+        if not 0 <= values[name] <= 0.99:
+            errors.append(f"{name} must be from 0 to 0.99, got {show_value(values[name])}")
+    if config.classifier_dropout is not None and not 0 <= config.classifier_dropout <= 1:
+        errors.append(f"classifier_dropout must be from 0 to 1, got {show_value(config.classifier_dropout)}")
     for name in ("layer_norm_eps", "initializer_range"):
-        if not values[name] > 0:
-            errors.append(f"{name} must be above 0, got {values[name]}")
+        if not 0 < values[name] < math.inf:
+            errors.append(f"{name} must be above 0, got {show_value(values[name])}")
     if not errors and config.hidden_size % config.num_attention_heads:
         multiple = f"a multiple of num_attention_heads={config.num_attention_heads}"
         errors.append(f"hidden_size must be {multiple}, got {config.hidden_size}")
@@ -106,9 +111,20 @@ def find_mismatches(
     return errors
 
 # %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
+def _find_size_error(config: RobertaConfig) -> str | None:
+    "Say that a model does not fit into the memory of this machine, before the attempt ends the process."
+    hidden, rows = config.hidden_size, config.vocab_size * (1 if config.tie_word_embeddings else 2)
+    rows += config.max_position_embeddings + config.type_vocab_size
+    parameters = hidden * (rows + config.num_hidden_layers * (4 * hidden + 2 * config.intermediate_size))
+    needed, memory = 4 * parameters, psutil.virtual_memory().total
+    if needed <= memory:
+        return None
+    return f"the model has {parameters:.2g} parameters, {needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
+
+# %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def roberta_config(
-    config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,  # Options; what is None follows the others
+    tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> RobertaConfig:
     "Complete the architecture from the tokenizer and the dataset, or raise an error that lists what does not match."
@@ -119,11 +135,13 @@ def roberta_config(
     if errors := find_mismatches(completed, tokenizer, max_length):
         hint = "(left out, it follows the tokenizer and the dataset)"
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
+    if error := _find_size_error(completed):
+        raise ConfigError("model_config", [error])
     return completed
 
 # %% ../../nbs/model/01_roberta.ipynb #423f275d
 def build_model(
-    config: RobertaConfig,
+    config: RobertaConfig,  # From `roberta_config`
     seed: int = 42,  # Of the random initialization
 ) -> RobertaForMaskedLM:
     "Create a stock model with random weights that depend on the seed alone; the global generator is not advanced."
@@ -232,6 +250,8 @@ class FlatMaskedLM(nn.Module):
     ):
         super().__init__()
         self.model = model
+        if model.lm_head.bias is not model.lm_head.decoder.bias:  # With untied embeddings: an unused copy
+            model.lm_head.bias.requires_grad_(False)  # DDP would wait for its gradient
         model.set_attn_implementation(_FLAT_ATTENTION)
         replace_layers(model)
 
@@ -259,9 +279,9 @@ class FlatMaskedLM(nn.Module):
     def forward(
         self,
         input_ids: Tensor,  # As in `encode`
-        position_ids: Tensor,
-        cu_seqlens: Tensor,
-        masked_positions: Tensor,
+        position_ids: Tensor,  # As in `encode`
+        cu_seqlens: Tensor,  # As in `encode`
+        masked_positions: Tensor,  # As in `encode`
         labels: Tensor,  # [predictions] int64, the original ids
     ) -> Tensor:  # Scalar float32: the sum of the cross-entropies in nats
         "Return the sum of the losses at the masked positions."

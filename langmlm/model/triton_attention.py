@@ -318,7 +318,7 @@ def _is_supported_device() -> bool:
 
 def has_triton_kernel(
     hidden: Tensor,  # Of the device and type of query, key and value
-    head_size: int,
+    head_size: int,  # Of each attention head
 ) -> bool:
     "Return whether `attend_triton` supports such tensors."
     is_half = hidden.dtype in (torch.float16, torch.bfloat16)

@@ -11,13 +11,18 @@ import glob
 import gzip
 import logging
 import lzma
+import os
 import re
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from errno import ENOSPC
+from fnmatch import fnmatch
+from functools import partial
 from io import BufferedReader, RawIOBase
 from os import PathLike, fspath
 from pathlib import Path
@@ -79,9 +84,41 @@ class _MultiStreamReader(RawIOBase):
 _DECOMPRESS = {
     "gz": lambda stream: gzip.GzipFile(fileobj=stream),
     "bz2": lambda stream: BufferedReader(_MultiStreamReader(stream, bz2.BZ2Decompressor)),
-    "xz": lambda stream: BufferedReader(_MultiStreamReader(stream, lzma.LZMADecompressor)),
+    "xz": lambda stream: BufferedReader(_MultiStreamReader(stream, partial(lzma.LZMADecompressor, memlimit=2**30))),
     "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"),
 }
+
+# %% ../../nbs/text/01_files.ipynb #0d4546a1
+_MAX_RATIO, _SMALL_SIZE = 200, 2**28  # Decompressed bytes per compressed byte, in files with more decompressed bytes
+
+
+class _BoundedReader(RawIOBase):
+    "A decompressed stream that raises when its size is out of all proportion to the compressed bytes."
+
+    def __init__(self, decompressed: BinaryIO, stored: BinaryIO, name: str):
+        self._decompressed, self._stored, self._name, self._bytes = decompressed, stored, name, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._decompressed.read(len(buffer))
+        buffer[: len(data)] = data
+        self._bytes += len(data)
+        check_ratio(self._bytes, self._stored.tell(), self._name)
+        return len(data)
+
+
+def check_ratio(
+    size: int,  # Decompressed bytes
+    compressed: int,  # Compressed bytes that they come from
+    name: str,  # File, for the message
+) -> None:
+    "Raise if a file is a decompression bomb."
+    if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
+        problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
+        raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
+
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
 @dataclass(frozen=True)
@@ -98,10 +135,12 @@ class SourceFile:
     def open(self) -> Iterator[BinaryIO]:
         "Open the file as a stream of decompressed bytes."
         with ExitStack() as stack:
-            stream = stack.enter_context(self._open_stored())
             try:
+                stream = stack.enter_context(self._open_stored())
+                self._check_size()
                 if self.compression:
-                    stream = stack.enter_context(_DECOMPRESS[self.compression](stream))
+                    decompressed = stack.enter_context(_DECOMPRESS[self.compression](stream))
+                    stream = _BoundedReader(decompressed, stream, self.name)
                 cannot_seek = self.compression or self.name.startswith(_WEB)
                 if cannot_seek and self.format in ("parquet", "arrow"):
                     copy = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
@@ -109,63 +148,155 @@ class SourceFile:
                     copy.seek(0)
                     stream = copy
                 yield stream
-            except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-                if self.compression is None and self.format not in ("parquet", "arrow"):
+                self._check_size()
+            except Exception as error:
+                described = _name_file(error, self)
+                if described is error:
                     raise
-                kind = ".".join(filter(None, [self.format, self.compression]))
-                raise ValueError(f"{self.name} is truncated, damaged, or not in {kind} format: {error}") from error
+                raise described from error
 
     def _open_stored(self) -> BinaryIO:
         return self.filesystem.open(self.name, "rb") if self.filesystem else open(self.name, "rb")
 
+    def _check_size(self) -> None:
+        "Raise if a local file is not as long as when it was found."
+        if self.filesystem is None and self.size not in (None, size := os.stat(self.name).st_size):
+            problem = f"had {self.size:,} bytes when the run began, and has {size:,} now"
+            raise OSError(f"{self.name} {problem}: pass a copy that does not change")
+
+
+# %% ../../nbs/text/01_files.ipynb #69ff1e21
+def _name_file(error: Exception, file: SourceFile) -> Exception:
+    "Add the name of the file to an error that was raised while it was read."
+    if (file.compression or file.format in ("parquet", "arrow")) and _is_damage(error):
+        kind = ".".join(filter(None, [file.format, file.compression]))
+        return ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}")
+    if isinstance(error, OSError) and error.errno:
+        error.filename = error.filename or (tempfile.gettempdir() if error.errno == ENOSPC else file.name)
+    elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
+        return OSError(f"reading {file.name} failed: {type(error).__name__}: {error}")
+    return error
+
+
+def _is_damage(error: Exception) -> bool:
+    "Return whether an error is about the content of a file; those of the operating system have a number."
+    damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
+    return isinstance(error, damage) or (type(error) is OSError and not error.errno)
+
+
 # %% ../../nbs/text/01_files.ipynb #45e860d9
 def find_files(
-    part: str | PathLike,  # File, glob, folder, or a URL such as `hf://...`
+    part: str | PathLike,  # File, glob, folder, or a URL such as `hf://...`; `~` is the home folder
 ) -> list[SourceFile]:  # In a fixed order
     "Find the files that one entry of `data_path` names; raise if any is missing or empty."
-    is_url = re.match(r"[a-z][a-z0-9+.-]+://", fspath(part))
-    files = (_remote_files if is_url else _local_files)(fspath(part))
+    name = re.sub(r"^(file|local)://", "", fspath(part))
+    if not name:
+        raise ValueError("data_path is an empty string: name a file or a folder")
+    is_url = re.match(r"[a-z][a-z0-9+.-]+://", name)
+    files = (_remote_files if is_url else _local_files)(name)
     empty = [file.name for file in files if file.size == 0]
     if empty:
         raise ValueError(f"data_path {str(part)!r} names empty files: {', '.join(empty)}")
     return files
 
+
 # %% ../../nbs/text/01_files.ipynb #2498d954
 def _local_files(part: str) -> list[SourceFile]:
-    "Find the files behind a local path or glob."
-    path = Path(part).expanduser()
-    if path.is_file():
-        paths = [path]
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        paths = _known_formats(part, {file: file.relative_to(path).as_posix() for file in files})
+    "Find the files behind a local path or glob; one that several links lead to is read once."
+    path = Path(os.path.expanduser(part))
+    if os.path.isdir(path):
+        paths = _known_formats(part, {file: file.relative_to(path).as_posix() for file in sorted(_walk(path))})
     else:
-        paths = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        paths = [path] if os.path.lexists(path) else sorted(_match(path))
     if not paths:
         raise FileNotFoundError(
-            f"data_path {part!r}: there is no such file, and no file matches it as a glob (searched from {Path.cwd()}). "
-            "To pass documents instead of files, pass an iterator: iter([...])"
+            f"data_path {part!r:.200}: there is no such file, and no file matches it as a glob "
+            f"(searched from {Path.cwd()}). To pass documents instead of files, pass an iterator: iter([...])"
         )
-    return [SourceFile(str(path), *_format_or_text(path.name), path.stat().st_size) for path in paths]
+    first = {}
+    for file in sorted(paths, key=Path.is_symlink):  # Those that are no links come first
+        first.setdefault(os.path.realpath(file), file)
+    if links := len(paths) - len(first):
+        logger.warning("data_path %r: ignoring %d link%s to files that are read anyway", part, links, "s" * (links > 1))
+    return [SourceFile(str(file), *_format_or_text(file.name), _regular_size(file)) for file in sorted(first.values())]
 
 
+def _regular_size(path: Path) -> int:
+    "Return the size of a file; raise if it is a broken link, a pipe or a device."
+    if not path.exists():
+        raise FileNotFoundError(f"data_path: {path} is a broken link: repair it, or remove it")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        remedy = "a corpus is read several times, so write the text to a file, or pass an iterator"
+        raise OSError(f"data_path: {path} is not a regular file but a pipe, a socket or a device: {remedy}")
+    return status.st_size
+
+
+# %% ../../nbs/text/01_files.ipynb #b5db702a
 def _format_or_text(name: str) -> tuple[str, str | None]:
     "Return the format and compression of a file that was named explicitly; an unknown extension means text."
     form, compression = detect_format(name)
     extension = name.lower().removesuffix(f".{compression}").rsplit(".")[-1]
-    if form is None and extension in ("zip", "tar", "tgz", "7z", "rar"):
+    if form is None and extension in _ARCHIVES:
         raise ValueError(f"data_path names an archive, {name}: extract it, and pass the folder")
     return form or "txt", compression
 
 
 def _known_formats(part: str, names: dict[Any, str]) -> list:
     "Keep the files of a folder that have a known extension and are not hidden; `names`: path -> name in the folder."
-    known = [path for path, name in names.items() if not re.search(r"(^|/)\.", name) and detect_format(name)[0]]
+    known = [path for path, name in names.items() if not _HIDDEN.search(name) and detect_format(name)[0]]
     if not known:
         raise FileNotFoundError(f"data_path {part!r}: the folder has no file with extension .{', .'.join(FORMATS)}")
     if ignored := len(names) - len(known):
         logger.warning("data_path %r: ignoring %d file%s with other extensions", part, ignored, "s" * (ignored > 1))
     return known
+
+
+# %% ../../nbs/text/01_files.ipynb #454cb4c7
+_HIDDEN = re.compile(r"(^|/)\.")
+_ARCHIVES = ("zip", "tar", "tgz", "tbz2", "txz", "tzst", "7z", "rar")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    "Find everything below a folder that is no folder, through links too, and visit each real folder once."
+
+    def check(error: OSError) -> None:
+        if not _HIDDEN.search(os.path.relpath(error.filename, folder)):
+            raise error
+
+    seen, waiting = set(), [folder]
+    for start in waiting:
+        for parent, folders, names in os.walk(start, onerror=check):
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            waiting += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
+            yield from (Path(parent, name) for name in names)
+
+
+def _match(pattern: Path) -> Iterator[Path]:
+    "Find everything that matches a glob and is no folder."
+    parts = pattern.parts
+    if "**" not in parts:
+        return (path for path in map(Path, glob.glob(str(pattern))) if not path.is_dir())
+    at = parts.index("**")
+    folders = [Path(folder) for folder in sorted(glob.glob(str(Path(*parts[:at])))) if os.path.isdir(folder)]
+    found = ((path, path.relative_to(folder).parts) for folder in folders for path in _walk(folder))
+    return (path for path, names in found if _matches(names, parts[at:]))
+
+
+def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    "Match the parts of a path as `glob` does: `**` is any number of folders, and a hidden name has to be asked for."
+    if not names or not patterns:
+        return not names and set(patterns) <= {"**"}
+    name, pattern = names[0], patterns[0]
+    is_hidden = name.startswith(".") and not pattern.startswith(".")
+    if pattern == "**":
+        return _matches(names, patterns[1:]) or (not is_hidden and _matches(names[1:], patterns))
+    return not is_hidden and fnmatch(name, pattern) and _matches(names[1:], patterns[1:])
+
 
 # %% ../../nbs/text/01_files.ipynb #95549c02
 _PACKAGES = {  # Protocol -> package that fsspec needs for it
@@ -176,9 +307,10 @@ _PACKAGES = {  # Protocol -> package that fsspec needs for it
 
 def _remote_files(part: str) -> list[SourceFile]:
     "Find the files behind a URL."
+    if re.search(r"(^|::)(zip|tar|libarchive)://", part):
+        raise ValueError(f"data_path {part!r} names an archive: extract it, and pass the folder")
     try:
-        options = {"block_size": 0} if part.startswith(_WEB) else {}  # 0: read as a stream
-        filesystem, path = url_to_fs(part, **options)
+        filesystem, path = url_to_fs(part, **(_web_options(part) if part.startswith(_WEB) else {}))
         return [_remote_file(filesystem, path) for path in _remote_paths(filesystem, path, part)]
     except ImportError as error:
         protocol = part.split("://")[0]
@@ -189,6 +321,15 @@ def _remote_files(part: str) -> list[SourceFile]:
     except (OSError, ValueError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"data_path {part!r}: {error}") from error
+
+
+def _web_options(url: str) -> dict[str, Any]:
+    "Return how to read from a web server: as a stream, for as long as it takes, and decompressed once."
+    from fsspec.implementations import http  # Fails without aiohttp
+
+    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)  # Seconds; aiohttp's total is 300
+    is_compressed = detect_format(url.split("?")[0])[1] is not None
+    return {"block_size": 0, "client_kwargs": {"timeout": timeout, "auto_decompress": not is_compressed}}
 
 
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
@@ -207,8 +348,12 @@ def _remote_file(filesystem: Any, path: str) -> SourceFile:
     "Describe a file on a server; raise if it does not exist."
     name = filesystem.unstrip_protocol(path)
     try:
-        size = filesystem.info(path).get("size")
+        facts = filesystem.info(path)
     except FileNotFoundError as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise FileNotFoundError(f"data_path: there is no file {name}{cause}") from error
-    return SourceFile(name, *_format_or_text(path.split("?")[0]), size, filesystem)
+        cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
+        raise FileNotFoundError(f"data_path: there is no file {name}, or it cannot be read{cause}") from error
+    if name.startswith("https://") and str(facts.get("url", name)).startswith("http://"):
+        problem = f"redirects to {facts['url']}, which is not encrypted"
+        raise ValueError(f"{name} {problem}: pass that URL if you trust the connection")
+    return SourceFile(name, *_format_or_text(path.split("?")[0]), facts.get("size"), filesystem)
+

@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from .files import check_ratio
 
 # %% ../../nbs/text/02_readers.ipynb #ab0c0d78
 DOCUMENTS = ("line", "blank-line", "file")
@@ -81,10 +83,19 @@ def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
         size = _LATER_BLOCKS
 
 
-def _utf8_error(location: str, byte: int) -> ValueError:
-    "Make the error for a byte that is invalid in UTF-8."
+_MAGIC = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF",
+}  # fmt: skip
+
+
+def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
+    "Make the error for a byte that is invalid in UTF-8; `head`: the first bytes of the file."
     remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract it"
     return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
+
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
@@ -105,7 +116,7 @@ def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
             if newlines := before.count(b"\n"):
                 line, line_bytes, pending = line + newlines, -before.rfind(b"\n") - 1, 0
             location = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
-            raise _utf8_error(location, error.object[error.start]) from None
+            raise _utf8_error(location, error.object[error.start], b"".join(head)) from None
         line += block.count(b"\n")
         line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
         if text and is_start:
@@ -170,7 +181,7 @@ EMPTY = "empty documents skipped"
 
 # %% ../../nbs/text/02_readers.ipynb #000730d7
 def drop_empty_documents(
-    documents: Iterable[str],
+    documents: Iterable[str],  # In any number; they are read one by one
     counts: Counter,  # Counts what is dropped
 ) -> Iterator[str]:  # Those with more than whitespace
     "Drop documents that contain only whitespace."
@@ -184,7 +195,7 @@ def drop_empty_documents(
 def extract_texts(
     rows: Iterable[tuple[int, Any]],  # Numbers, and texts or None; or numbers and dictionaries, with `column`
     location: str,  # What the numbers count, for messages: "data.csv, line"
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
     column: str | None = None,  # Key of the text
 ) -> Iterator[str]:  # Texts of the rows that have one
@@ -193,8 +204,8 @@ def extract_texts(
         if column is not None:
             if not isinstance(value, dict):
                 raise ValueError(f"{location} {number}: a row must be an object such as {{...}}, got {value!r:.100}")
-            if column not in value:
-                check_text_column(value, f"{location} {number}", column)
+            if column not in value or hasattr(value, "names"):  # Missing, or perhaps repeated
+                check_text_column(getattr(value, "names", value), f"{location} {number}", column)
             value = value[column]
         if value is None:
             counts["rows with null text skipped"] += 1
@@ -217,6 +228,42 @@ def check_text_column(
         problem = "no column" if text_column not in columns else "more than one column"
         raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column), only {columns!r:.500}")
 
+# %% ../../nbs/text/02_readers.ipynb #0522002f
+def read_column(
+    table: Any,  # Mapping of columns, or a table with `columns`: pandas, polars, Arrow
+    text_column: str,  # Name of the column to read
+) -> Sequence[str | None]:  # None: the row has no text
+    "Read a column of a table in memory."
+    is_arrow = isinstance(table, (pa.Table, pa.RecordBatch))
+    names = table if isinstance(table, Mapping) else table.schema.names if is_arrow else table.columns
+    check_text_column(names, f"data_path ({type(table).__name__})", text_column)
+    column = table[text_column]
+    if hasattr(column, "notna"):  # pandas
+        column = column.astype(object).where(column.notna(), None)
+    for convert in ("to_pylist", "to_list", "tolist"):  # Arrow; pandas and polars; NumPy
+        if hasattr(column, convert):
+            return getattr(column, convert)()
+    if isinstance(column, str) or not isinstance(column, Sequence):
+        raise ValueError(f"data_path: {text_column!r} must be a sequence of texts, got {column!r:.100}")
+    return column
+
+# %% ../../nbs/text/02_readers.ipynb #4b9e5675
+class _RepeatedKeys(dict):
+    "A JSON object in which a key occurs more than once."
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        self.names = [name for name, _ in pairs]
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict:
+    "Make a JSON object, and remember repeated keys."
+    row = dict(pairs)
+    return row if len(row) == len(pairs) else _RepeatedKeys(pairs)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_make_object)
+
 # %% ../../nbs/text/02_readers.ipynb #e1e6ebbb
 def _read_jsonl(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
     "Read the texts of a file with one JSON object per line."
@@ -228,10 +275,12 @@ def _read_jsonl(stream: BinaryIO, name: str, options: ReadOptions, counts: Count
 def _parse_line(line: str, name: str, number: int) -> Any:
     "Parse one line of JSON."
     try:
-        return json.loads(line)
+        return _JSON.decode(line)
     except (ValueError, RecursionError) as error:  # Syntax errors; thousands of digits or brackets
         position = f", character {error.pos + 1} of the line" if isinstance(error, json.JSONDecodeError) else ""
         message = getattr(error, "msg", error)
+        if line.startswith("\ufeff"):
+            message = "a byte order mark inside the file, from files that were concatenated: remove it"
         raise ValueError(f"{name}, line {number}{position}: cannot parse JSON ({message})") from None
 
 # %% ../../nbs/text/02_readers.ipynb #f2c00739
@@ -246,7 +295,7 @@ def _read_json(stream: BinaryIO, name: str, options: ReadOptions, counts: Counte
 
 def _parse_objects(pieces: Iterable[str], name: str) -> Iterator[tuple[int, dict]]:
     "Parse objects as soon as they are complete."
-    text, wanted, row, depth, decoder = "", 0, 0, 0, json.JSONDecoder()
+    text, wanted, row, depth = "", 0, 0, 0
     for piece in chain(pieces, [""]):
         text, end = text + piece, 0
         if piece and len(text) < wanted:
@@ -260,7 +309,7 @@ def _parse_objects(pieces: Iterable[str], name: str) -> Iterator[tuple[int, dict
             if text[end] != "{":
                 raise ValueError(f"{location}: a row must be an object such as {{...}}, got {text[end : end + 50]!r}")
             try:
-                found, end = decoder.raw_decode(text, end)
+                found, end = _JSON.raw_decode(text, end)
             except (ValueError, RecursionError) as error:
                 message, position = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
                 if piece and (message.startswith("Unterminated string") or position > len(text) - 64):
@@ -301,7 +350,7 @@ def _parse_csv(lines: Iterable[str], delimiter: str, name: str, text_column: str
 def read_arrow_batches(
     batches: Iterable[pa.RecordBatch | pa.Table],  # Rows in order
     name: str,  # File or dataset, for messages
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
 ) -> Iterator[str]:  # Texts of the rows that have one
     "Read the text column of Arrow data."
@@ -334,8 +383,17 @@ def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions, counts: Cou
     "Read the text column of a Parquet file."
     table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_LATER_BLOCKS)
     check_text_column(table.schema_arrow.names, name, options.text_column)
+    _check_parquet_sizes(table.metadata, name, options.text_column)
     batches = table.iter_batches(1_000, columns=[options.text_column], use_threads=False)
     return read_arrow_batches(batches, name, options, counts)
+
+
+def _check_parquet_sizes(metadata: pq.FileMetaData, name: str, text_column: str) -> None:
+    "Raise if the text column decompresses to far more than its size."
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema == text_column:
+                check_ratio(column.total_uncompressed_size, column.total_compressed_size, name)
 
 
 def _read_arrow(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
@@ -358,7 +416,7 @@ def read_texts(
     stream: BinaryIO,  # Decompressed bytes of a file
     format: str,  # One of `langmlm.text.files.FORMATS`
     name: str,  # File, for messages
-    options: ReadOptions,
+    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
     counts: Counter,  # Counts what is skipped or replaced
 ) -> Iterator[str]:  # Empty documents are included
     "Read the documents of a file."

@@ -6,6 +6,7 @@
 __all__ = ['TextSample', 'affordable_bytes']
 
 # %% ../../nbs/text/04_sampling.ipynb #46e266af
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,8 +32,11 @@ _HEADER = Struct("<iq")  # Number of a text, and its length in bytes
 class SpooledTexts:
     "Numbered texts in a temporary file, which can be read again and again."
 
-    def __init__(self, rows: Iterable[tuple[int, str]]):
-        self._file = tempfile.NamedTemporaryFile(prefix="langmlm-")
+    def __init__(
+        self,
+        rows: Iterable[tuple[int, str]],  # Numbers and texts; consumed here
+    ):
+        self._file = tempfile.TemporaryFile(prefix="langmlm-")
         for number, text in rows:
             data = text.encode()
             self._file.write(_HEADER.pack(number, len(data)))
@@ -40,10 +44,11 @@ class SpooledTexts:
         self._file.flush()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        with open(self._file.name, "rb") as file:
-            while header := file.read(_HEADER.size):
-                number, size = _HEADER.unpack(header)
-                yield number, file.read(size).decode()
+        position, descriptor = 0, self._file.fileno()
+        while header := os.pread(descriptor, _HEADER.size, position):  # Each reader has a position of its own
+            number, size = _HEADER.unpack(header)
+            yield number, os.pread(descriptor, size, position + _HEADER.size).decode()
+            position += _HEADER.size + size
 
 # %% ../../nbs/text/04_sampling.ipynb #22d486e5
 _LEVELS = 10  # Per factor e in the share of the text
@@ -76,11 +81,17 @@ class TextSample:
                     self.shrink(max_bytes)
                     yield level, piece
 
-    def shrink(self, max_bytes: int) -> None:
+    def shrink(
+        self,
+        max_bytes: int,  # Maximum size of the sample in bytes of UTF-8
+    ) -> None:
         "Drop levels until the sample has at most `max_bytes` bytes."
         self.lowest, self.bytes = self.find_level(max_bytes)
 
-    def find_level(self, max_bytes: int) -> tuple[int, int]:
+    def find_level(
+        self,
+        max_bytes: int,  # Maximum size of the pieces in bytes of UTF-8
+    ) -> tuple[int, int]:  # The level, and the bytes of the pieces
         "Find the lowest level from which on the pieces have at most `max_bytes` bytes, and the bytes they have."
         level, size = self.lowest, self.bytes
         while size > max_bytes:
@@ -88,13 +99,16 @@ class TextSample:
             level += 1
         return level, size
 
-    def pieces(self, level: int = 0) -> Iterator[str]:
+    def pieces(
+        self,
+        level: int = 0,  # Lowest level to read; from `find_level`
+    ) -> Iterator[str]:
         "Read the pieces of the sample from a level on, in the order of the text."
         return (piece for number, piece in self._spool if number >= max(level, self.lowest))
 
 # %% ../../nbs/text/04_sampling.ipynb #c107fbe8
 def affordable_bytes(
-    sample: TextSample,
+    sample: TextSample,  # Of any size
     words_of: Callable[[str], Iterable[str]],  # Pre-tokenizer: the words of a piece, one character per byte
     limit: int,  # Maximum bytes of distinct words
     probe_bytes: int = 8_000_000,  # Text in which distinct words are counted

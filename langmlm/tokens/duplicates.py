@@ -20,14 +20,14 @@ HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<i8")])  # Of one d
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #ca06bf14
 def hash_documents(
-    documents: Sequence[str],
+    documents: Iterable[str],  # Consecutive documents; each is hashed as it arrives, and not kept
     first: int = 0,  # Index of the first of them in the corpus
 ) -> np.ndarray:  # [documents] `HASH`
     "Hash consecutive documents of a corpus."
-    digests = np.frombuffer(b"".join(map(xxh3_128_digest, map(str.encode, documents))), ">u8").reshape(-1, 2)
-    hashes = np.empty(len(documents), HASH)
+    digests = np.fromiter(map(xxh3_128_digest, map(str.encode, documents)), "V16").view(">u8").reshape(-1, 2)
+    hashes = np.empty(len(digests), HASH)
     hashes["high"], hashes["low"] = digests.T
-    hashes["index"] = np.arange(first, first + len(documents))
+    hashes["index"] = np.arange(first, first + len(digests))
     return hashes
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #3171bd3a
@@ -37,8 +37,12 @@ class ContentHash:
     def __init__(self):
         self._ids, self._lengths = xxh3_128(), xxh3_128()
 
-    def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        "Add sequences: their ids, concatenated, and their lengths, of any integer type."
+    def update(
+        self,
+        ids: np.ndarray,  # [tokens] any integer type, of all sequences
+        lengths: np.ndarray,  # [sequences] any integer type
+    ) -> None:
+        "Add sequences."
         self._ids.update(ids.astype("<u4").tobytes())
         self._lengths.update(lengths.astype("<u4").tobytes())
 
@@ -100,22 +104,30 @@ _HASHES_PER_FILE = 2**20
 
 
 def mark_duplicates(
-    documents: Iterable[str],
+    documents: Iterable[str],  # All documents of the corpus, in order; read once
     folder: Path,  # For files of hashes; must exist
-    hashes_per_file: int = _HASHES_PER_FILE,
+    hashes_per_file: int = _HASHES_PER_FILE,  # Hashes in memory at once, at about 60 bytes each
 ) -> bytes:  # One bit per document, 1 for a duplicate; see `is_duplicate`
     "Find all documents of a corpus that are duplicates of earlier ones."
-    files, found, count, documents = [], [], 0, iter(documents)
-    while part := list(islice(documents, hashes_per_file)):
+    files, marks, count, documents = [], np.zeros(0, np.uint8), 0, iter(documents)
+    while len(hashes := hash_documents(islice(documents, hashes_per_file), count)):
+        count += len(hashes)
+        marks = np.append(marks, np.zeros((count + 7) // 8 - len(marks), np.uint8))
         files.append(folder / f"{len(files):05}.hashes")
-        found.append(write_hashes(files[-1], hash_documents(part, count)))
-        count += len(part)
-    marks = np.zeros(count, bool)
-    for indices in (*found, *find_duplicates(files)):
-        marks[indices] = True
-    return np.packbits(marks, bitorder="little").tobytes()
+        _mark(marks, write_hashes(files[-1], hashes))
+    for indices in find_duplicates(files):
+        _mark(marks, indices)
+    return marks.tobytes()
 
 
-def is_duplicate(marks: bytes, index: int) -> bool:
+def _mark(marks: np.ndarray, indices: np.ndarray) -> None:
+    "Set the bits of documents."
+    np.bitwise_or.at(marks, indices >> 3, np.uint8(1) << (indices & 7).astype(np.uint8))
+
+
+def is_duplicate(
+    marks: bytes,  # From `mark_duplicates`
+    index: int,  # Of a document in the corpus
+) -> bool:
     "Return whether the document at an index of the corpus is a duplicate of an earlier one."
     return bool(marks[index >> 3] >> (index & 7) & 1)

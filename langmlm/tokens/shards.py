@@ -7,9 +7,10 @@ __all__ = ['join_dataset', 'write_dataset']
 
 # %% ../../nbs/tokens/05_shards.ipynb #02545e92
 import logging
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -19,20 +20,21 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import PartialState
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import atomic_folder, check_replaceable, file_entry, hash_json, link_or_copy
-from ..disk import lock_folder, read_json, read_manifest, write_json, write_manifest
+from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
+from ..disk import read_json, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
-from ..text.corpus import Corpus
+from ..text.corpus import Corpus, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
 from .duplicates import mark_duplicates, select_validation, write_hashes
-from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, flag_tokens
+from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
-from .report import Report, add_statistics, count_lengths, count_text, pack_bits
-from .tokenizer import TokenizerConfig, fingerprint_tokenizer, process_rank, read_finished, wait_until
+from .processes import SharedFolder, process_rank, read_finished, unfinished_folder, work_folder
+from .report import Report, add_statistics, check_unknown, count_lengths, count_text, pack_bits
+from .report import warn_of_unknown
+from .tokenizer import TokenizerConfig, fingerprint_tokenizer
 
 # %% ../../nbs/tokens/05_shards.ipynb #66cf1dac
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class _Position:
     part: int = 0  # Index of the part of the corpus
     documents: int = 0  # Documents before it in that part
     total: int = 0  # Documents before it in the corpus
+    text: str = ""  # Hash of the documents before it in that part; empty for a part that cannot change
 
 
 @dataclass
@@ -70,6 +73,9 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
     for part in range(position.part, len(corpus.parts)):
         documents = iter(corpus.documents(part))
         read = sum(1 for _ in islice(documents, position.documents if part == position.part else 0))
+        if read and corpus.digest_so_far(part) != position.text:
+            problem = f"the first {read:,} documents are not those of the finished shards"
+            raise TextError(f"{corpus.parts[part].name}: {problem}")
         for document in documents:
             read, total = read + 1, total + 1
             if marks and is_duplicate(marks, total - 1):
@@ -83,7 +89,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
             is_full = len(batch.documents) == DOCUMENTS_PER_BATCH or batch.characters >= CHARACTERS_PER_BATCH
             in_shard += batch.characters if is_full else 0
             if is_full and in_shard >= shard_characters:
-                begin = batch.end = _Position(begin.shard + 1, part, read, total)
+                begin = batch.end = _Position(begin.shard + 1, part, read, total, corpus.digest_so_far(part))
                 batch.skipped, skipped, in_shard = skipped, Counter(), 0
         skipped += Counter(corpus.skipped_in(part))
     if batch:
@@ -111,6 +117,7 @@ class _BatchTokenizer:
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         self.capacity, self.ends = config.max_length - 2, (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self.vocabulary = token_bytes(tokenizer)
+        self.unknown = find_unknown_ids(tokenizer)
         self.flags, self.token_sizes = flag_tokens(self.vocabulary), np.array(list(map(len, self.vocabulary)))
 
     def __call__(self, batch: _Batch) -> _Tokenized:
@@ -131,12 +138,13 @@ class _BatchTokenizer:
 
     def _count(self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict) -> dict[str, Any]:
         "Count what is in a batch."
-        used = np.bincount(ids, minlength=len(self.tokenizer)) > 0
+        occurrences = np.bincount(ids, minlength=len(self.tokenizer))
+        used, unknown = occurrences > 0, int(occurrences[self.unknown].sum())
         longest = self.vocabulary[(self.token_sizes * used).argmax()] if len(ids) else b""
         size, words, unusual = count_text(batch.documents)
         long = lengths > self.capacity
         rows = sum(len(of_split) for _, _, of_split in sequences.values())
-        counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum())}
+        counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum()), "unknown": unknown}
         counts |= {"long_documents": int(long.sum()), "pieces": rows - int((~long & (lengths > 0)).sum())}
         counts |= {"lengths": count_lengths(lengths), "used": pack_bits(used), "unusual": unusual}
         counts |= {"longest_token": longest.decode(errors="replace")}
@@ -147,6 +155,8 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
     "Write the files of a shard, given its last batch, and then its record; `size` is that of the vocabulary."
     name, files = f"shard-{last.begin.shard:05}", {}
     statistics = add_statistics(size, [batch.statistics for batch in tokenized])
+    if last.begin.shard == 0:
+        check_unknown(statistics)
     statistics["dropped"] = last.end.total - last.begin.total - statistics["documents"]
     statistics["skipped"] = dict(sorted(last.skipped.items()))
     if not config.drop_duplicates:
@@ -170,14 +180,28 @@ def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
     "Read the records of all intact shards in a folder, by index and in order."
     records = {}
     for file in sorted(folder.glob("shard-*.json")):
-        record = read_json(file)
-        paths = {folder / name: facts for name, facts in record["files"].items()}
-        damaged = [path for path, facts in paths.items() if not (path.is_file() and facts | file_entry(path) == facts)]
-        if damaged:
-            logger.warning("%s is missing or damaged: its shard is ignored", damaged[0])
+        try:
+            record = _read_record(file)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("a shard is ignored: %s", error)
         else:
             records[record["begin"]["shard"]] = record
     return dict(sorted(records.items()))
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    "Read the record of a shard; raise a `ValueError` if it or one of the files is damaged."
+    record, index = read_json(file), int(file.stem.removeprefix("shard-"))
+    begin, end = _Position(**record["begin"]), _Position(**record["end"])
+    if not begin.shard == index == end.shard - 1 or type(record["is_last"]) is not bool or "statistics" not in record:
+        raise ValueError(f"{file} is damaged")
+    for name, facts in record["files"].items():
+        path = file.with_name(name)
+        if not re.fullmatch(rf"{file.stem}\.(hashes|train\.arrow|validation\.arrow)", name):
+            raise ValueError(f"{file} names a file that is none of its shard: {name!r}")
+        if not (path.is_file() and facts | file_entry(path) == facts):
+            raise ValueError(f"{path} is missing or damaged")
+    return record
 
 # %% ../../nbs/tokens/05_shards.ipynb #3b89c466
 def _write_shards(
@@ -188,6 +212,7 @@ def _write_shards(
     turn: tuple[int, int] = (0, 1),  # (i, n): make the shards with index % n == i
     shard_characters: int = SHARD_CHARACTERS,
     marks: bytes = b"",  # From `mark_duplicates`: documents to drop; empty: none
+    check: Callable[[], None] = lambda: None,  # Called after each shard, to raise if another process has failed
 ) -> int:  # Number of shards of the whole corpus; 0 if it has no text
     "Make the missing shards of a corpus."
     records, size = _read_shards(folder), len(tokenizer)
@@ -213,8 +238,11 @@ def _write_shards(
             bar.update(result.statistics["bytes"] if result else batch.characters)
             tokenized += [result] if result else []
             if batch.end:
+                check()
                 if tokenized:
                     _write_shard(folder, batch, tokenized, config, size)
+                elif (record := records.get(batch.begin.shard)) and _Position(**record["end"]) != batch.end:
+                    raise TextError(f"the text of the finished shard {batch.begin.shard} has changed")
                 tokenized, total = [], batch.end.shard
     return total
 
@@ -259,6 +287,7 @@ def _shard_files(shards: _Shards, split: str | None = None) -> list[tuple[Path, 
 def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
     "Return the manifest of some shards: the job, counts of each split, and statistics."
     statistics = add_statistics(job["vocab_size"], (record["statistics"] for _, record in shards.values()))
+    warn_of_unknown(statistics)
     statistics["duplicates"] += sum(map(len, find_duplicates([file for file, _ in _shard_files(shards)])))
     counts, splits = ("documents", "sequences", "tokens"), {}
     for split in _SPLITS:
@@ -273,7 +302,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged")
     manifest = _summarize(job, shards)
     if "train" not in manifest["splits"]:
-        raise ValueError("the documents contain no text for the training split")
+        raise TextError("the documents contain no text for the training split")
     if job["validation_fraction"] and "validation" not in manifest["splits"]:
         logger.warning("validation_fraction=%s selects no document: no validation split", job["validation_fraction"])
     with atomic_folder(target, within) as partial:
@@ -299,12 +328,14 @@ def join_dataset(
     path_to_save_dataset: str | PathLike,  # Folder; an older dataset in it is replaced
 ) -> Report:
     "Join the parts of a dataset that several machines have made."
-    folders, target = [Path(folder) for folder in folders], Path(path_to_save_dataset)
+    folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
     check_replaceable(target, "dataset", "path_to_save_dataset")
     manifests = {folder: read_manifest(folder) or {} for folder in folders}
     others = [str(folder) for folder, manifest in manifests.items() if manifest.get("kind") != "dataset part"]
     if others or not folders:
         raise ValueError(f"folders: {', '.join(others) or 'none given'}: not a part made with shard=(i, n)")
+    if overlaps := find_overlaps({"path_to_save_dataset": target}, {"folders": folders}):
+        raise ValueError("; ".join(overlaps))
     first = manifests[folders[0]]
     for folder, manifest in manifests.items():
         differing = [name for name in _JOB if name != "key" and manifest[name] != first[name]]
@@ -320,32 +351,21 @@ def join_dataset(
     return _save_dataset(target, {name: first[name] for name in _JOB}, dict(sorted(shards.items())), total)
 
 # %% ../../nbs/tokens/05_shards.ipynb #cb6414a5
-def _unfinished_folder(target: Path, key: str) -> Path:
-    "Name the folder for the unfinished work on a dataset."
-    return target.with_name(f".{target.name}.{key[:12]}.unfinished")
-
-
 @contextmanager
-def _work_folder(target: Path, key: str, rank: int) -> Iterator[Path]:
-    "Create or reopen the folder for unfinished work; it is deleted after an error in the text, and kept otherwise."
-    work = _unfinished_folder(target, key)
-    work.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(work, "path_to_save_dataset") if rank == 0 else None
-    for other in sorted(target.parent.glob(f".{target.name}.*.unfinished")):
-        if other != work and rank == 0:
-            logger.warning("%s: unfinished work on other text or with other options; delete it if unneeded", other)
+def _keep_finished_shards(work: SharedFolder) -> Iterator[None]:
+    "Delete the unfinished work after a `TextError`, or if it has no finished shard; keep it after any other error."
     try:
-        yield work
-    except ValueError:
-        if rank == 0:
-            shutil.rmtree(work, ignore_errors=True)
+        yield
+    except BaseException as error:
+        finished = [*work.path.glob("shard-*.json"), *work.path.glob("duplicates.bits")]
+        if isinstance(error, TextError) or not finished:
+            for file in finished:
+                file.unlink(missing_ok=True)
+            if work.ranks == 1:
+                shutil.rmtree(work.path, ignore_errors=True)
+        else:
+            logger.warning("interrupted: the next call resumes from %s", work.path)
         raise
-    except BaseException:
-        logger.warning("interrupted: the next call resumes from %s", work)
-        raise
-    finally:
-        if lock:
-            lock.release()
 
 # %% ../../nbs/tokens/05_shards.ipynb #aa7936eb
 def write_dataset(
@@ -362,39 +382,34 @@ def write_dataset(
         target = target.with_name(f"{target.name}.part-{part}-of-{parts}")
     if manifest := read_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
-        if rank == 0 and _unfinished_folder(target, job["key"]).exists():  # A call was killed at its very end
-            with _work_folder(target, job["key"], rank) as work:
-                shutil.rmtree(work)
+        if rank == 0:  # A call may have been killed at its very end
+            shutil.rmtree(unfinished_folder(target, job["key"]), ignore_errors=True)
         return Report(manifest)
     check_replaceable(target, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
-    with _work_folder(target, job["key"], rank) as work:
-        for done in work.glob("process-*.done") if rank == 0 else ():
-            done.unlink()
-        if ranks > 1:
-            PartialState().wait_for_everyone()
-        marks = _mark_duplicates(corpus, work, rank) if config.drop_duplicates else b""
+    with work_folder(target, job["key"], "path_to_save_dataset") as work, _keep_finished_shards(work):
+        marks = _mark_duplicates(corpus, work) if config.drop_duplicates else b""
         turn = part + parts * rank, parts * ranks
-        total = _write_shards(corpus, tokenizer, work, config, turn, shard_characters, marks)
-        (work / f"process-{rank}.done").touch()
+        total = _write_shards(corpus, tokenizer, work.path, config, turn, shard_characters, marks, work.check)
+        work.tell("done")
         if rank:
-            wait_until(lambda: read_finished(target, job["key"]))
+            work.wait_until(lambda: read_finished(target, job["key"]))
             return Report(read_finished(target, job["key"]))
-        wait_until(lambda: all((work / f"process-{other}.done").exists() for other in range(ranks)))
-        shards = {index: (work, record) for index, record in _read_shards(work).items()}
+        work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
+        shards = {index: (work.path, record) for index, record in _read_shards(work.path).items()}
         if config.shard:
-            report = _save_part(target, job, shards, {"part": [part, parts], "shards": total}, work)
+            report = _save_part(target, job, shards, {"part": [part, parts], "shards": total}, work.path)
         else:
-            report = _save_dataset(target, job, shards, total, work)
-    shutil.rmtree(work, ignore_errors=True)
+            report = _save_dataset(target, job, shards, total, work.path)
+    shutil.rmtree(work.path, ignore_errors=True)
     return report
 
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1
-def _mark_duplicates(corpus: Corpus, work: Path, rank: int) -> bytes:
+def _mark_duplicates(corpus: Corpus, work: SharedFolder) -> bytes:
     "Find the duplicate documents once for all processes and interruptions."
-    file = work / "duplicates.bits"
-    if rank == 0 and not file.exists():
-        with TemporaryDirectory(dir=work) as scratch:
+    file = work.path / "duplicates.bits"
+    if work.rank == 0 and not file.exists():
+        with TemporaryDirectory(dir=work.path) as scratch:
             (Path(scratch) / file.name).write_bytes(mark_duplicates(corpus, Path(scratch)))
             (Path(scratch) / file.name).replace(file)
-    wait_until(file.exists)
+    work.wait_until(file.exists)
     return file.read_bytes()

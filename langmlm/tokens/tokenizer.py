@@ -11,29 +11,27 @@ import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
-from xxhash import xxh3_128_hexdigest
 
-from ..config import ConfigError, find_type_errors
-from ..disk import atomic_folder, check_replaceable, find_damage, hash_json
-from ..disk import read_json, read_manifest, write_json, write_manifest
+from ..config import ConfigError, find_path_error, find_type_errors, show_value
+from ..disk import atomic_folder, check_replaceable, hash_json, is_intact
+from ..disk import read_json, write_json, write_manifest
 from ..text.corpus import Corpus
 from ..text.readers import DOCUMENTS, ENCODING_ERRORS
 from ..text.sampling import TextSample, affordable_bytes
+from .processes import SharedFolder, read_finished, work_folder
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #66cf1dac
 logger = logging.getLogger(__name__)
@@ -88,7 +86,9 @@ _MAX_TRAIN_BYTES = 2**31 - 1  # The trainer counts pairs in 32 bits
 def _find_invalid_values(config: TokenizerConfig) -> list[str]:
     "Return one sentence per value that is out of range."
     special, least = list(config.special_tokens), 256 + len(config.special_tokens)
-    same_folder = Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset)
+    folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
+    errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
+    same_folder = not errors and Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset)
     part = (0, 1) if config.shard is None else config.shard
     is_part = len(part) == 2 and all(type(number) is int for number in part) and 0 <= part[0] < part[1]
     rules = [
@@ -108,7 +108,8 @@ def _find_invalid_values(config: TokenizerConfig) -> list[str]:
     ]
     for name, choices in _CHOICES.items():
         rules.append((getattr(config, name) in choices, f"{name} must be one of {', '.join(map(repr, choices))}"))
-    return [f"{rule}, got {getattr(config, rule.split()[0])!r}" for holds, rule in rules if not holds]
+    found = {rule: getattr(config, rule.split()[0]) for holds, rule in rules if not holds}
+    return errors + [f"{rule}, got {show_value(value)}" for rule, value in found.items()]
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #6d7521c6
 def make_untrained_tokenizer(config: TokenizerConfig) -> Tokenizer:
@@ -216,20 +217,52 @@ def save_tokenizer(
         write_manifest(partial, "tokenizer", facts)
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #065b46f0
+_PROBE = "".join(unit * 40 + "!" for unit in ("a", "1", " ", ".", "\n", "aB", "a1 ", "é", "日"))
+_PROBE_SECONDS = 60
+
+
+def _probe(backend: Tokenizer) -> None:
+    "Raise an error if a tokenizer panics on a short text or takes long for it."
+    failures = []
+
+    def encode() -> None:
+        try:
+            backend.encode_batch_fast([_PROBE], add_special_tokens=False)
+        except BaseException as error:  # A panic of the backend is no `Exception`; others depend on the text
+            failures.extend([] if isinstance(error, Exception) else [error])
+
+    thread = Thread(target=encode, daemon=True)  # Cannot be stopped, but does not keep the process alive
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    if thread.is_alive():
+        failures.append(f"a text of {len(_PROBE)} characters takes more than {_PROBE_SECONDS} seconds")
+    if failures:
+        raise ValueError(f"it fails on a short text: {failures[0]}: one of its regular expressions may backtrack too much")
+
+# %% ../../nbs/tokens/01_tokenizer.ipynb #fdf77464
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = "is neither a tokenizer folder nor a name on the Hub"
-        raise ValueError(f"tokenizer={str(name)!r} {reason}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # Damaged files raise nearly any kind
+        is_folder = any(os.path.exists(os.path.join(name, file)) for file in ("tokenizer.json", "tokenizer_config.json"))
+        reason = "cannot be read" if is_folder else "is neither a tokenizer folder nor a name on the Hub"
+        reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
+        raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
     if missing or not tokenizer.is_fast:
         reason = f"it has no {', '.join(missing)}" if missing else "it has no Rust backend (tokenizer.json)"
         raise ValueError(f"tokenizer={str(name)!r} cannot be used for masked language modeling: {reason}")
+    if (largest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
+        reason = f"it has {len(tokenizer):,} tokens, so their ids must be below that, but one is {largest:,}"
+        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {reason}")
+    try:
+        _probe(tokenizer.backend_tokenizer)
+    except ValueError as error:
+        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {error}") from error
     return tokenizer
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #9f7899c8
@@ -240,30 +273,26 @@ def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #8156ffbd
-def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
+) -> str:  # 32 hexadecimal digits
     "Hash everything that decides how a tokenizer turns text into ids."
-    return xxh3_128_hexdigest(copy_backend(tokenizer).to_str().encode())
-
-# %% ../../nbs/tokens/01_tokenizer.ipynb #5be91144
-def process_rank() -> tuple[int, int]:  # Rank of this process; number of processes
-    "Return the rank of this process under a launcher; a single process does not initialize `torch.distributed`."
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    return state.process_index, state.num_processes
+    return _hash_meaning(copy_backend(tokenizer).to_str())
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    "Wait until a condition is true, usually through another process."
-    while not condition():
-        time.sleep(0.2)
+def _hash_meaning(content: str) -> str:
+    "Hash a `tokenizer.json`, whatever the version of `tokenizers` that wrote it."
 
+    def without_unset(facts: Any) -> Any:
+        if isinstance(facts, dict):
+            is_set = {key: value for key, value in facts.items() if value is not None and value is not False}
+            return {key: without_unset(value) for key, value in is_set.items()}
+        return [without_unset(value) for value in facts] if isinstance(facts, list) else facts
 
-def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
-    "Return the manifest of a complete result with this key, or None."
-    manifest = read_manifest(folder)
-    finished = manifest is not None and manifest.get("key") == key and not find_damage(folder, digests=False)
-    return manifest if finished else None
+    facts = {key: value for key, value in json.loads(content).items() if key != "version"}
+    merges = facts["model"].get("merges", ())
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]  # Strings before version 0.20
+    return hash_json(without_unset(facts | {"model": facts["model"] | {"merges": pairs}}))
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #59609138
 VOCABULARY_OPTIONS = (
@@ -281,22 +310,37 @@ def reuse_or_train_tokenizer(
     "Load the tokenizer that was trained on this text with these options, or train it."
     facts = {"source": source, **{name: getattr(config, name) for name in (*VOCABULARY_OPTIONS, "max_length")}}
     facts["key"] = key = hash_json(facts)
-    target, is_first = Path(config.path_to_save_tokenizer), process_rank()[0] == 0
-    unfinished = target.with_name(f".{target.name}.{key[:12]}.unfinished")
+    target = Path(config.path_to_save_tokenizer)
     if read_finished(target, key):
         logger.info("%s was trained on the same text with the same options: reused", target)
-    elif is_first and not read_finished(unfinished, key):
-        check_replaceable(target, "tokenizer", "path_to_save_tokenizer")
-        save_tokenizer(train_tokenizer(corpus, config), unfinished, facts)
-    wait_until(lambda: read_finished(target, key) or read_finished(unfinished, key))
+        yield load_tokenizer(target)
+        return
+    check_replaceable(target, "tokenizer", "path_to_save_tokenizer")
+    with work_folder(target, key, "path_to_save_tokenizer") as work:
+        trained = work.path / "tokenizer"
+        if work.rank == 0:
+            _train_once(corpus, config, facts, work)
+            work.tell("trained")
+        work.wait_until(lambda: work.has_told(0, "trained"))
+        yield load_tokenizer(trained)
+        if work.rank == 0:
+            with atomic_folder(target, within=work.path) as partial:
+                shutil.copytree(trained, partial, dirs_exist_ok=True)
+        work.wait_until(lambda: work.rank == 0 or read_finished(target, key))
+    if work.rank == 0:
+        shutil.rmtree(work.path, ignore_errors=True)
+
+
+def _train_once(corpus: Corpus, config: TokenizerConfig, facts: dict[str, Any], work: SharedFolder) -> None:
+    "Train a tokenizer in the folder for unfinished work, unless an earlier call has; if that fails, leave no folder."
+    trained = work.path / "tokenizer"
+    if is_intact(trained) and read_finished(trained, facts["key"]):
+        logger.info("the tokenizer that an earlier call has trained is reused")
+        return
     try:
-        yield load_tokenizer(target if read_finished(target, key) else unfinished)
-    except ValueError:
-        if is_first:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(trained, ignore_errors=True)
+        save_tokenizer(train_tokenizer(corpus, config), trained, facts)
+    except BaseException:
+        if work.ranks == 1:
+            shutil.rmtree(work.path, ignore_errors=True)
         raise
-    if is_first and unfinished.exists():
-        with atomic_folder(target) as partial:
-            shutil.copytree(unfinished, partial, dirs_exist_ok=True)
-        shutil.rmtree(unfinished)
-    wait_until(lambda: read_finished(target, key))

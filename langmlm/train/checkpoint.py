@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
-from ..disk import MANIFEST, atomic_folder, find_damage, is_intact
-from ..disk import read_json, remove_folder, write_json, write_manifest
+from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
+from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
 from ..tokens.tokenizer import write_tokenizer_files
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
@@ -39,20 +39,27 @@ TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
 
 def save_model(
-    folder: str | PathLike,  # Replaced if it exists
-    model: RobertaForMaskedLM,
-    tokenizer: PreTrainedTokenizerBase,
+    folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything else than a model
+    model: RobertaForMaskedLM,  # To save
+    tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
-    with atomic_folder(Path(folder)) as partial:
+    folder = Path(folder)
+    with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
+        write_manifest(partial, "model")
+        try:
+            check_replaceable(folder, "model", "final_model")
+        except FileExistsError as error:
+            aside = _set_aside(folder)
+            logger.warning("%s; it is now named %s", error, aside.name)
 
 
 def save_checkpoint(
     run_folder: Path,  # The checkpoint becomes `checkpoint-<step>` in it
-    model: RobertaForMaskedLM,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: Optimizer,
+    model: RobertaForMaskedLM,  # To save
+    tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    optimizer: Optimizer,  # Whose state is saved
     trainer_state: dict,  # Content of `trainer_state.json`; its `global_step` names the folder
 ) -> Path:  # The new checkpoint
     "Save everything that stock `transformers` and a resumed run need."
@@ -89,7 +96,9 @@ def _write_model(folder: Path, model: RobertaForMaskedLM, tokenizer: PreTrainedT
     write_tokenizer_files(tokenizer, folder)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #55ce41cc
-def checkpoint_step(checkpoint: Path) -> int:
+def checkpoint_step(
+    checkpoint: Path,  # Folder named `checkpoint-<step>`
+) -> int:
     "Return the optimizer steps that were done when a checkpoint was saved."
     return int(checkpoint.name.rpartition("-")[2])
 
@@ -102,7 +111,9 @@ def list_checkpoints(
     return sorted(filter(Path.is_dir, named), key=checkpoint_step)
 
 
-def newest_checkpoint(run_folder: Path) -> Path:
+def newest_checkpoint(
+    run_folder: Path,  # Folder that holds the checkpoints of a run
+) -> Path:
     "Return the newest intact checkpoint of a run; damaged ones are skipped with a warning."
     for folder in reversed(list_checkpoints(run_folder)):
         damage = find_damage(folder)
@@ -111,32 +122,52 @@ def newest_checkpoint(run_folder: Path) -> Path:
         logger.warning("skipping %s, which is damaged: %s", folder, "; ".join(damage))
     raise ValueError(f"checkpoint_path={str(run_folder)!r} has no intact checkpoint")
 
+# %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
+_SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
+
+
+def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Path]:
+    "Return the superseded checkpoints beyond a limit, the oldest of those whose step the run has reached again."
+    folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
+    intact = [path for path in folders if not find_damage(path, digests=False)]
+    intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
+    passed = [path for path in intact if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
+    return passed[: max(0, len(intact) - limit)]
+
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def prune_checkpoints(
-    run_folder: Path,
-    save_total_limit: int,  # Intact checkpoints to keep
+    run_folder: Path,  # Folder that holds the checkpoints of a run
+    save_total_limit: int,  # Intact checkpoints to keep, and as many superseded ones
     keep: Collection[int] = (),  # Steps of checkpoints that are kept in any case
 ) -> None:
     "Delete the oldest checkpoints beyond a limit; an error is logged, since the new checkpoint is safe."
     try:
         intact = [folder for folder in list_checkpoints(run_folder) if is_intact(folder)]
-        for outdated in intact[:-save_total_limit]:
-            if checkpoint_step(outdated) not in keep:
-                remove_folder(outdated)
+        outdated = [folder for folder in intact[:-save_total_limit] if checkpoint_step(folder) not in keep]
+        reached = checkpoint_step(intact[-1]) if intact else 0
+        for folder in outdated + _outdated_superseded(run_folder, save_total_limit, reached):
+            try:
+                remove_folder(folder)
+            except FileExistsError as error:
+                logger.warning("%s is not deleted: %s", folder, error)
     except OSError as error:
         logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
+def _set_aside(folder: Path) -> Path:
+    "Rename a folder to `superseded-<name>`, with a number where that is taken; return the new path."
+    names = (f"superseded-{folder.name}" + (f"-{again}" if again > 1 else "") for again in count(1))
+    return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
+
+# %% ../../nbs/train/05_checkpoint.ipynb #89eba912
 def set_aside_newer(
-    run_folder: Path,
+    run_folder: Path,  # Folder that holds the checkpoints of a run
     step: int,  # Checkpoints of later steps are renamed
 ) -> None:
     "Rename the checkpoints after a step, so that they are neither lost nor mistaken for the newest."
     for folder in list_checkpoints(run_folder):
         if checkpoint_step(folder) > step:
-            names = (f"superseded-{folder.name}" + (f"-{again}" if again > 1 else "") for again in count(1))
-            aside = next(path for path in map(folder.with_name, names) if not path.exists())
-            folder.rename(aside)
+            aside = _set_aside(folder)
             logger.warning("continuing with the weights of step %d: renamed %s to %s", step, folder.name, aside.name)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
@@ -165,12 +196,25 @@ def load_model(
     return copy.deepcopy(model)  # Into memory of its own: the loaded tensors are mapped from the file
 
 # %% ../../nbs/train/05_checkpoint.ipynb #ab119266
+_STATE_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # Of AdamW and Muon
+
+
+def _missing_state(optimizer: Optimizer, model: nn.Module, saved: list[tuple]) -> list[str]:
+    "Name the parameters that an optimizer updates and whose saved state, (name, key, tensor) each, has gaps."
+    keys: dict[str, set[str]] = {}
+    for name, key, _ in saved:
+        keys.setdefault(name, set()).add(key)
+    names = {weight: name for name, weight in model.named_parameters()}
+    updated = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
+    return [name for name in updated if keys and keys.get(name) not in _STATE_KEYS]
+
+# %% ../../nbs/train/05_checkpoint.ipynb #5bd6d692
 def load_optimizer(
     folder: str | PathLike,  # A checkpoint
     optimizer: Optimizer,  # Created like the saved one
     model: nn.Module,  # Whose parameters the optimizer updates
 ) -> None:
-    "Restore the state of an optimizer; names and shapes that do not match the model raise a `ValueError`."
+    "Restore the state of an optimizer; tensors that are missing or do not match the model raise a `ValueError`."
     try:
         tensors = load_file(Path(folder) / _OPTIMIZER)
     except SafetensorError as error:
@@ -182,6 +226,8 @@ def load_optimizer(
     }
     if mismatched:
         raise ValueError(f"the optimizer state does not fit the model's parameters {', '.join(sorted(mismatched)[:5])}")
+    if missing := _missing_state(optimizer, model, entries):
+        raise ValueError(f"the optimizer state in {folder} has no or not all tensors of {', '.join(missing[:5])}")
     optimizer.state.clear()
     for name, key, value in entries:
         on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
@@ -215,10 +261,13 @@ def find_starting_point(
     folder = newest_checkpoint(folder) if is_run else folder
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
+    present -= _has_model_manifest(folder)
     if present >= 2 and resume != "weights":  # One of the three may be what is damaged
         if not is_run and (damage := find_damage(folder)):
             remedy = "Name the folder of its run to use the newest intact checkpoint"
             raise ValueError(f"{name} is damaged: {'; '.join(damage)}. {remedy}")
+        if unlisted := unlisted_files(folder):
+            logger.warning("%s contains files that are not part of the checkpoint: %s", folder, ", ".join(unlisted[:5]))
         return StartingPoint(str(folder), _read_trainer_state(folder / TRAINER_STATE))
     if folder.is_dir() and not (folder / "config.json").is_file():
         remedy = "to start a new run, leave it out and name another folder"
@@ -226,6 +275,14 @@ def find_starting_point(
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
+
+
+def _has_model_manifest(folder: Path) -> bool:
+    "Return whether a folder is a final model rather than a checkpoint."
+    try:
+        return (read_manifest(folder) or {}).get("kind") == "model"
+    except (ValueError, OSError):
+        return False
 
 
 def _read_trainer_state(file: Path) -> dict:

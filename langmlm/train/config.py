@@ -16,10 +16,10 @@ import torch
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, parse_flag_from_env
 
-from ..config import ConfigError, find_type_errors
+from ..config import ConfigError, find_path_error, find_type_errors, show_value
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
-from .optim import OPTIMIZERS, SCHEDULES, choose_precision
+from .optim import OPTIMIZERS, SCHEDULES, choose_precision, learning_rate_scale
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
 def _new_run_name() -> str:
@@ -32,26 +32,27 @@ class TrainingConfig:
     "Options of a training run."
 
     # Length of the run
-    num_train_epochs: int = 10  # Passes over the dataset
+    num_train_epochs: int | float = 10  # Passes over the dataset, a whole number
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
     # Batches and masks
     per_device_train_batch_size: int = 32  # Sequences of `max_length` in a micro-batch, or as many tokens
     gradient_accumulation_steps: int = 2  # Micro-batches per optimizer step and device
     packing: bool = True  # False: a micro-batch holds `per_device_train_batch_size` sequences of any length
+    fill_batches: bool = False  # True: pack short sequences up to the token budget, and leave `learning_rate`
     mlm_probability: float = 0.15  # Share of tokens to predict, above 0 and below 1
     whole_word_masking: bool = False  # Mask all tokens of a word or none
     # Optimizer
     learning_rate: float = 2e-4  # Peak learning rate, reached at the end of warm-up
     lr_scheduler_type: str = "linear"  # "linear", "cosine", "constant_with_warmup" or "constant"
     warmup_ratio: float = 0.05  # Share of all steps used for warm-up, at least 0 and below 1
-    warmup_steps: int = 0  # Steps of warm-up; 0: use `warmup_ratio`
+    warmup_steps: int = 0  # Steps of warm-up, at most those of the run; 0: use `warmup_ratio`
     weight_decay: float = 0.01  # Applied to weight matrices, not to biases and layer norms
     adam_beta1: float = 0.9  # Decay rate of the first moment, at least 0 and below 1
     adam_beta2: float = 0.98  # Decay rate of the second moment, at least 0 and below 1
     adam_epsilon: float = 1e-6  # Added to the denominator of AdamW's update, above 0
     max_grad_norm: float = 1.0  # Maximum gradient norm; 0 disables clipping
     optim: str = "adamw_torch_fused"  # "adamw_torch_fused", "adamw_torch", or "muon" for the matrices of the layers
-    seed: int = 42  # Seed of initial weights, data order, masks and dropout, 0 or more
+    seed: int = 42  # Seed of initial weights, data order, masks and dropout, from 0 to below 2**64
     # Hardware
     bf16: bool | None = None  # bf16 mixed precision; None: where the hardware supports it natively
     fp16: bool = False  # fp16 mixed precision with loss scaling, for older GPUs
@@ -71,12 +72,33 @@ class TrainingConfig:
     report_to: list | tuple | str = ("none",)  # Accelerate trackers, such as "tensorboard"; "all": all installed ones
     save_strategy: str = "steps"  # Save checkpoints every `save_steps` ("steps"), after each "epoch", or never ("no")
     save_steps: int = 100  # Steps between checkpoints
-    save_total_limit: int | None = 10  # Number of checkpoints to keep; None: all
+    save_total_limit: int | None = 10  # Number of checkpoints to keep, and of superseded ones; None: all
     disable_tqdm: bool | None = None  # Hide progress bar and table; None: show them in terminals and notebooks only
 
     def __post_init__(self):
+        if isinstance(self.num_train_epochs, float) and self.num_train_epochs.is_integer():
+            object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))  # 3.0, as transformers writes it
         if errors := find_type_errors(self) or _find_errors(self):
             raise ConfigError("training_config", errors)
+
+    @staticmethod
+    def explain(
+        key: str,  # Not the name of an option
+    ) -> str | None:  # None: not a name of `transformers.TrainingArguments` either
+        "Say why a name that other tools use is not an option."
+        from transformers import TrainingArguments  # Slow to import, and needed for an error message only
+
+        other = "langmlm has nothing that corresponds to this name of transformers.TrainingArguments"
+        return _NOT_OPTIONS.get(key) or (other if key in TrainingArguments.__dataclass_fields__ else None)
+
+    def count_warmup_steps(
+        self,
+        total_steps: int,  # Optimizer steps of the whole run
+    ) -> int:
+        "Return the number of steps before the peak learning rate is reached."
+        if self.lr_scheduler_type == "constant":
+            return 0
+        return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
 
     @property
     def run_folder(self) -> Path:
@@ -90,13 +112,19 @@ class TrainingConfig:
         return _INSTALLED_TRACKERS if "all" in names else [name for name in names if name != "none"]
 
 # %% ../../nbs/train/01_config.ipynb #484804be
+def _is_epochs(value: float) -> bool:
+    return 1 <= value <= 100_000 and value == int(value)
+
+
 _STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
 _CHOICES = {"lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
 _RULES = [  # Names of options, check of their value, description of valid values
-    ("num_train_epochs per_device_train_batch_size save_total_limit", lambda value: value >= 1, "at least 1"),
-    ("gradient_accumulation_steps eval_steps logging_steps save_steps", lambda value: value >= 1, "at least 1"),
-    ("max_steps", lambda value: value >= 1 or value == -1, "at least 1, or -1 to use num_train_epochs"),
-    ("warmup_steps seed n_gpus max_rollbacks", lambda value: value >= 0, "0 or more"),
+    ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
+    ("per_device_train_batch_size gradient_accumulation_steps", lambda value: 1 <= value <= 10**6, "1 to 1,000,000"),
+    ("save_total_limit eval_steps logging_steps save_steps", lambda value: 1 <= value < 2**63, "at least 1"),
+    ("max_steps", lambda value: 1 <= value <= 10**9 or value == -1, "1 to 10**9, or -1 to use num_train_epochs"),
+    ("warmup_steps n_gpus max_rollbacks", lambda value: 0 <= value < 2**63, "0 or more"),
+    ("seed", lambda value: 0 <= value < 2**64, "at least 0 and below 2**64"),
     ("weight_decay max_grad_norm", lambda value: 0 <= value < math.inf, "0 or more"),
     ("learning_rate adam_epsilon", lambda value: 0 < value < math.inf, "above 0"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -113,11 +141,14 @@ def _find_errors(config: TrainingConfig) -> list[str]:
     for names, is_valid, expected in _RULES:
         values = {name: getattr(config, name) for name in names.split()}
         invalid = {name: value for name, value in values.items() if value is not None and not is_valid(value)}
-        errors += [f"{name} must be {expected}, got {value!r}" for name, value in invalid.items()]
+        errors += [f"{name} must be {expected}, got {show_value(value)}" for name, value in invalid.items()]
+    for name in ("run_name", "output_dir", "logging_dir"):
+        if problem := find_path_error(getattr(config, name)):
+            errors.append(f"{name} {problem}")
     known = [str(name) for name in LoggerType if name != LoggerType.ALL]
     for name in config.trackers:
         if name not in known:
-            errors.append(f"report_to must be one of {', '.join(known)}, all, none, got {name!r}")
+            errors.append(f"report_to must be one of {', '.join(known)}, all, none, got {show_value(name)}")
         elif name not in _INSTALLED_TRACKERS:
             errors.append(f"report_to={name!r} needs a package that is not installed: pip install {name}")
     try:
@@ -135,23 +166,72 @@ def device_type(
         return "cpu"
     return torch.accelerator.current_accelerator().type
 
+# %% ../../nbs/train/01_config.ipynb #f604fa3c
+_IN_A_THREAD = "batches are prepared one step ahead in a thread, without worker processes"
+_UPLOAD = "upload the folder final_model when the run is done"
+_SHARDING = "sharded training is not supported; processes hold whole models"
+_EVALUATION = "set eval_steps, the steps between two evaluations"
+_BEST = "final_model holds the last weights, and save_total_limit=None keeps every checkpoint to choose from"
+_NOT_OPTIONS = {  # Names of other tools -> reason
+    **dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"), _IN_A_THREAD),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _UPLOAD),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _SHARDING),
+    **dict.fromkeys(("eval_strategy", "evaluation_strategy", "do_eval"), _EVALUATION),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    "per_device_eval_batch_size": "an evaluation uses micro-batches of the size of per_device_train_batch_size",
+    "train_batch_size": "the name is per_device_train_batch_size",
+    "logging_strategy": "set logging_steps, the steps between two log entries",
+    "do_train": "call the method train of the task",
+    "overwrite_output_dir": "a folder that holds another run is never overwritten; name another output_dir",
+    "resume_from_checkpoint": "pass checkpoint_path to create_mlm",
+    "group_by_length": "packing leaves no padding that grouping could save",
+    "no_cuda": "the name is use_cpu",
+    "tf32": "call torch.set_float32_matmul_precision('high') before the run",
+    "full_determinism": "every run is deterministic where the hardware allows it, and says so where it does not",
+    "data_seed": "seed also decides the order of the data",
+    "save_safetensors": "weights are always saved as safetensors",
+    "max_length": "sequences are cut when the text is tokenized: set max_length in tokenizer_config",
+    "max_seq_length": "sequences are cut when the text is tokenized: set max_length in tokenizer_config",
+    "vocab_size": "it belongs into model_config",
+    "precision": "set bf16 or fp16",
+}
+
+# %% ../../nbs/train/01_config.ipynb #21866ebe
+_MAX_PACKING_RATIO = 4
+
+
+def _limit_packing(dataset: TokenizedDataset, config: TrainingConfig) -> tuple[int, int]:
+    "Return the token budget of a micro-batch, and how many times as many sequences as configured it holds."
+    full = config.per_device_train_batch_size * dataset.max_length
+    if config.fill_batches or not config.packing:
+        return full, 1
+    configured = config.per_device_train_batch_size * dataset.tokens / len(dataset.lengths)
+    budget = min(full, max(math.ceil(_MAX_PACKING_RATIO * configured), int(dataset.lengths.max())))
+    return budget, min(_MAX_PACKING_RATIO, max(1, int(budget / configured)))
+
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
     dataset: TokenizedDataset,  # Only `lengths` and `max_length` are used
-    config: TrainingConfig,
+    config: TrainingConfig,  # Batch sizes, packing, seed and length of the run are used
     num_processes: int = 1,  # Processes that share each optimizer step
 ) -> BatchPlan:
-    "Plan the sequences of every optimizer step of a run."
+    "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
     batch_size = config.per_device_train_batch_size
-    return BatchPlan(
+    token_budget, packing_ratio = _limit_packing(dataset, config)
+    plan = BatchPlan(
         dataset.lengths,
         seed=config.seed,
-        token_budget=batch_size * dataset.max_length,
+        token_budget=token_budget,
         sequences_per_batch=None if config.packing else batch_size,
         batches_per_step=config.gradient_accumulation_steps * num_processes,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
+        packing_ratio=packing_ratio,
     )
+    if config.count_warmup_steps(plan.total_steps) > plan.total_steps:
+        found = f"warmup_steps={config.warmup_steps} is more than the {plan.total_steps} steps of the run"
+        raise ConfigError("training_config", [f"{found}: lower it, or set warmup_ratio instead"])
+    return plan
 
 # %% ../../nbs/train/01_config.ipynb #ab7dfe78
 _FEW_STEPS = 1_000
@@ -169,13 +249,20 @@ class Arithmetic:
     parameters: int  # Of the model
     batch_size: int  # `per_device_train_batch_size`
     by_max_steps: bool = False  # Whether `max_steps` determines the number of steps
+    packing_ratio: int = 1  # Times as many sequences as configured in a step
+    learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
 
     def __str__(self) -> str:
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
-        return (
+        text = (
             f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
             f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         )
+        if self.packing_ratio > 1:
+            given = self.learning_rate / learning_rate_scale(self.packing_ratio)
+            text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step"
+            text += f", so the peak learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
+        return f"{text}\n{self.advice()}" if self.advice() else text
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None."
@@ -189,12 +276,13 @@ class Arithmetic:
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
     dataset: TokenizedDataset,  # Only `lengths` and `tokens` are used
-    plan: BatchPlan,
+    plan: BatchPlan,  # From `plan_batches`
     parameters: int,  # Number of parameters of the model
-    config: TrainingConfig,
+    config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
     epochs = plan.epochs_done(plan.total_steps)
     steps, batch_size = plan.total_steps, config.per_device_train_batch_size
     size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
-    return Arithmetic(*size, batch_size, by_max_steps=config.max_steps > 0)
+    ratio, learning_rate = plan.packing_ratio, config.learning_rate * learning_rate_scale(plan.packing_ratio)
+    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate)

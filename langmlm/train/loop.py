@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 from accelerate import Accelerator
@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
 
-from ..data.batching import random_bits
+from ..data.batching import BatchPlan, random_bits
+from ..data.dataset import unigram_entropy
 from ..data.loader import BatchLoader, StepBatches
 from ..progress import progress_bar
 from .config import TrainingConfig
 from .evaluate import evaluate
 from .launch import StopRequest, agree_to_stop, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter
-from .optim import learning_rate_at, step_if_finite
+from .optim import learning_rate_at, learning_rate_scale, step_if_finite
 from .run_folder import RunFolder, should_save
-from .spikes import detect_loss_spike, handle_loss_spike
+from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
 from .state import TrainState
 
 # %% ../../nbs/train/09_loop.ipynb #78e57900
@@ -37,11 +38,11 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/train/09_loop.ipynb #b80bbee2
 def train_step(
     module: nn.Module,  # Returns the sum of the losses of a micro-batch
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-    step_batches: StepBatches,
+    optimizer: Optimizer,  # As prepared by Accelerate
+    accelerator: Accelerator,  # That prepared them
+    step_batches: StepBatches,  # Of this process
     step: int,  # Optimizer steps done before; with the seed, it decides dropout
-    learning_rate: float,
+    learning_rate: float,  # Of this step
     config: TrainingConfig,  # `seed` and `max_grad_norm` are used
     set_to_none: bool = True,  # False: zero the gradients in place, where captured CUDA graphs write them
 ) -> Tensor:  # [3] float32 on the device: loss sum of this process, predictions of all processes, gradient norm
@@ -68,7 +69,9 @@ def train_step(
     return torch.stack([loss_sum, predictions.float(), grad_norm])
 
 # %% ../../nbs/train/09_loop.ipynb #5c2693e8
-def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
+def keep_random_state(
+    device: torch.device,  # Whose generator is restored besides that of the CPU
+) -> AbstractContextManager[None]:
     "Restore PyTorch's random generators, on the CPU and on a device, at the end of a block."
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
@@ -77,34 +80,34 @@ def fit(
     model: RobertaForMaskedLM,  # What checkpoints hold; its weights are trained through `module`
     module: nn.Module,  # A `FlatMaskedLM` of the model, as prepared by Accelerate
     optimizer: Optimizer,  # As prepared by Accelerate
-    accelerator: Accelerator,
-    loader: BatchLoader,
+    accelerator: Accelerator,  # That prepared them
+    loader: BatchLoader,  # Of the training split
     validation: BatchLoader | None,  # Of the validation split; needed with `eval_steps`
-    run_folder: RunFolder,
+    run_folder: RunFolder,  # Where checkpoints and log are written
     state: TrainState,  # Progress of the run, updated in place
-    config: TrainingConfig,
+    config: TrainingConfig,  # Options of the run
     set_to_none: bool = True,  # As for `train_step`
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
-    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, run_folder, state) as monitor:
+    expected = model.config.vocab_size, config.count_warmup_steps(loader.plan.total_steps)
+    watched = _monitor(model, loader, run_folder, state)
+    with run_folder.hold(state.step), stop_on_signals() as stop, watched as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
-            lr = _next_learning_rate(state, loader.plan.total_steps, config)
+            lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
             monitor.add(batches, waited)
-
             should_stop, is_last = agree_to_stop(stop, accelerator), state.step == loader.plan.total_steps
             should_log = is_last or state.step % config.logging_steps == 0
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
             save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
             should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
-            spike = detect_loss_spike(state, config, accelerator, check_trend=should_log) if should_read else None
-
+            spike = detect_loss_spike(state, config, accelerator, should_log, *expected) if should_read else None
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
-                checkpoints = run_folder.regular_checkpoints(state)
+                checkpoints = run_folder.rollback_checkpoints(state)
                 event = handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints)
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
@@ -120,11 +123,11 @@ def fit(
     return monitor.history
 
 # %% ../../nbs/train/09_loop.ipynb #c72fc028
-def _next_learning_rate(state: TrainState, total_steps: int, config: TrainingConfig) -> float:
+def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConfig) -> float:
     "Return the learning rate of the next step."
-    peak = state.learning_rate_factor * config.learning_rate
-    warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
-    return learning_rate_at(state.step, total_steps, warmup_steps, peak, config.lr_scheduler_type)
+    peak = state.learning_rate_factor * config.learning_rate * learning_rate_scale(plan.packing_ratio)
+    warmup_steps = config.count_warmup_steps(plan.total_steps)
+    return learning_rate_at(state.step, plan.total_steps, warmup_steps, peak, config.lr_scheduler_type)
 
 
 def _finish(
@@ -156,7 +159,10 @@ def _finish(
 class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
-    def __init__(self, model: RobertaForMaskedLM, run_folder: RunFolder, state: TrainState):
+    def __init__(self, model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
+        special_ids, vocab_size = run_folder.tokenizer.all_special_ids, model.config.vocab_size
+        self._unigram_entropy = cache(lambda: unigram_entropy(loader.dataset, special_ids, vocab_size))
+        self._config = run_folder.config
         accelerator, hidden = run_folder.accelerator, run_folder.config.disable_tqdm
         shown = False if not accelerator.is_main_process else None if hidden is None else not hidden
         self._state, self._plan, self._is_main_process = state, run_folder.plan, accelerator.is_main_process
@@ -192,6 +198,14 @@ class _Monitor:
         self.bar.set_postfix_str(summary)
         if self._is_main_process:
             logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary)
+            self._diagnose()
+
+    def _diagnose(self) -> None:
+        "Warn if the loss does not fall; the entropy takes a pass over the dataset, so it is computed when needed."
+        if should_diagnose(self._state.step, self._plan.total_steps, self._config):
+            losses, peak = self._state.recent_losses(), self._config.learning_rate * self._state.learning_rate_factor
+            if advice := diagnose_plateau(losses, self._unigram_entropy(), self._config, peak):
+                logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:
         "Log the speed of the whole session."
@@ -200,8 +214,10 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _monitor(model: RobertaForMaskedLM, run_folder: RunFolder, state: TrainState) -> Iterator[_Monitor]:
+def _monitor(
+    model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState
+) -> Iterator[_Monitor]:
     "Show progress inside the block, and leave PyTorch's random generators as they were."
-    monitor = _Monitor(model, run_folder, state)
+    monitor = _Monitor(model, loader, run_folder, state)
     with keep_random_state(run_folder.accelerator.device), monitor.bar:
         yield monitor

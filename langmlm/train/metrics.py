@@ -81,7 +81,10 @@ class History:
         if self._live_cell != _current_cell():
             raise NotImplementedError  # IPython falls back to `_repr_html_`
 
-    def display_live(self, shown: bool | None = None) -> Callable[[], None] | None:
+    def display_live(
+        self,
+        shown: bool | None = None,  # False: never
+    ) -> Callable[[], None] | None:  # None: nothing is displayed
         "Display the table in a notebook, unless `shown` is False; return a function that refreshes it if displayed."
         refresh = live_display(_LiveHistory(self), shown)
         self._live_cell = _current_cell() if refresh else None
@@ -134,7 +137,7 @@ def plot(
 
 # %% ../../nbs/train/03_metrics.ipynb #4278dc73
 def training_flops(
-    config: RobertaConfig,
+    config: RobertaConfig,  # Of the model
     lengths: np.ndarray,  # [sequences] tokens in each, without padding
     predictions: int,  # Masked positions in all sequences
 ) -> float:
@@ -156,7 +159,7 @@ _PEAK_TFLOPS = {  # The first name that occurs in the name of the GPU counts
 
 @lru_cache
 def peak_flops(
-    device: torch.device,
+    device: torch.device,  # Measured if its name is not in the table
     precision: str,  # "bf16", "fp16" or "no", as `choose_precision` returns it
 ) -> float:  # FLOPs per second
     "Return the peak throughput of a device: looked up, else measured."
@@ -178,7 +181,12 @@ def peak_flops(
 class SpeedMeter:
     "Speed, utilization and memory since it was created; prints as one line."
 
-    def __init__(self, device: torch.device, precision: str, model_config: RobertaConfig):
+    def __init__(
+        self,
+        device: torch.device,  # Where the model is trained
+        precision: str,  # As for `peak_flops`
+        model_config: RobertaConfig,  # Decides the number of operations
+    ):
         self.device, self.precision, self.model_config = device, precision, model_config
         self.tokens = self.computed_tokens = self.padding = 0
         self.flops = self.waited = 0.0
@@ -196,7 +204,10 @@ class SpeedMeter:
         self.flops += training_flops(self.model_config, step_batches.lengths, step_batches.predictions)
         self.waited += waited
 
-    def exclude(self, seconds: float) -> None:
+    def exclude(
+        self,
+        seconds: float,  # Spent on something else since the meter was created
+    ) -> None:
         "Leave seconds that were not spent on training, such as those of an evaluation, out of the measured time."
         self._start += seconds
 
@@ -223,8 +234,8 @@ class SpeedMeter:
 class Estimate:
     "Time that the rest of a run takes, without saving checkpoints; prints as one line."
 
-    seconds_per_step: float
-    steps_left: int
+    seconds_per_step: float  # Median of the measured steps
+    steps_left: int  # Optimizer steps that are not done
 
     @property
     def seconds(self) -> float:

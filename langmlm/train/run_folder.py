@@ -6,7 +6,11 @@
 __all__ = ['should_save', 'check_run_folder', 'RunFolder']
 
 # %% ../../nbs/train/10_run_folder.ipynb #e0d8c32d
+import errno
+import json
 import logging
+import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,10 +36,13 @@ from .state import TrainState, make_trainer_state
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/10_run_folder.ipynb #b9ff2c1c
+_LOG = "log.jsonl"  # Entries of the log, one per line
+
+
 def should_save(
     step: int,  # Optimizer steps done
-    config: TrainingConfig,
-    plan: BatchPlan,
+    config: TrainingConfig,  # `save_strategy` and `save_steps` are used
+    plan: BatchPlan,  # Has the ends of epochs and the last step
 ) -> bool:
     "Return whether a checkpoint is due after a step."
     if config.save_strategy == "no":
@@ -45,14 +52,14 @@ def should_save(
 
 
 def check_run_folder(
-    run_folder: Path,
+    run_folder: Path,  # Folder that the run would write to
     start: StartingPoint,  # What the run starts from
 ) -> None:
     "Raise a `FileExistsError` if the folder belongs to another run."
     if run_folder.exists() and not run_folder.is_dir():
         raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
     checkpoints = list_checkpoints(run_folder)
-    taken = checkpoints or (run_folder / TRAINER_STATE).exists() or (run_folder / "final_model").exists()
+    taken = checkpoints or any((run_folder / name).exists() for name in (TRAINER_STATE, _LOG, "final_model"))
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
     if taken and not resumes_here:
         remedy = "resume it with checkpoint_path" if checkpoints else "delete it, since it has no checkpoint"
@@ -61,7 +68,7 @@ def check_run_folder(
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
-_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json"  # What a run writes into its folder
+_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json|log\.jsonl"  # What a run writes into its folder
 
 
 class RunFolder:
@@ -69,10 +76,10 @@ class RunFolder:
 
     def __init__(
         self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        tokenizer: PreTrainedTokenizerBase,
-        plan: BatchPlan,
+        config: TrainingConfig,  # Has the folder, and when to save
+        accelerator: Accelerator,  # The main process writes
+        tokenizer: PreTrainedTokenizerBase,  # Saved with every checkpoint
+        plan: BatchPlan,  # Has the ends of epochs and the last step
         description: dict[str, dict],  # From `describe_run`
         start: StartingPoint,  # What the run started from
     ):
@@ -81,6 +88,7 @@ class RunFolder:
         self.precision = description["environment"]["precision"]  # As Accelerate names it
         self._opened = False  # Whether this object has written to the folder
         self._save_failed = False  # Whether the last checkpoint could not be written
+        self._logged: int | None = None  # Entries in the log file; None: unknown, so that it is written anew
 
     @contextmanager
     def hold(
@@ -119,17 +127,29 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def save(
+    self: RunFolder,
+    model: RobertaForMaskedLM,  # To save
+    optimizer: Optimizer,  # Whose state is saved
+    state: TrainState,  # With all metrics read
+) -> None:
     "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
-    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
+    trainer_state = self._trainer_state(state)
     keep = {state.step, *self._needed_for_rollback(state)}
 
     def write() -> None:
         save_checkpoint(self.path, model, self.tokenizer, optimizer, trainer_state)
+        self._write_trainer_state(trainer_state)
         if self.config.save_total_limit:
             prune_checkpoints(self.path, self.config.save_total_limit, keep)
 
     self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
+
+# %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
+@patch
+def _trainer_state(self: RunFolder, state: TrainState) -> dict:
+    "Return the content of `trainer_state.json`."
+    return make_trainer_state(state, self.description, self.plan, self.accelerator)
 
 
 @patch
@@ -161,9 +181,11 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
 @patch
-def save_log(self: RunFolder, state: TrainState) -> None:
-    "Write the log to `trainer_state.json`, and pass the numbers of this step to the trackers."
-    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
+def save_log(
+    self: RunFolder,
+    state: TrainState,  # Its `log_history` is written
+) -> None:
+    "Append the new entries of the log to its file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
     try:
@@ -172,9 +194,28 @@ def save_log(self: RunFolder, state: TrainState) -> None:
         logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
     try:
         if self.accelerator.is_main_process:
-            write_json(self.path / TRAINER_STATE, trainer_state)
+            self._append_to_log(state.log_history)
     except OSError as error:
-        logger.warning("%s did not get the entry of step %d: %s", TRAINER_STATE, state.step, error.strerror)
+        self._logged = None
+        logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
+
+# %% ../../nbs/train/10_run_folder.ipynb #9c7c539d
+@patch
+def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
+    "Write the entries that are not in the log file; the first time all of them, into a new file."
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in log_history[self._logged or 0 :])
+    if self._logged is None:
+        partial = self.path / f".{_LOG}.00000000.partial"  # A name that `clean_up_interrupted` knows
+        with open(partial, "wb") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / _LOG)
+    else:
+        with open(self.path / _LOG, "ab", buffering=0) as file:  # One call, so that a kill leaves no part of a line
+            if file.write(lines.encode()) < len(lines.encode()):
+                raise OSError(errno.ENOSPC, "not all of it could be written")
+    self._logged = len(log_history)
 
 
 @patch
@@ -188,9 +229,16 @@ def _finish_trackers(self: RunFolder) -> None:
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def finish(
+    self: RunFolder,
+    model: RobertaForMaskedLM,  # Becomes `final_model` after the last step
+    optimizer: Optimizer,  # For a checkpoint that is retried
+    state: TrainState,  # Likewise
+) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write the final model."
     missing = []
+    if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
+        self._write_trainer_state(self._trainer_state(state))
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
@@ -207,6 +255,16 @@ def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, sta
 
 
 @patch
+def _write_trainer_state(self: RunFolder, trainer_state: dict) -> None:
+    "Write `trainer_state.json`; an error is logged, since the same content is in the checkpoints and the log."
+    if self.accelerator.is_main_process:
+        try:
+            write_json(self.path / TRAINER_STATE, trainer_state)
+        except OSError as error:
+            logger.warning("%s could not be written: %s", self.path / TRAINER_STATE, error.strerror)
+
+
+@patch
 def describe_latest(self: RunFolder) -> str:
     "Name the latest checkpoint in words."
     checkpoints = list_checkpoints(self.path)
@@ -214,7 +272,7 @@ def describe_latest(self: RunFolder) -> str:
 
 # %% ../../nbs/train/10_run_folder.ipynb #5267f01c
 @patch
-def regular_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # Lowest step first
+def rollback_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # Lowest step first
     "List the checkpoints that a rollback may use, here and in the folder that the run was resumed from."
     found = {}
     if self.start.trainer_state:
@@ -222,16 +280,18 @@ def regular_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # Lo
         found = {checkpoint_step(path): path for path in older}
         found = {step: path for step, path in found.items() if step <= self.start.trainer_state["global_step"]}
     found |= {checkpoint_step(path): path for path in list_checkpoints(self.path)}
-    return [found[step] for step in self._regular_steps(found, state)]
+    stops, regular = self._split_steps(found, state)
+    return [found[step] for step in stops + regular]
 
 
 @patch
-def _regular_steps(self: RunFolder, steps: Iterable[int], state: TrainState) -> list[int]:
-    "Sort the steps whose checkpoints do not depend on when the run was interrupted, so that a rollback is repeatable."
+def _split_steps(self: RunFolder, steps: Iterable[int], state: TrainState) -> tuple[list[int], list[int]]:
+    "Return the regular steps, those that an uninterrupted run saves at too, after those of stops before all of them."
     if self.config.save_strategy == "no":
-        return sorted(steps)
+        return [], sorted(steps)
     rollbacks = {entry["step"] for entry in state.log_history if "rollback" in entry}
-    return sorted(step for step in steps if step in rollbacks or should_save(step, self.config, self.plan))
+    regular = sorted(step for step in steps if step in rollbacks or should_save(step, self.config, self.plan))
+    return sorted(step for step in steps if step < min(regular, default=math.inf)), regular
 
 
 @patch
@@ -239,6 +299,7 @@ def _needed_for_rollback(self: RunFolder, state: TrainState) -> list[int]:
     "Return the steps of the checkpoints that stay, whatever the limit, while a rollback may need them."
     if self.config.on_loss_spike != "rollback" or state.step == self.plan.total_steps:
         return []
-    steps = self._regular_steps({*map(checkpoint_step, list_checkpoints(self.path)), state.step}, state)
+    stops, regular = self._split_steps({*map(checkpoint_step, list_checkpoints(self.path)), state.step}, state)
     last_check = state.step - state.step % self.config.logging_steps
-    return checkpoints_for_rollback(steps, last_check) + steps[-(self.config.save_total_limit or 0) :]
+    latest = regular[-(self.config.save_total_limit or 0) :]
+    return [step for steps in (stops + regular, regular) for step in checkpoints_for_rollback(steps, last_check)] + latest

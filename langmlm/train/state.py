@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, RobertaConfig
 
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
+from ..model.compile import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
 
@@ -55,7 +56,10 @@ class TrainState:
         "Return whether the latest gradient norm is infinite or NaN; False on a GPU, where looking would wait for it."
         return self.pending[-1].device.type == "cpu" and not self.pending[-1][2].isfinite()
 
-    def read_metrics(self, accelerator: Accelerator) -> None:
+    def read_metrics(
+        self,
+        accelerator: Accelerator,  # Adds up the losses of all processes
+    ) -> None:
         "Read the metrics of all pending steps from the device, in one reduction and one transfer."
         if self.pending:
             metrics = torch.stack(self.pending)
@@ -76,26 +80,26 @@ class TrainState:
 
 # %% ../../nbs/train/06_state.ipynb #37bf9aca
 def describe_run(
-    model_config: RobertaConfig,
-    dataset: TokenizedDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    config: TrainingConfig,
-    plan: BatchPlan,
+    model_config: RobertaConfig,  # Its sizes are part of the identity
+    dataset: TokenizedDataset,  # Its fingerprint is part of the identity
+    tokenizer: PreTrainedTokenizerBase,  # Likewise
+    config: TrainingConfig,  # All its options are stored
+    plan: BatchPlan,  # From `plan_batches`
     accelerator: Accelerator,  # Just created: its precision changes with the next Accelerator of the process
 ) -> dict[str, dict[str, Any]]:  # "identity", "config" and "environment", each by names that a message can use
     "Describe a run: what must be equal to resume it, its options, and what decides how numbers are rounded."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    options = ("seed", "packing", "mlm_probability", "whole_word_masking", "per_device_train_batch_size")
+    options = ("seed", "packing", "fill_batches", "mlm_probability", "whole_word_masking")
     identity = {
         **{name: getattr(model_config, name) for name in (*sizes, "max_position_embeddings")},
-        **{name: getattr(config, name) for name in options},
+        **{name: getattr(config, name) for name in (*options, "per_device_train_batch_size")},
         "dataset": dataset.fingerprint,
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "max_length": dataset.max_length,
         "gradient_accumulation_steps x processes": plan.batches_per_step,
         "optimizer": config.optim.partition("_")[0],  # Both implementations of AdamW have the same state
     }
-    on_gpu = accelerator.device.type == "cuda"
+    on_gpu, batches = accelerator.device.type == "cuda", plan.total_steps * config.gradient_accumulation_steps
     environment = {library.__name__: library.__version__ for library in (torch, transformers, accelerate)} | {
         "python": platform.python_version(),
         "device": accelerator.device.type,
@@ -105,6 +109,11 @@ def describe_run(
         "threads": 0 if on_gpu else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
+        "compiled": should_compile(config.torch_compile, accelerator.device, batches),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "optim": config.optim,  # Both implementations of AdamW round differently
     }
     given = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in asdict(config).items()}
     return {"identity": identity, "config": given, "environment": environment}
@@ -116,8 +125,8 @@ _SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_we
 def make_trainer_state(
     state: TrainState,  # With all metrics read
     description: dict[str, dict],  # From `describe_run`
-    plan: BatchPlan,
-    accelerator: Accelerator,
+    plan: BatchPlan,  # Knows the epoch of a step
+    accelerator: Accelerator,  # Its loss scale is saved
 ) -> dict[str, Any]:
     "Return the content of `trainer_state.json`."
     if state.pending:
@@ -139,8 +148,8 @@ def make_trainer_state(
 def restore_state(
     trainer_state: dict[str, Any],  # From a checkpoint
     description: dict[str, dict],  # Of the resumed run, from `describe_run`
-    plan: BatchPlan,
-    accelerator: Accelerator,
+    plan: BatchPlan,  # Of the resumed run
+    accelerator: Accelerator,  # Its loss scale is restored
 ) -> TrainState:
     "Return the state of a checkpoint; a run that cannot be resumed raises a `ValueError`."
     saved, step = trainer_state["langmlm"], trainer_state["global_step"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sandbox import fork_server
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
@@ -99,6 +100,22 @@ def test_two_processes_equal_one(data, tmp_path: Path):
     for alone, shared in zip(histories[1], histories[2]):
         assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_untied_embeddings(data, tmp_path: Path):
+    "The head then has a bias that nothing uses: DDP must not wait for its gradient. Both processes train to the end."
+    losses = []
+    for number in (1, 2):
+        settings = {**SETTINGS, "gradient_accumulation_steps": 2 // number, "use_cpu": True, "max_steps": 6}
+        given = {name: str(path) for name, path in data.items()}
+        given["model_config"] = {**ARCHITECTURE, "tie_word_embeddings": False}
+        given["training_config"] = settings | {"output_dir": str(tmp_path / f"run-{number}")}
+        losses.append([entry["loss"] for entry in train_in_processes(number, given)])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], abs=1e-4)
+    saved = load_file(tmp_path / "run-2" / "final_model" / "model.safetensors")
+    assert saved["lm_head.decoder.weight"].shape == saved["roberta.embeddings.word_embeddings.weight"].shape
+    assert not torch.equal(saved["lm_head.decoder.weight"], saved["roberta.embeddings.word_embeddings.weight"])
+    assert saved["lm_head.decoder.bias"].abs().max() > 0
 
 
 def test_a_script_may_exit_at_once(tmp_path: Path):

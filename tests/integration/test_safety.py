@@ -24,7 +24,7 @@ from sandbox import fork_server
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
-from langmlm.disk import find_damage, read_json
+from langmlm.disk import disk_error, find_damage, lock_folder, read_json
 from langmlm.train.checkpoint import list_checkpoints
 
 
@@ -322,6 +322,37 @@ def test_disk_that_stays_full(create, small_disk: SmallDisk):
     assert torch.equal(saved["lm_head.bias"], task.model.lm_head.bias)
 
 
+def tokenize(folder: Path, text: Path, **options) -> None:
+    "Train a tokenizer and make a dataset in a folder."
+    paths = {"path_to_save_tokenizer": folder / "tokenizer", "path_to_save_dataset": folder / "dataset"}
+    tasks.create_tokenizer(text, {"vocab_size": 400, "max_length": 32, **paths, **options}).train()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    "All files below a folder, without those that a job resumes from."
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name[0] != "." and name != "ballast"}
+
+
+def test_tokenizing_on_a_full_disk(data, small_disk: SmallDisk, tmp_path: Path):
+    "The error is that of the disk, older results are as they were, and the same call completes when there is space."
+    text = tmp_path / "text.txt"
+    text.write_text((data["tokenizer"].parent / "data.txt").read_text(encoding="utf-8") * 5, encoding="utf-8")
+    (straight := tmp_path / "straight").mkdir()
+    tokenize(straight, text, vocab_size=500)
+    tokenize(small_disk.folder, data["tokenizer"].parent / "data.txt")
+    before = files_of(small_disk.folder)
+    small_disk.fill()
+    with pytest.raises(Exception) as caught:
+        tokenize(small_disk.folder, text, vocab_size=500)
+    assert disk_error(caught.value), caught.value
+    assert files_of(small_disk.folder) == before and len(before) > 8
+    small_disk.clear()
+    tokenize(small_disk.folder, text, vocab_size=500)
+    assert files_of(small_disk.folder) == files_of(straight)
+    assert [path for path in small_disk.folder.iterdir() if path.name[0] == "."] == []
+
+
 def train_with_small_files(arguments: dict) -> None:
     "Train under a file size limit of 50 kB until a save has failed, in a child process."
     task = tasks.create_mlm(**arguments)
@@ -352,6 +383,23 @@ def obey_permissions(obey: bool) -> None:
     assert libc.capget(header, sets) == 0
     sets[0] = sets[0] & ~dac_override if obey else sets[0] | sets[1] & dac_override
     assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+
+def test_tokenizing_into_a_read_only_folder(tmp_path: Path):
+    "An error names the option before any work, and nothing is written."
+    read_only = tmp_path / "folder"
+    read_only.mkdir()
+    read_only.chmod(0o555)
+    obey_permissions(True)
+    try:
+        for option in ("path_to_save_tokenizer", "path_to_save_dataset"):
+            with pytest.raises(PermissionError, match=f"{option}=.* cannot be written to: you may not create files in"):
+                tasks.create_tokenizer(iter(["some text"]), {option: read_only / "result"})
+        with pytest.raises(PermissionError, match="output_dir=.* cannot be written to"):
+            lock_folder(read_only / "run", "output_dir")
+        assert list(read_only.iterdir()) == []
+    finally:
+        obey_permissions(False)
 
 
 def test_read_only_folder(create, tmp_path: Path):

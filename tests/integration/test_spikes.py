@@ -1,5 +1,6 @@
 "Runs with loss spikes of every kind are rolled back, and end about as well as an undisturbed run."
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -101,6 +102,11 @@ def poison(model, state, step_batches) -> None:
             model.roberta.encoder.layer[0].output.dense.weight[3, 5] = torch.nan
 
 
+def data_of(arguments: dict) -> dict:
+    "The arguments that name data."
+    return {name: path for name, path in arguments.items() if name != "checkpoint_path"}
+
+
 def last_loss(task: tasks.MLMTask) -> float:
     "The mean of the last five entries."
     losses = [entry["loss"] for entry in task.state.log_history if "loss" in entry]
@@ -155,18 +161,18 @@ def test_interrupted_at_every_step(learnable: dict, train, disturb, tmp_path: Pa
     "A run with two rollbacks, in sessions of one step each, has the weights and the log of one session."
 
     def both(model, state, batches):
-        if state.step == 20 and not state.rollbacks:
+        if state.step == 30 and not state.rollbacks:  # More than 16 steps after a regular checkpoint
             model.lm_head.bias.data[7] = torch.nan
         return corrupt(model, state, batches, range(40, 54))
 
-    settings = {"max_steps": 64, "logging_steps": 3, "save_steps": 8, "save_total_limit": 1}
+    settings = {"max_steps": 64, "logging_steps": 3, "save_steps": 8, "save_total_limit": 3}
     disturb(both)
     straight = train("straight", **settings)
-    assert [entry["rollback"]["to_step"] for entry in rollbacks(straight)] == [0, 21]
+    assert [entry["rollback"]["to_step"] for entry in rollbacks(straight)] == [8, 32]
     settings = {**SETTINGS, **settings, "output_dir": tmp_path / "interrupted"}
     task = tasks.create_mlm(**learnable, training_config=settings)
     task.train(stop_at_step=1)
-    data = {name: path for name, path in learnable.items() if name != "checkpoint_path"}
+    data = data_of(learnable)
     while task.state.step < 64:
         task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "interrupted")
         task.train(stop_at_step=task.state.step + 1)
@@ -178,6 +184,38 @@ def test_interrupted_at_every_step(learnable: dict, train, disturb, tmp_path: Pa
     assert stopped == expected
 
 
+def test_rollback_to_a_stop(learnable: dict, disturb, tmp_path: Path):
+    "Before the first regular checkpoint, the one that was written at a stop saves the work from the initial weights."
+    disturb(poison)
+    settings = {**SETTINGS, "max_steps": 170, "save_steps": 1_000, "save_total_limit": 1, "output_dir": tmp_path / "run"}
+    tasks.create_mlm(**learnable, training_config=settings).train(stop_at_step=60)
+    tasks.create_mlm(**data_of(learnable), checkpoint_path=tmp_path / "run").train(stop_at_step=120)
+    task = tasks.create_mlm(**data_of(learnable), checkpoint_path=tmp_path / "run")
+    task.train()
+    (entry,) = rollbacks(task)
+    assert entry["step"] == POISONED + 1 and entry["rollback"]["to_step"] == 120
+
+
+def test_hopeless_learning_rate(data: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A loss that is worse than a uniform guess from the first step on: initial weights, half the rate, up to the limit."
+    settings = {**SETTINGS, "max_steps": 120, "lr_scheduler_type": "constant", "learning_rate": 0.5, "max_rollbacks": 3}
+    settings |= {"output_dir": tmp_path / "run", "save_steps": 10}
+    task = tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=settings)
+    task.train()
+    found = rollbacks(task)
+    assert 1 <= len(found) <= 3 and all(entry["rollback"]["to_step"] == 0 for entry in found)
+    assert "of a uniform guess" in found[0]["rollback"]["reason"]
+    assert last_loss(task) < 1.25 * math.log(task.model.config.vocab_size)
+    ignored = tasks.create_mlm(
+        **data,
+        model_config=ARCHITECTURE,
+        training_config=settings | {"on_loss_spike": "ignore", "output_dir": tmp_path / "ignored"},
+    )
+    ignored.train()
+    assert last_loss(ignored) > 1.5 * last_loss(task)
+    assert "the unigram entropy of the dataset" in caplog.text and "learning_rate=0.5 may be too high" in caplog.text
+
+
 def test_gives_up(learnable: dict, train, disturb, tmp_path: Path):
     "After `max_rollbacks` the run stops; it can be resumed with a lower learning rate, which resets the count."
     corrupted = [CORRUPT]
@@ -186,7 +224,7 @@ def test_gives_up(learnable: dict, train, disturb, tmp_path: Path):
         train(max_rollbacks=0)
     corrupted.append(range(0))
     left = list_checkpoints(tmp_path / "run")[-1]
-    data = {name: path for name, path in learnable.items() if name != "checkpoint_path"}
+    data = data_of(learnable)
     task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "run", training_config={"learning_rate": 1e-3})
     assert task.state.step == checkpoint_step(left) <= CORRUPT[0]
     assert (task.state.rollbacks, task.state.learning_rate_factor) == (0, 1.0)

@@ -2,8 +2,12 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +89,95 @@ def test_joined_parts_equal_one_process(text: Path, options: dict, undisturbed: 
         write_dataset(open_corpus(text), tokenizer, config, SHARD_CHARACTERS)
     join_dataset(sorted(tmp_path.glob("dataset.part-*"), reverse=True), tmp_path / "dataset")
     assert contents(tmp_path / "dataset") == undisturbed
+
+
+def start(job: dict, folder: Path, rank: int | None = None, port: int = 0) -> subprocess.Popen:
+    "Start one process, with the environment of a launcher if it has a rank."
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if rank is not None:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, Path(__file__).with_name("failing_process.py"), json.dumps(job)]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_pair(job: dict, folder: Path) -> list[tuple[int, str, float]]:
+    "Run two processes of a launch without its agent; return their exit codes, outputs, and when each ended."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair, ended = [start(job, folder, rank, port) for rank in range(2)], {}
+    outputs = ThreadPoolExecutor(2).map(lambda process: (process.communicate()[0], time.monotonic()), pair)
+    for rank, (output, at) in enumerate(outputs):
+        ended[rank] = pair[rank].returncode, output, at
+    return [ended[0], ended[1]]
+
+
+@pytest.fixture
+def pair_job(text: Path, tmp_path: Path) -> dict:
+    "A job for two processes: train a tokenizer, find duplicates, make shards, join them."
+    names = {"path_to_save_tokenizer": str(tmp_path / "tokenizer"), "path_to_save_dataset": str(tmp_path / "dataset")}
+    config = {"vocab_size": 500, "max_length": 64, "drop_duplicates": True, **names}
+    return {"data": str(text), "config": config, "tokenizer": None, "fail": None, "rank": 1, "kill": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point, rank", [("training", 0), ("duplicates", 0), ("shard", 1), ("saving", 0), ("naming", 0)])
+def test_failure_ends_all_processes(pair_job: dict, tmp_path: Path, point: str, rank: int):
+    "Wherever one process fails, the other one ends within seconds, with its message; the next launch completes the work."
+    results = run_pair(pair_job | {"fail": point, "rank": rank}, tmp_path)
+    assert all(code != 0 for code, _, _ in results)
+    assert "No space left, says" in results[rank][1]
+    assert f"process {rank} of 2 failed: OSError: [Errno 28] No space left, says" in results[1 - rank][1]
+    assert abs(results[0][2] - results[1][2]) < 20
+    assert [code for code, _, _ in run_pair(pair_job, tmp_path)] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
+
+
+@pytest.mark.slow
+def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
+    "A process that is killed leaves no message: after the time-out, the other one says so and names the constant."
+    results = run_pair(pair_job | {"fail": "shard", "rank": 1, "kill": True, "timeout": 3}, tmp_path)
+    assert results[1][0] == -signal.SIGKILL and results[0][0] == 1
+    assert "process 1 of 2 has shown no sign of life for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)" in results[0][1]
+    assert results[0][2] - results[1][2] < 60
+    assert [code for code, _, _ in run_pair(pair_job, tmp_path)] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
+
+
+@pytest.mark.slow
+def test_failure_under_torchrun(pair_job: dict, tmp_path: Path):
+    "Under `torchrun`, whose agent ends the other processes, the launch fails with the message."
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    job = json.dumps(pair_job | {"fail": "shard", "rank": 1})
+    command = [*launcher, Path(__file__).with_name("failing_process.py"), job]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1_500, env=environment, cwd=tmp_path)
+    assert finished.returncode != 0 and "No space left, says _write_shard" in finished.stderr
+
+
+def test_two_processes_without_a_launcher(pair_job: dict, tmp_path: Path):
+    "Two processes that know nothing of each other: one does the work, and the other one reuses it or is told to wait."
+    pair = [start(pair_job, tmp_path), start(pair_job, tmp_path)]
+    outputs = [process.communicate()[0] for process in pair]
+    codes = [process.returncode for process in pair]
+    assert 0 in codes
+    assert codes == [0, 0] or "is in use by another run" in outputs[codes.index(1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
+
+
+def test_killed_iterator_leaves_no_temporary_file(data: dict, tmp_path: Path):
+    "The spooled texts of a process that is killed end with it, whatever their size."
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import os, signal; from langmlm.text.corpus import open_corpus\n"
+        "corpus = open_corpus(f'text {number}' for number in range(100_000))\n"
+        "assert sum(1 for _ in corpus) == 100_000\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -signal.SIGKILL
+    assert not list((tmp_path / "temporary").glob("langmlm-*"))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,13 +1,21 @@
 "Configs report all invalid options at once, by name, value and remedy."
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from langmlm.config import ConfigError, find_type_errors, make_config
+from langmlm.config import ConfigError, find_path_error, find_type_errors, make_config
 from langmlm.model.roberta import ModelConfig
 from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
+
+
+class Bytes:
+    "A path of bytes."
+
+    def __fspath__(self) -> bytes:
+        return b"run"
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,53 @@ def test_all_errors_in_one_message():
 
 
 def test_strange_keys():
-    "Any key gets a suggestion, also one that resembles no option or is no string."
+    "Any key is named, also one that is no string; a suggestion must be close."
     with pytest.raises(ConfigError) as caught:
         make_config(Example, "example", {"": 1, "zzzzzzzz": 2, 7: 3})
-    assert len(caught.value.errors) == 3 and all("did you mean '" in error for error in caught.value.errors)
+    assert caught.value.errors == ["'' is not an option", "'zzzzzzzz' is not an option", "7 is not an option"]
+    for key, meant in (("learning_rates", "learning_rate"), ("rate", "learning_rate"), ("optimizer", None)):
+        with pytest.raises(ConfigError) as caught:
+            make_config(Example, "example", {key: 1})
+        expected = f"; did you mean {meant!r}?" if meant else ""
+        assert caught.value.errors == [f"{key!r} is not an option{expected}"]
+
+
+def test_reasons():
+    "A config that knows why a name does not apply says so instead of a suggestion."
+
+    class Explained(Example):
+        "Knows one name."
+
+        @staticmethod
+        def explain(key: str) -> str | None:
+            return "steps are counted otherwise" if key == "step" else None
+
+    with pytest.raises(ConfigError) as caught:
+        make_config(Explained, "example", {"step": 1, "stepz": 1})
+    assert caught.value.errors == [
+        "'step' is not an option: steps are counted otherwise",
+        "'stepz' is not an option; did you mean 'steps'?",
+    ]
+
+
+def test_long_values():
+    "A message stays short, and any integer can be shown."
+    for value in (10**10_000, -(10**10_000), "x" * 10_000, list(range(10_000))):
+        with pytest.raises(ConfigError) as caught:
+            Example(packing=value)
+        assert caught.value.errors[0].startswith("packing must be bool, got ") and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("path", [None, "", "run", Path("a") / "b", "~/run", "ä" * 127, "/" + "x/" * 1_000])
+def test_paths(path):
+    "Ordinary paths, in any script."
+    assert find_path_error(path) is None
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 256, "ä" * 128, "a/" + "x" * 256, "x/" * 3_000, Bytes()])
+def test_no_paths(path):
+    "Strings that no file system takes, or that cannot be stored as JSON."
+    assert find_path_error(path).startswith("must be a path")
 
 
 @pytest.mark.parametrize("kind", [TokenizerConfig, ModelConfig, TrainingConfig])

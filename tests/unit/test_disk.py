@@ -1,6 +1,7 @@
 "Atomic folders, JSON files, manifests and locks: everything is complete, or it does not exist, and damage is noticed."
 
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -24,6 +26,7 @@ from langmlm.disk import (
     disk_error,
     file_entry,
     find_damage,
+    find_overlaps,
     hash_file,
     hash_json,
     is_intact,
@@ -32,6 +35,7 @@ from langmlm.disk import (
     read_json,
     read_manifest,
     remove_folder,
+    unlisted_files,
     write_json,
     write_manifest,
 )
@@ -54,9 +58,10 @@ def names(folder: Path) -> list[str]:
 
 
 def write_result(target: Path, text: str, **options) -> None:
-    "Write a folder with one file."
+    "Write a folder with one file and its manifest."
     with atomic_folder(target, **options) as partial:
         (partial / "weights").write_text(text)
+        write_manifest(partial, "checkpoint")
 
 
 def fail_at(call: int, function: Callable, error: BaseException) -> Callable:
@@ -87,9 +92,9 @@ def test_a_new_folder_replaces_the_old_one(tmp_path: Path):
         (partial / "weights").write_text("old")
         (partial / "nested").mkdir()
         (partial / "nested" / "vocabulary").write_text("old")
-    with atomic_folder(tmp_path / "a" / "result") as partial:
-        (partial / "config").write_text("new")
-    assert names(tmp_path / "a") == ["result"] and names(tmp_path / "a" / "result") == ["config"]
+        write_manifest(partial, "checkpoint")
+    write_result(tmp_path / "a" / "result", "new")
+    assert names(tmp_path / "a") == ["result"] and names(tmp_path / "a" / "result") == [MANIFEST, "weights"]
 
 
 def test_temporary_folder_elsewhere(tmp_path: Path):
@@ -104,40 +109,106 @@ def test_temporary_folder_elsewhere(tmp_path: Path):
     assert names(tmp_path / "work") == [] and names(tmp_path / "result") == ["weights"]
 
 
-STAGES = {  # Function, and which of its calls fails
-    "writing the files": None,
-    "flushing a file": ("os.fsync", 1),
-    "flushing the folder": ("os.fsync", 2),
-    "moving the old folder aside, or the new one into place": ("pathlib.Path.rename", 1),
-    "moving the new folder into place": ("pathlib.Path.rename", 2),
-}
+CALLS = {"os.fsync": os.fsync, "os.open": os.open, "os.rename": os.rename, "os.replace": os.replace, "os.mkdir": os.mkdir}
 
 
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_errors_at_every_stage(tmp_path: Path, stage: str, error: BaseException):
-    "The target is what it was before, and nothing else is left; the error reaches the caller."
+@pytest.mark.parametrize("function", CALLS)
+def test_errors_at_every_call(tmp_path: Path, function: str, error: BaseException):
+    "The target is what it was before, and nothing else is left, unless the new one is complete."
     write_result(tmp_path / "replaced", "old")
-    targets = [tmp_path / "replaced"]
-    if STAGES[stage] != ("pathlib.Path.rename", 2):  # Without an old folder there is one rename
-        targets.append(tmp_path / "created")
-    for target in targets:
-        with pytest.raises(type(error)):
-            write_with_error(target, STAGES[stage], error)
-        assert names(tmp_path) == ["replaced"] and (tmp_path / "replaced" / "weights").read_text() == "old"
+    for target in (tmp_path / "replaced", tmp_path / "created"):
+        for call in count(1):
+            try:
+                with patch(function, fail_at(call, CALLS[function], error)):
+                    write_result(target, "new")
+                break
+            except type(error):
+                if (tmp_path / "replaced" / "weights").read_text() == "new":  # Stopped while it deleted the old one
+                    assert isinstance(error, KeyboardInterrupt) and is_intact(tmp_path / "replaced")
+                    write_result(tmp_path / "replaced", "old")
+                assert names(tmp_path) == ["replaced"] and (tmp_path / "replaced" / "weights").read_text() == "old"
+        assert call > 1 and (target / "weights").read_text() == "new"
+        shutil.rmtree(target)
+        write_result(tmp_path / "replaced", "old")
 
 
-def write_with_error(target: Path, stage: tuple[str, int] | None, error: BaseException) -> None:
-    "Write a folder, with an error at a stage."
-    if stage:
-        function, call = stage
-        original = {"os.fsync": os.fsync, "pathlib.Path.rename": Path.rename}[function]
-        with patch(function, fail_at(call, original, error)):
-            write_result(target, "new")
-    else:
-        with atomic_folder(target) as partial:
-            (partial / "weights").write_text("ne")
-            raise error
+def test_errors_while_writing(tmp_path: Path):
+    "An error of the caller, too."
+    write_result(tmp_path / "result", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "result") as partial:
+        (partial / "weights").write_text("ne")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["result"] and (tmp_path / "result" / "weights").read_text() == "old"
+
+
+def test_files_of_others_are_never_replaced(tmp_path: Path):
+    "A folder is checked again after the work: a note that came in the meantime stays, and so does the old result."
+    write_result(tmp_path / "result", "old")
+    for foreign in ("notes.txt", ".env", "logs/notes.txt"):
+        file = tmp_path / "result" / foreign
+        with pytest.raises(FileExistsError, match="not part of a checkpoint"), atomic_folder(tmp_path / "result") as new:
+            write_manifest(new, "checkpoint")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("mine")
+        assert file.read_text() == "mine" and is_intact(tmp_path / "result") and names(tmp_path) == ["result"]
+        shutil.rmtree(file.parent) if "/" in foreign else file.unlink()
+    for kind in ("dataset", None):  # Another kind, and a folder without a manifest
+        with pytest.raises(FileExistsError), atomic_folder(tmp_path / "result") as new:
+            kind and write_manifest(new, kind)
+    assert (tmp_path / "result" / "weights").read_text() == "old"
+
+
+def test_links_as_targets(tmp_path: Path):
+    "A link stays a link; the folder that it points to is replaced, by a folder beside it."
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big" / "result")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(FileExistsError, match="is a symbolic link to nothing"):
+        check_replaceable(tmp_path / "link", "checkpoint", "output_dir")
+    write_result(tmp_path / "big" / "result", "old")
+    with atomic_folder(tmp_path / "link") as partial:
+        assert partial.parent == tmp_path / "big"
+        write_manifest(partial, "checkpoint", {"step": 1})
+    write_result(tmp_path / "link", "new", within=tmp_path / "work")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "big" / "result" / "weights").read_text() == "new"
+    assert names(tmp_path / "big") == ["result"] and names(tmp_path) == ["big", "link", "work"]
+
+
+def test_temporary_folder_on_another_disk(tmp_path: Path):
+    "A rename does not cross file systems, so the temporary folder is beside the target then."
+    other = Path("/dev/shm")
+    if not os.access(other, os.W_OK) or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        with atomic_folder(tmp_path / "result", within=Path(folder)) as partial:
+            assert partial.parent == tmp_path
+
+
+def test_a_name_that_is_being_written(tmp_path: Path):
+    "A second writer gets an error, a clean-up leaves the first one alone, and no lock remains."
+    with atomic_folder(tmp_path / "result") as partial:
+        (partial / "weights").write_text("new")
+        with pytest.raises(RuntimeError, match="is being written by another process"):
+            write_result(tmp_path / "result", "second")
+        assert clean_up_interrupted(tmp_path, "result") == [] and (partial / "weights").exists()
+    assert names(tmp_path) == ["result"] and names(tmp_path / "result") == ["weights"]
+
+
+def test_a_lock_that_was_deleted_meanwhile(tmp_path: Path):
+    "Whoever waits for a lock file that its holder deletes gets a new one: there are never two writers."
+    flock, lock = fcntl.flock, tmp_path / ".result.writing"
+    first = []
+
+    def delete_and_lock(descriptor: int, operation: int) -> None:
+        if not first:
+            first.append(lock.unlink())
+        flock(descriptor, operation)
+
+    with patch("fcntl.flock", delete_and_lock), atomic_folder(tmp_path / "result"):
+        with pytest.raises(RuntimeError, match="is being written"):
+            write_result(tmp_path / "result", "second")
+    assert first and names(tmp_path) == ["result"]
 
 
 def test_old_folder_that_cannot_be_deleted(tmp_path: Path):
@@ -153,7 +224,7 @@ def test_old_folder_that_cannot_be_deleted(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from langmlm.disk import atomic_folder, remove_folder, write_json
+from langmlm.disk import atomic_folder, remove_folder, write_json, write_manifest
 die = lambda *ignored, **options: os.kill(os.getpid(), signal.SIGKILL)
 moment, rename, calls = sys.argv[1], Path.rename, []
 if moment == "removing":
@@ -167,6 +238,7 @@ if moment == "replacing":
     Path.rename = lambda path, target: die() if calls else calls.append(rename(path, target))
 with atomic_folder(Path("result")) as partial:
     (partial / "weights").write_text("new")
+    write_manifest(partial, "checkpoint")
     die() if moment == "writing" else None
 """
 
@@ -218,8 +290,21 @@ def test_remove_folder(tmp_path: Path):
         remove_folder(tmp_path / "result")
     assert not (tmp_path / "result").exists()
     assert len(clean_up_interrupted(tmp_path, "result")) == 1 and names(tmp_path) == []
-    with pytest.raises(FileNotFoundError):
+    write_result(tmp_path / "result", "old")
+    (tmp_path / "result" / "notes").write_text("mine")
+    with pytest.raises(FileExistsError, match="notes"):
         remove_folder(tmp_path / "result")
+    assert (tmp_path / "result" / "notes").read_text() == "mine" and names(tmp_path) == ["result"]
+
+
+def test_links_are_removed_but_not_what_they_point_to(tmp_path: Path):
+    "As results, and as leftovers."
+    write_result(tmp_path / "result", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "result")
+    (tmp_path / ".link.0a1b2c3d.outdated").symlink_to(tmp_path / "result")
+    assert len(clean_up_interrupted(tmp_path, "link")) == 1
+    remove_folder(tmp_path / "link")
+    assert names(tmp_path) == ["result"] and is_intact(tmp_path / "result")
 
 
 # JSON files
@@ -257,7 +342,7 @@ def test_json_that_cannot_be_written(tmp_path: Path, moment: str):
     assert read_json(tmp_path / "facts.json") == {"step": 1}
 
 
-@pytest.mark.parametrize("content", [b'{"step": 3, "na', b"", b"\xff{}", pickle.dumps({})])
+@pytest.mark.parametrize("content", [b'{"step": 3, "na', b"", b"\xff{}", pickle.dumps({}), b"[" * 100_000])
 def test_damaged_json(tmp_path: Path, content: bytes):
     "The error names the file; a missing file is another error."
     (tmp_path / "torn.json").write_bytes(content)
@@ -282,8 +367,9 @@ def test_known_digests(tmp_path: Path):
     assert len(hash_json(None)) == 32
 
 
-def test_cached_digests(tmp_path: Path):
+def test_cached_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A file that was not touched is not read again; one with other content of the same size is."
+    monkeypatch.setattr("langmlm.disk._TICK", -1.0)
     rewrite(tmp_path / "two", b"something more")
     digest = hash_file(tmp_path / "two")
     with patch("langmlm.disk.xxh3_128", side_effect=AssertionError("a file is read")):
@@ -310,6 +396,16 @@ def test_cached_digests_of_a_forged_time(tmp_path: Path):
     os.utime(other, ns=(known.st_atime_ns, known.st_mtime_ns))
     other.replace(file)
     assert hash_file(file) not in (digest, None) and file.stat().st_size == known.st_size
+
+
+def test_a_second_write_within_a_tick(tmp_path: Path):
+    "Nothing but the content tells two writes of the same size at the same time apart: what is new is not cached."
+    file = tmp_path / "two"
+    file.write_bytes(b"something more")
+    with patch("os.fstat", lambda descriptor, times=file.stat(): times):  # A clock that stands still
+        digest = hash_file(file)
+        file.write_bytes(b"something less")
+        assert hash_file(file) != digest
 
 
 # Manifests
@@ -357,10 +453,70 @@ def test_each_difference_is_described(papers: Path):
     (papers / "train" / "data-0.arrow").unlink()
     (papers / "pytorch_model.bin").touch()
     (papers / "more").mkdir()
+    (papers / "train" / "cache.arrow").touch()
     sizes = ["train/data-0.arrow is missing", "two has 22 bytes instead of 14"]
-    extra = ["more does not belong to it", "pytorch_model.bin does not belong to it"]
-    assert find_damage(papers) == ["one has other content than was written", *sizes, *extra]
-    assert find_damage(papers, digests=False) == [*sizes, *extra] and not is_intact(papers)
+    assert find_damage(papers) == ["one has other content than was written", *sizes]
+    assert find_damage(papers, digests=False) == sizes and not is_intact(papers)
+    assert unlisted_files(papers) == ["more", "pytorch_model.bin", "train/cache.arrow"]
+
+
+def test_extra_files_are_no_damage(papers: Path):
+    "At any depth, hidden, and as links; but a folder with them is neither replaced nor deleted."
+    for extra in ("notes.txt", ".env", "train/notes.txt", "train/more/notes.txt"):
+        (papers / extra).parent.mkdir(exist_ok=True)
+        (papers / extra).write_text("mine")
+        assert is_intact(papers) and unlisted_files(papers) == [extra]
+        with pytest.raises(FileExistsError, match=extra):
+            check_replaceable(papers, "dataset", "path_to_save_dataset")
+        (papers / extra).unlink()
+    (papers / "train" / "more").rmdir()
+    (papers / "train" / "link").symlink_to(papers.parent)
+    assert is_intact(papers) and unlisted_files(papers) == ["train/link"]
+
+
+def test_names_of_files(papers: Path):
+    "Hidden names, spaces and any script are fine; what cannot be read back is not written."
+    for name in (".gitattributes", "a name with spaces", "größe-数据.json", "train/.hidden", "..."):
+        (papers / name).write_text(name)
+    assert set(write_manifest(papers, "dataset")["files"]) > {".gitattributes", "a name with spaces", "train/.hidden"}
+    assert is_intact(papers) and unlisted_files(papers) == []
+    for name in (b"line\nbreak", b"back\\slash", b"\xff"):
+        file = papers / os.fsdecode(name)
+        file.touch()
+        with pytest.raises(ValueError, match="names that a manifest cannot hold"):
+            write_manifest(papers, "dataset")
+        file.unlink()
+
+
+def test_links_out_of_a_folder(papers: Path, tmp_path: Path):
+    "A file that is a link to one outside, or in a folder that is such a link, is damage, whatever its content."
+    (papers / "one").rename(tmp_path / "secret")
+    (papers / "one").symlink_to(tmp_path / "secret")
+    assert find_damage(papers) == [
+        "one is a symbolic link that leads out of the folder: put a copy of the file in its place"
+    ]
+    (papers / "one").unlink()
+    (papers / "one").symlink_to("copy")  # Inside, a link does no harm
+    (tmp_path / "secret").rename(papers / "copy")
+    assert find_damage(papers) == []
+    (papers / "train").rename(tmp_path / "elsewhere")
+    (papers / "train").symlink_to(tmp_path / "elsewhere")
+    assert "train/data-0.arrow is a symbolic link that leads out of" in find_damage(papers, digests=False)[0]
+    assert unlisted_files(papers) == ["copy", "train"]
+
+
+def test_manifest_that_is_no_file(papers: Path):
+    "A pipe would be waited for, and a device has no end."
+    (papers / MANIFEST).unlink()
+    os.mkfifo(papers / MANIFEST)
+    assert find_damage(papers)[0].endswith(f"{MANIFEST} is damaged")
+    (papers / MANIFEST).unlink()
+    (papers / MANIFEST).symlink_to("/dev/zero")
+    assert find_damage(papers)[0].endswith(f"{MANIFEST} is damaged")
+    (papers / MANIFEST).unlink()
+    with open(papers / MANIFEST, "wb") as stream:
+        stream.truncate(2**40)  # Takes no space, and would take all memory
+    assert find_damage(papers)[0].endswith(f"{MANIFEST} is damaged")
 
 
 def all_damages(content: bytes) -> list[bytes | None]:
@@ -384,13 +540,13 @@ def test_every_damage_is_noticed(papers: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "..", "a\\b", "", "a/../../b", "a//b", "a/", ".", "./a"]
+    "name", ["../../etc/passwd", "/etc/passwd", "..", "a\\b", "", "a/../../b", "a//b", "a/", ".", "./a", "a\nb", "a\0b"]
 )
 def test_hostile_names(papers: Path, name: str):
     "A manifest never leads out of its folder, even if its digest is right."
     forge(papers, {name: {"bytes": 1, "xxh3": "5f3a"}})
     (damage,) = find_damage(papers)
-    assert damage.endswith(f"{MANIFEST} names files outside the folder: {name}")
+    assert damage.endswith(f"{MANIFEST} names files outside the folder: {ascii(name)[1:-1]}")
     with pytest.raises(ValueError, match="names files outside the folder"):
         read_manifest(papers)
 
@@ -402,7 +558,10 @@ def test_manifest_without_a_table_of_files(papers: Path, files: object):
     assert [damage.endswith(f"{MANIFEST} is damaged") for damage in find_damage(papers)] == [True]
 
 
-@pytest.mark.parametrize("entry", ["5f3a", None, {}, {"bytes": 9}, []])
+@pytest.mark.parametrize(
+    "entry",
+    ["5f3a", None, {}, {"bytes": 9}, [], *({"bytes": size, "xxh3": "5f3a"} for size in ("9", -1, 1.0, True, 10**4000))],
+)
 def test_manifest_without_digests(papers: Path, entry: object):
     "An entry needs a size and a digest."
     forge(papers, {"one": entry, "two": file_entry(papers / "two"), "train/data-0.arrow": {"bytes": 4, "xxh3": "5f3a"}})
@@ -417,7 +576,7 @@ def test_manifest_that_is_none(papers: Path, content: bytes):
     (papers / MANIFEST).write_bytes(content)
     (damage,) = find_damage(papers)
     assert damage.endswith(f"{MANIFEST} is damaged")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(FileExistsError, match="is damaged: name another folder"):
         check_replaceable(papers, "dataset", "path_to_save_dataset")
 
 
@@ -435,7 +594,8 @@ def test_manifest_in_other_words(papers: Path):
 def test_hidden_files(papers: Path):
     "Locks and the files of file browsers may appear in an intact folder."
     (papers / LOCK).touch()
-    (papers / ".DS_Store").touch()
+    (papers / "train" / ".DS_Store").touch()
+    (papers / "._one").touch()
     assert is_intact(papers)
     check_replaceable(papers, "dataset", "path_to_save_dataset")
 
@@ -487,6 +647,89 @@ def test_what_may_not_be_replaced(papers: Path, tmp_path: Path):
     for number in range(7):
         (papers / f"a{number}").touch()
     assert "(a0, a1, a2, a3, a4, ...)" in message(papers)
+    assert "cannot be created" in message(papers / "notes" / "dataset") and "is a file" in message(papers / "notes" / "x")
+
+
+def test_what_can_never_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "The working directory, what contains it, and a mount point would fail or hurt at the end of the work only."
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for target in (".", "..", tmp_path, "/"):
+        with pytest.raises(FileExistsError, match="is the working directory, contains it, or is a mount point"):
+            check_replaceable(target, "dataset", "path_to_save_dataset")
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "mounted")
+    (tmp_path / "mounted").mkdir()
+    with pytest.raises(FileExistsError, match="is a mount point"):
+        check_replaceable(tmp_path / "mounted", "dataset", "path_to_save_dataset")
+    monkeypatch.setattr("os.access", lambda path, mode, effective_ids: False)
+    with pytest.raises(PermissionError, match="you may not create files in .*here"):
+        check_replaceable("data", "dataset", "path_to_save_dataset")
+
+
+# Paths of one job
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    "A folder with a result, text, and links to both."
+    for folder in ("result/part", "text/more"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "text" / "more" / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "link").symlink_to("result")
+    (tmp_path / "above").symlink_to(".")
+    (tmp_path / "result" / "c.txt").symlink_to("../b.txt")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "relation"),
+    [
+        ("result", "result", "is the same folder as"),
+        ("result", "link", "is the same folder as"),
+        ("link", "result", "is the same folder as"),
+        ("new", "above/new", "is the same folder as"),
+        ("text/../new", "new", "is the same folder as"),
+        ("result/part", "result", "is inside"),
+        ("link/new/deep", "result", "is inside"),
+        ("new/deep", "new", "is inside"),
+        ("result", "link/part", "contains"),
+        ("text", "text/more/a.txt", "contains"),
+        ("above/text", "text/more/a.txt", "contains"),
+        (".", "b.txt", "contains"),
+        ("text", "b.txt", None),
+        ("new", "b.txt", None),
+        ("new", "newer", None),
+        ("result", "result/c.txt", None),  # A link: the text is outside
+        ("result", "text", None),
+    ],
+)
+def test_overlaps(job: Path, written: str, read: str, relation: str | None):
+    "In both directions, through links, for folders that do not exist yet, and for files in a folder."
+    found = find_overlaps({"path_to_save_dataset": job / written}, {"data_path": [job / read]})
+    expected = f"path_to_save_dataset={str(job / written)!r} {relation} data_path={str(job / read)!r}: name another folder"
+    assert found == ([expected] if relation else [])
+    if not read.endswith(".txt"):  # Two outputs
+        both = {"path_to_save_dataset": job / written, "path_to_save_tokenizer": job / read}
+        assert len(find_overlaps(both)) == bool(relation)
+
+
+def test_all_overlaps_are_reported(job: Path):
+    "One sentence for each pair of options; two inputs may be the same folder; many files are one folder."
+    many = [job / "text" / "more" / "a.txt"] * 3
+    written = {"dataset": job / "text", "tokenizer": job / "text" / "more"}
+    assert len(find_overlaps(written, {"data_path": many})) == 3
+    assert find_overlaps({"output_dir": job / "run"}, {"tokenizer": [job / "result"], "model": [job / "result"]}) == []
+
+
+def test_folders_with_two_names(job: Path):
+    "Folders are compared by inode: a file system may know one under several names."
+    same = lambda path, other: {path.name, other.name} == {"RESULT", "result"} or path.name == other.name  # noqa: E731
+    exists = Path.exists
+    with patch.object(Path, "samefile", same), patch.object(
+        Path, "exists", lambda path: path.name == "RESULT" or exists(path)
+    ):
+        assert len(find_overlaps({"dataset": job / "RESULT"}, {"data_path": [job / "result"]})) == 1
 
 
 # Locks, links and errors

@@ -3,19 +3,22 @@
 import contextlib
 import logging
 import shutil
+import sys
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, RobertaForMaskedLM, RobertaTokenizer, pipeline
 
 from langmlm.config import ConfigError
 from langmlm.data.dataset import check_tokenizer, open_dataset
-from langmlm.disk import MANIFEST
+from langmlm.disk import MANIFEST, atomic_folder, hash_json, is_intact, read_json, write_json, write_manifest
 from langmlm.model.roberta import ModelConfig
-from langmlm.tasks import MLMTask, TokenizerTask, create_mlm, create_tokenizer
+from langmlm.tasks import MLMTask, TokenizerTask, _with_saved_options, create_mlm, create_tokenizer
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.shards import join_dataset
 from langmlm.tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig
@@ -103,10 +106,10 @@ def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
         ({"tokenizer_config": {"vocabsize": 3}}, "'vocabsize' is not an option; did you mean 'vocab_size'?"),
         ({"tokenizer_config": "roberta-base"}, "tokenizer_config is invalid:\n- it must be a dict, got 'roberta-base'"),
         ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
-        ({"tokenizer": "tokenized_dataset"}, "neither a tokenizer folder"),
+        ({"tokenizer": "docs"}, "neither a tokenizer folder"),
         (
             {"tokenizer_config": {"path_to_save_tokenizer": "."}},
-            "path_to_save_tokenizer='.' contains files that are not part",
+            "path_to_save_dataset='./tokenized_dataset' is inside path_to_save_tokenizer='.': name another folder",
         ),
         ({"tokenizer_config": {"path_to_save_tokenizer": "docs"}}, "contains files that are not part of a tokenizer"),
         ({"tokenizer_config": {"path_to_save_dataset": "docs"}}, "contains files that are not part of a dataset"),
@@ -124,6 +127,79 @@ def test_tokenizer_errors(work: Path, arguments: dict, message: str):
     with pytest.raises((ValueError, OSError)) as caught:
         create_tokenizer(**{"data_path": "data.txt", **arguments})
     assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("data_path", "config", "tokenizer", "message"),
+    [
+        ("data.txt", {"path_to_save_dataset": "tokenizer/dataset"}, None, "is inside path_to_save_tokenizer='./tokenizer'"),
+        ("data.txt", {"path_to_save_tokenizer": "tokenized_dataset/tk"}, None, "contains path_to_save_tokenizer"),
+        ("data.txt", {"path_to_save_dataset": "link"}, None, "path_to_save_dataset='link' is the same folder as path_to_"),
+        (".", {}, None, "path_to_save_dataset='./tokenized_dataset' is inside data_path='.'"),
+        (["data.txt", "tokenizer/vocab.json"], {}, None, "contains data_path='tokenizer/vocab.json'"),
+        ("t*/merges.txt", {}, None, "contains data_path='tokenizer/merges.txt'"),
+        ("tokenizer", {}, None, "is the same folder as data_path='tokenizer'"),
+        ("data.txt", {}, "tokenized_dataset", "is the same folder as tokenizer='tokenized_dataset'"),
+        ("data.txt", {"path_to_save_dataset": "tokenizer/x"}, "tokenizer", "is inside tokenizer='tokenizer'"),
+        ("data.txt", {"path_to_save_tokenizer": "docs/final_model"}, None, "not part of a tokenizer"),
+        ("data.txt", {"path_to_save_dataset": "docs/checkpoint-12"}, None, "not part of a dataset"),
+    ],
+)
+def test_paths_of_a_corpus(work: Path, data_path: object, config: dict, tokenizer: str | None, message: str):
+    "Text, tokenizer and dataset must not contain each other, in any direction; models are never replaced."
+    Path("link").exists() or Path("link").symlink_to("tokenizer")
+    before = sorted(work.rglob("*"))
+    with pytest.raises((ConfigError, FileExistsError)) as caught:
+        create_tokenizer(data_path, config, tokenizer=tokenizer)
+    assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+def test_the_source_is_not_the_target(work: Path, tmp_path: Path):
+    "A dataset of texts is never replaced by its own ids, whether it is given by name or open."
+    texts = DatasetDict(train=Dataset.from_dict({"text": ["some text", "more text"]}))
+    texts.save_to_disk(tmp_path / "texts")
+    (tmp_path / "texts" / "inner").mkdir()
+    for source in (str(tmp_path / "texts"), tmp_path / "texts", load_from_disk(str(tmp_path / "texts"))):
+        for target in (tmp_path / "texts", tmp_path):
+            with pytest.raises(ConfigError, match="path_to_save_dataset=.* (is the same folder as|contains) data_path="):
+                create_tokenizer(source, {**OPTIONS, "path_to_save_dataset": target})
+    assert load_from_disk(str(tmp_path / "texts"))["train"][0] == {"text": "some text"}
+
+
+def test_home_folder(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "`~` is expanded in every option that is a path."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy("data.txt", tmp_path / "data.txt")
+    paths = {"path_to_save_tokenizer": "~/tk", "path_to_save_dataset": Path("~/ds")}
+    create_tokenizer("~/data.txt", {**OPTIONS, **paths}).train()
+    settings = {**SETTINGS, "max_steps": 2, "output_dir": "~/run", "logging_dir": "~/logs"}
+    create_mlm("~/tk", Path("~/ds"), SMALL, settings).train(stop_at_step=1)
+    resumed = create_mlm("~/tk", "~/ds", checkpoint_path="~/run")
+    assert (resumed.state.step, resumed.config.run_folder) == (1, tmp_path / "run")
+    assert resumed.config.logging_dir == str(tmp_path / "logs")
+    part = {"shard": (0, 1), "path_to_save_dataset": "~/part"}
+    create_tokenizer("~/data.txt", part, tokenizer="~/tk").train()
+    join_dataset(["~/part.part-0-of-1"], "~/joined")
+    with pytest.raises(ValueError, match="is inside folders="):
+        join_dataset(["~/part.part-0-of-1"], "~/part.part-0-of-1/joined")
+    assert not Path("~").exists() and {"tk", "ds", "run", "joined"} < {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_a_killed_job_left(work: Path, tmp_path: Path):
+    "The next job deletes it and restores what was about to be replaced, unless its owner is alive."
+    paths = {"path_to_save_tokenizer": tmp_path / "tk", "path_to_save_dataset": tmp_path / "ds"}
+    task = create_tokenizer("data.txt", OPTIONS | paths)
+    task.train()
+    for name in (".tk.0a1b2c3d.partial", "..tk.0123456789ab.unfinished.0a1b2c3d.partial", ".ds.0a1b2c3d.replaced"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ds").rename(tmp_path / ".ds.0a1b2c3d.replaced")
+    (tmp_path / ".mine.0a1b2c3d.partial").touch()
+    report = task.train()
+    (tmp_path / ".mine.0a1b2c3d.partial").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ds", "tk"] and is_intact(tmp_path / "ds")
+    with atomic_folder(tmp_path / "tk") as partial:  # Another writer
+        assert task.train() == report and partial.exists()
+        write_manifest(partial, "tokenizer")
 
 
 def test_text_that_is_not_utf_8(work: Path, tmp_path: Path):
@@ -145,6 +221,7 @@ def test_finished_run(work: Path):
     assert sorted(path.name for path in (work / "docs").glob("[!.]*")) == [
         "checkpoint-12",
         "final_model",
+        "log.jsonl",
         "trainer_state.json",
     ]
     model = RobertaForMaskedLM.from_pretrained("docs/final_model")
@@ -238,6 +315,18 @@ def test_started_from_a_model(work: Path):
         ({"checkpoint_path": "elsewhere"}, "neither a model folder"),
         ({"checkpoint_path": "tokenized_dataset"}, "contains neither a checkpoint nor a model"),
         ({"checkpoint_path": "docs/final_model", "resume": "full"}, "cannot be resumed"),
+        ({"training_config": {**SETTINGS, "output_dir": "tokenizer"}}, "is the same folder as tokenizer='tokenizer'"),
+        ({"training_config": {**SETTINGS, "output_dir": "tokenizer/run"}}, "is inside tokenizer='tokenizer'"),
+        ({"training_config": {**SETTINGS, "output_dir": "tokenized_dataset/run"}}, "is inside tokenized_dataset="),
+        ({"training_config": {**SETTINGS, "output_dir": "."}}, "output_dir='.' contains tokenizer='tokenizer'"),
+        (
+            {"checkpoint_path": "docs/final_model", "training_config": {**SETTINGS, "output_dir": "docs/final_model/run"}},
+            "is inside checkpoint_path='docs/final_model'",
+        ),
+        (
+            {"checkpoint_path": "stopped", "model_config": None, "tokenized_dataset": "stopped/checkpoint-5"},
+            "output_dir='stopped' contains tokenized_dataset='stopped/checkpoint-5'",
+        ),
         ({"resume": "full"}, "needs a checkpoint_path to resume from"),
         ({"resume": "maybe"}, "resume must be 'auto', 'full' or 'weights', got 'maybe'"),
         (
@@ -265,6 +354,60 @@ def test_model_errors(work: Path, changes: dict, message: str):
     with pytest.raises((ValueError, OSError)) as caught:
         create_mlm(**{**arguments, "training_config": SETTINGS, **changes})
     assert message in str(caught.value) and sorted(work.rglob("*")) == before
+
+
+def forged(folder: Path, **facts) -> None:
+    "Change facts in the manifest of a dataset, with a digest that is right."
+    manifest = {**read_json(folder / MANIFEST), **facts}
+    del manifest["digest"]
+    write_json(folder / MANIFEST, manifest | {"digest": hash_json(manifest)})
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"max_length": 10**12}, "is damaged: max_length is 1,000,000,000,000"),
+        ({"max_length": -1}, "is damaged: max_length is -1"),
+        ({"max_length": "64"}, "has no valid max_length"),
+        ({"max_length": 10**5000}, "is damaged"),
+        ({"content": None, "tokenizer": 3}, "has no valid content; manifest.json has no valid tokenizer"),
+        ({"kind": "dataset part"}, "is not a dataset folder: its manifest.json is that of a dataset part"),
+        ({"files": {"../../secret": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: ../../secret"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: /etc/passwd"),
+        ({"files": {"train/state.json": {"bytes": 10**18, "xxh3": "5f3a"}}}, "bytes instead of 1,000,000,000,000,000,000"),
+        ({"files": [[[]]]}, "is damaged"),
+    ],
+)
+def test_hostile_datasets(work: Path, tmp_path: Path, facts: dict, message: str):
+    "A dataset from elsewhere gets a clear error, whatever its manifest says."
+    shutil.copytree("tokenized_dataset", tmp_path / "dataset")
+    sys.set_int_max_str_digits(10_000)
+    try:
+        forged(tmp_path / "dataset", **facts)
+    finally:
+        sys.set_int_max_str_digits(4_300)
+    with pytest.raises(ValueError) as caught:
+        create_mlm("tokenizer", tmp_path / "dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run"})
+    assert message in str(caught.value)
+
+
+def test_links_in_datasets_and_checkpoints(work: Path, tmp_path: Path):
+    "Links that lead out of the folder are not followed; a damaged dataset is noticed before training."
+    shutil.copytree("tokenized_dataset", tmp_path / "dataset")
+    shutil.copytree("docs/checkpoint-12", tmp_path / "run" / "checkpoint-12")
+    arguments = {"tokenizer": "tokenizer", "tokenized_dataset": "tokenized_dataset", "model_config": None}
+    for name, file, other in (
+        ("tokenized_dataset", "dataset/train/data-00000-of-00001.arrow", {"model_config": SMALL}),
+        ("checkpoint_path", "run/checkpoint-12/model.safetensors", {}),
+    ):
+        (tmp_path / file).rename(tmp_path / "secret")
+        (tmp_path / file).symlink_to(tmp_path / "secret")
+        path = tmp_path / "/".join(file.split("/")[: 1 + (name == "checkpoint_path")])
+        with pytest.raises(ValueError, match="is a symbolic link that leads out of the folder"):
+            create_mlm(**arguments | other | {name: path})
+    (tmp_path / "dataset" / "train" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(ValueError, match="is damaged: train/data-00000-of-00001.arrow is missing"):
+        create_mlm(**arguments | {"model_config": SMALL, "tokenized_dataset": tmp_path / "dataset"})
 
 
 def test_errors_of_both_configs(work: Path):
@@ -305,3 +448,10 @@ def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     ).train()
     lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.tasks"]
     assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
+
+
+def test_earlier_checkpoints_keep_full_batches():
+    "A checkpoint without `fill_batches` resumes with the batches that it was trained with; a new one with its own."
+    for saved, expected in (({}, True), ({"fill_batches": False}, False)):
+        start = SimpleNamespace(trainer_state={"langmlm": {"config": saved}}, weights="run/checkpoint-3")
+        assert _with_saved_options(None, start)["fill_batches"] is expected

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from langmlm.data.dataset import TokenizedDataset, check_tokenizer, open_dataset, unigram_entropy
+from langmlm.data.dataset import TokenizedDataset, check_tokenizer, open_dataset, token_counts, unigram_entropy
+from langmlm.tasks import create_tokenizer
+from langmlm.tokens.tokenizer import load_tokenizer
 
 LENGTHS = np.random.default_rng(0).integers(3, 20, 300)
 SEQUENCES = [[0, *np.random.default_rng(row).integers(5, 400, length - 2).tolist(), 2] for row, length in enumerate(LENGTHS)]
@@ -119,6 +121,24 @@ def test_open_dataset(tmp_path: Path):
             open_dataset(tmp_path / folder, split)
 
 
+def test_splits_share_a_max_length(tmp_path: Path):
+    "The validation split has the `max_length` it was tokenized with, as the training split, and its own fingerprint."
+    (tmp_path / "data.txt").write_text("\n".join(f"line {number}" for number in range(200)), encoding="utf-8")
+    paths = {name: tmp_path / name for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
+    config = {"vocab_size": 270, "max_length": 50, "validation_fraction": 0.2, **paths}
+    create_tokenizer(tmp_path / "data.txt", config).train()
+    train, validation = (open_dataset(tmp_path / "path_to_save_dataset", split) for split in ("train", "validation"))
+    assert train.max_length == validation.max_length == 50 > validation.lengths.max()
+    for split in (train, validation):
+        assert split.fingerprint == TokenizedDataset(Dataset.from_dict({"input_ids": list(split)})).fingerprint
+        assert split.manifest["sequences"] == len(split)
+    tokenizer = load_tokenizer(tmp_path / "path_to_save_tokenizer")
+    check_tokenizer(validation, tokenizer)
+    tokenizer.add_tokens(["another"])
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        check_tokenizer(validation, tokenizer)
+
+
 class Tokenizer:
     "As much of a tokenizer as the check of a foreign dataset uses."
 
@@ -145,3 +165,13 @@ def test_unigram_entropy():
     "Of equal frequencies it is the logarithm of their number; special tokens do not count."
     even = TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 5, 6, 7, 8, 2]] * 3}))
     assert unigram_entropy(even, [0, 2], vocab_size=9) == pytest.approx(np.log(4))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_token_counts(layout: str, monkeypatch: pytest.MonkeyPatch):
+    "Every token is counted, in whatever order larger ids come, and the sequences are read once."
+    dataset = TokenizedDataset(LAYOUTS[layout]())
+    ids = [id for sequence in SEQUENCES for id in sequence]
+    assert token_counts(dataset).tolist() == np.bincount(ids).tolist()
+    monkeypatch.setattr(TokenizedDataset, "blocks", None)
+    assert token_counts(dataset).sum() == dataset.tokens

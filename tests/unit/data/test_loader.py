@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import load_from_disk
 
-from langmlm.data.batching import make_flat_batch
+from langmlm.data.batching import BatchPlan, make_flat_batch
+from langmlm.data.dataset import TokenizedDataset, open_dataset
 from langmlm.data.loader import BatchLoader, StepBatches
-from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, fixed_sizes
+from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, fixed_sizes, masking_rules
+from langmlm.tasks import create_tokenizer
 from langmlm.testing import tiny_run
+from langmlm.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,29 @@ def test_validation_batches(loader: BatchLoader):
     assert [len(share) for share in shares] == [-(-len(batches) // 2), len(batches) // 2]
     for number, batch in enumerate(batches):
         assert same_batch(shares[number % 2][number // 2], batch)
+
+
+def test_validation_has_the_shape_of_training(tmp_path: Path):
+    "Short validation sequences are padded like those of the training split, so no other shape is compiled for them."
+    lines = [" ".join(["word"] * (1 + number % 40)) + str(number) for number in range(800)]
+    (tmp_path / "data.txt").write_text("\n".join(lines), encoding="utf-8")
+    paths = {name: tmp_path / name for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
+    config = {"vocab_size": 270, "max_length": 64, "validation_fraction": 0.5, **paths}
+    create_tokenizer(tmp_path / "data.txt", config).train()
+    train, validation = (open_dataset(tmp_path / "path_to_save_dataset", split) for split in ("train", "validation"))
+    options = {"seed": 0, "token_budget": 2_048, "sequences_per_batch": None, "batches_per_step": 1, "num_train_epochs": 1}
+    sizes = fixed_sizes(train.lengths, 2_048, 0.15)
+    rules = masking_rules(load_tokenizer(tmp_path / "path_to_save_tokenizer"))
+    loader = BatchLoader(
+        dataset=train, plan=BatchPlan(train.lengths, **options), rules=rules, pad_token_id=1, sizes=sizes
+    )
+    few = replace(loader, dataset=validation)
+    shortest = load_from_disk(tmp_path / "path_to_save_dataset")["validation"].select(validation.lengths.argsort()[:3])
+    few_rows = TokenizedDataset(shortest, validation.manifest)
+    shapes = {
+        tuple(len(value) for value in vars(batch).values())
+        for each in (loader, few, replace(few, dataset=few_rows))
+        for batch in each.load_in_order()
+    }
+    assert shapes == {(2_048, 2_048, sizes.bounds, sizes.predictions, sizes.predictions)}
+    assert validation.max_length == 64

@@ -5,8 +5,10 @@ import json
 import logging
 from collections import Counter
 from contextlib import chdir
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +18,7 @@ from nasty_files import own_temporary_files, run, temporary_files
 
 from langmlm import tasks
 from langmlm.data.dataset import open_dataset
-from langmlm.text.corpus import SpooledTexts, docstrings, open_corpus
+from langmlm.text.corpus import SpooledTexts, TextError, docstrings, open_corpus
 from langmlm.text.readers import EMPTY
 
 TEXTS = ["two\nlines", " ", None, "flood 🌊"]
@@ -44,16 +46,14 @@ def test_iterator_trains_and_is_tokenized(tmp_path: Path):
     assert [tokenizer.decode(corpus[row][1:-1]) for row in range(len(corpus))] == texts
 
 
-def test_spooled_texts():
-    "Spooled texts can be read again, and their file is deleted with the object."
+def test_spooled_texts(tmp_path: Path):
+    "Spooled texts can be read again and at once, and their file has no name that could be left behind."
     rows = [(number, f"text {number}\0🌊" * (number % 3)) for number in range(1_000)]
-    spool = SpooledTexts(iter(rows))
-    first, second = iter(spool), iter(spool)
-    assert [*islice(first, 500), *second, *first] == [*rows[:500], *rows, *rows[500:]]
-    file = Path(spool._file.name)
-    assert file.exists()
-    del spool, first, second
-    assert not file.exists()
+    with own_temporary_files(tmp_path / "temporary"):
+        spool = SpooledTexts(iter(rows))
+        first, second = iter(spool), iter(spool)
+        assert [*islice(first, 500), *second, *first] == [*rows[:500], *rows, *rows[500:]]
+        assert not temporary_files()
 
 
 def sources() -> dict:
@@ -118,13 +118,25 @@ def test_saved_datasets(tmp_path: Path):
 
 
 def test_hub_datasets():
-    "`owner/name` is streamed from the Hub at its present commit, which is also its digest."
+    "`owner/name` is streamed from the Hub at its present commit, which is also its digest; files elsewhere are rejected."
     dataset = Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
-    with patch.object(HfApi, "dataset_info") as info, patch("langmlm.text.corpus.load_dataset") as load:
-        info.return_value.sha, load.return_value = "c0ffee", dataset
+    with patch.object(HfApi, "dataset_info") as info, patch("langmlm.text.corpus.load_dataset_builder") as load:
+        info.return_value.sha, builder = "c0ffee", load.return_value
+        builder.as_streaming_dataset.return_value = dataset
+        builder.config.data_files = {"train": ["hf://datasets/owner/tweets@c0ffee/a.parquet"]}
         tweets = open_corpus("owner/tweets")
-        assert load.call_args.kwargs == {"split": "train", "streaming": True, "revision": "c0ffee"}
+        assert load.call_args.kwargs == {"revision": "c0ffee"}
+        assert builder.as_streaming_dataset.call_args.kwargs == {"split": "train"}
         assert list(tweets) == KEPT and tweets.parts[0].digest() == "owner/tweets c0ffee"
+        builder.as_streaming_dataset.reset_mock()
+        outside = ("/etc/passwd", "file:///etc/passwd", "http://10.0.0.1/secret", "hf://datasets/owner/other@main/a.csv")
+        for file in (*outside, "zip://a.csv::https://example.org/a.zip", "hf://datasets/o/n@c0ffee/a.zip::/etc/passwd"):
+            builder.config.data_files = {"train": ["hf://datasets/owner/tweets@c0ffee/a.parquet"], "test": [file]}
+            with pytest.raises(FileNotFoundError, match="names a file outside its repository"):
+                open_corpus("owner/tweets")
+        assert not builder.as_streaming_dataset.called
+        builder.config.data_files = None
+        assert list(open_corpus("owner/tweets")) == KEPT
         load.side_effect = ValueError("Bad split: train. Available splits: ['test']")
         with pytest.raises(FileNotFoundError, match=r"Available splits: \['test'\]"):
             open_corpus("owner/tweets")
@@ -184,6 +196,119 @@ def test_opening_reads_little(tmp_path: Path):
     corpus = open_corpus(tmp_path / "late.jsonl")
     with pytest.raises(ValueError, match="late.jsonl, line 200001: 'text' must be text, got 5"):
         list(corpus)
+
+
+def test_only_the_text_column_is_read():
+    "Other columns of a stream may be costly, or fetch what they name."
+    from datasets import Features, Image, Value
+
+    features = Features({"image": Image(), "text": Value("string")})
+    dataset = Dataset.from_dict({"image": ["/no/such/image.png"] * 2, "text": KEPT}, features=features)
+    assert list(open_corpus(dataset.to_iterable_dataset())) == list(open_corpus(dataset)) == KEPT
+
+
+def test_files_named_twice(folder: Path, caplog: pytest.LogCaptureFixture):
+    "A file is read once, whatever its names, and a warning says so; equal files are two files."
+    first, second = folder / "first.txt", folder / "second.txt"
+    once = list(open_corpus(first))
+    assert not caplog.records
+    (folder / "links").mkdir()
+    (folder / "links" / "hard.txt").hardlink_to(first)
+    (folder / "links" / "soft.txt").symlink_to(first)
+    (folder / "copy.txt").write_bytes(first.read_bytes())
+    for again in (first, folder / "links" / "hard.txt", folder / "links" / "soft.txt", folder / "." / "first.txt"):
+        caplog.clear()
+        assert list(open_corpus([first, again])) == once
+        assert "names the same file more than once" in caplog.text and str(again) in caplog.text
+    caplog.clear()
+    assert list(open_corpus([first, folder / "copy.txt"])) == once * 2
+    assert list(open_corpus([first, second])) == once + list(open_corpus(second))
+    assert not caplog.records
+
+
+def test_invalid_text_has_a_class_of_its_own(folder: Path):
+    "What the readers find is a `TextError`; a broken archive is not, because another copy of the same text may be whole."
+    (folder / "latin.txt").write_bytes(b"fine\ncaf\xe9\n")
+    (folder / "bad.jsonl").write_text('{"text": 5}')
+    (folder / "short.txt.gz").write_bytes(gzip.compress(bytes(range(32, 127)) * 999)[:-9])
+    for name in ("latin.txt", "bad.jsonl"):
+        with pytest.raises(TextError):
+            open_corpus(folder / name)
+    with pytest.raises((ValueError, OSError)) as caught:
+        list(open_corpus(folder / "short.txt.gz"))
+    assert not isinstance(caught.value, TextError)
+
+
+def test_stream_fingerprints():
+    "Every document counts; each reading of an iterable is compared with the fingerprint; an iterator is read once."
+    lines = [f"line {number}" for number in range(1_500)]
+    streams = [lambda lines=lines[:end]: ({"text": line} for line in lines) for end in (1_200, 1_500)]
+    fingerprints = [open_corpus(IterableDataset.from_generator(stream)).fingerprint() for stream in streams]
+    assert len(set(fingerprints)) == 2 and fingerprints[1] == open_corpus(iter(lines)).fingerprint()
+
+    class Changing:
+        def __init__(self):
+            self.readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            return iter([*lines, f"reading {self.readings > 5}"])
+
+    corpus = open_corpus(changing := Changing())
+    first = corpus.fingerprint()
+    assert len(list(corpus)) == 1_501 and first == corpus.fingerprint()
+    with pytest.raises(TextError, match=r"data_path \(Changing\) has given other documents"):
+        list(corpus)
+    assert changing.readings == 6 and corpus.fingerprint() != first
+
+
+def test_digest_so_far():
+    "The hash of what was read is that of a corpus which ends there; parts that cannot change need none."
+    stream = IterableDataset.from_generator(lambda: ({"text": text} for text in ("one", "two", "three")))
+    corpus, documents = open_corpus(stream), []
+    for document in corpus.documents(0):
+        documents.append(document)
+        assert corpus.digest_so_far(0) == open_corpus(iter(documents)).parts[0].digest()
+    assert open_corpus(iter(documents)).digest_so_far(0) == ""
+
+
+class Server(BaseHTTPRequestHandler):
+    "Serves one text, with or without an ETag and a date."
+
+    text, version = b"", None
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.text)))
+        if self.version:
+            self.send_header("ETag", self.version)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.text)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_files_on_a_server_without_version():
+    "Without an ETag and a date, a file on the web is identified by its text; with one, by that."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/data.txt"
+
+    def fingerprint(text: bytes, version: str | None) -> tuple[str, bool]:
+        Server.text, Server.version = text, version
+        corpus = open_corpus(url)
+        return corpus.fingerprint(), corpus.parts[0].is_stable
+
+    try:
+        assert fingerprint(b"one text", None) != fingerprint(b"two text", None)
+        assert fingerprint(b"one text", '"v1"') != fingerprint(b"two text", '"v2"')
+        assert not fingerprint(b"one text", None)[1] and fingerprint(b"one text", '"v1"')[1]
+    finally:
+        server.shutdown()
 
 
 def test_fingerprint(folder: Path):

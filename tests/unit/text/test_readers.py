@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from functools import partial
 from io import BytesIO
 from random import Random
 from unittest.mock import patch
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty_files import csv_file, is_empty, json_file
 
+from langmlm.text.corpus import open_corpus
 from langmlm.text.files import FORMATS
 from langmlm.text.readers import (
     DOCUMENTS,
@@ -24,6 +27,7 @@ from langmlm.text.readers import (
     detect_wide_encoding,
     drop_empty_documents,
     extract_texts,
+    read_column,
     read_texts,
 )
 
@@ -166,6 +170,88 @@ def test_json_lines():
     fails("line 1: cannot parse JSON", b"[" * 100_000, "jsonl")
     fails("line 1: cannot parse JSON", b'{"text": ' + b"9" * 5_000 + b"}", "jsonl")
     assert read(b'{"text": "\xe9 \\ud83c"}', "jsonl", encoding_errors="replace") == ["� �"]
+
+
+REPEATED = [
+    b'{"text": "first", "text": "second"}',
+    b'{"text": "first", "id": {"text": 1}, "t\\u0065xt": "second"}',
+    b'{"text": null, "text": "second"}',
+]
+
+
+@pytest.mark.parametrize("row", REPEATED)
+def test_repeated_json_key(row: bytes):
+    "Two texts in one object are an error with file and line: JSON readers would keep the last of them."
+    fails("a.txt, line 2: there is more than one column 'text'", b'{"text": "fine"}\n' + row, "jsonl")
+    fails("a.txt, row 2: there is more than one column 'text'", b'[{"text": "fine"},\n' + row + b"]", "json")
+
+
+def test_other_repeated_json_keys():
+    "Repeated keys that hold no text of a document do not matter."
+    rows = b'{"id": 1, "id": 2, "text": "storm", "more": {"text": 1, "text": 2}}\n{"text": "flood"}'
+    assert read(rows, "jsonl") == read(rows, "json") == ["storm", "flood"]
+
+
+def test_byte_order_mark_inside_a_file():
+    "Files with byte order marks that were concatenated: text keeps its characters, and JSON names the mark."
+    assert read("one\n\ufefftwo\n".encode()) == ["one", "\ufefftwo"]
+    rows = '{"text": "one"}\n\ufeff{"text": "two"}\n'.encode()
+    fails("a.txt, line 2, character 1 of the line: cannot parse JSON (a byte order mark inside the file", rows, "jsonl")
+    fails("a.txt, row 2: a row must be an object such as {...}, got '\\ufeff{", rows, "json")
+
+
+@pytest.mark.parametrize(
+    "data, kind", [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet")]
+)
+def test_binary_file_with_the_name_of_a_text(data: bytes, kind: str):
+    "A binary file that is called .txt is named as what it is; text that begins with the same letters is text."
+    fails(f"is not UTF-8 (it seems to be a {kind} file: give it", data + b"\xff\xfe\xfd" * 9)
+    assert read(b"PAR1 is the first word\n") == ["PAR1 is the first word"]
+
+
+@pytest.mark.parametrize("kind", ["dict", "pandas", "arrow", "batch"])
+def test_columns(kind: str):
+    "The text column of a table in memory is read; a missing value of any kind is no text."
+    columns = {"id": [1, 2, 3, 4], "text": ["storm", None, float("nan"), "flood 🌊"]}
+    if kind == "dict":
+        columns["text"][2] = None
+    tables = {
+        "dict": dict,
+        "pandas": pd.DataFrame,
+        "arrow": partial(pa.Table.from_pydict),
+        "batch": pa.RecordBatch.from_pydict,
+    }
+    if kind in ("arrow", "batch"):
+        columns["text"][2] = None
+    table = tables[kind](columns)
+    assert list(read_column(table, "text")) == ["storm", None, None, "flood 🌊"]
+    with pytest.raises(ValueError, match=r"no column 'body' \(set text_column\), only \['id', 'text'\]"):
+        read_column(table, "body")
+
+
+def test_data_frames():
+    "A data frame trains on its texts, again and again, and errors name the row; so does every kind of missing value."
+    frame = pd.DataFrame({"column_names": [1, 2], "id": [1, 2], "text": ["storm", "flood"]}, index=[7, 3])
+    corpus = open_corpus(frame)
+    assert list(corpus) == list(corpus) == ["storm", "flood"]
+    assert list(open_corpus(frame[["id", "text"]].rename(columns={"text": "body"}), text_column="body")) == [
+        "storm",
+        "flood",
+    ]
+    missing = pd.DataFrame({"text": pd.Series(["storm", None, pd.NA, float("nan"), pd.NaT], dtype=object)})
+    corpus = open_corpus(missing)
+    assert list(corpus) == ["storm"] and corpus.skipped == {"rows with null text skipped": 4}
+    assert list(open_corpus(pd.DataFrame({"text": ["storm"]}, dtype="category"))) == ["storm"]
+    errors = {
+        "DataFrame.*document 1: 'id' must be text, got 1": (frame, "id"),
+        "more than one column 'text'": (pd.concat([frame, frame], axis=1), "text"),
+        "no column 'text'": ({"train": ["storm"]}, "text"),
+        "document 2: 'text' must be text, got 5": ({"text": ["storm", 5]}, "text"),
+        "'text' must be a sequence of texts, got 'storm'": ({"text": "storm"}, "text"),
+    }
+    for message, (table, column) in errors.items():
+        with pytest.raises(ValueError, match=message):
+            list(open_corpus(table, text_column=column))
 
 
 def test_json_arrays():

@@ -1,5 +1,6 @@
 "Hashes of documents, the validation split, and duplicates."
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,25 @@ def test_mark_duplicates(documents: list[str], expected: list[int], tmp_path: Pa
     assert len(marks) == (len(documents) + 7) // 8
     with pytest.raises(IndexError):
         is_duplicate(marks, len(documents) + 8)
+
+
+def test_documents_are_not_kept(tmp_path: Path):
+    "Documents are hashed as they arrive: the memory needed does not depend on their length."
+    texts = (f"{number % 3_000:06}" + "x" * 10_000 for number in range(4_000))
+    tracemalloc.start()
+    try:
+        marks = mark_duplicates(texts, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6  # The documents have 40 MB
+    assert [index for index in range(4_000) if is_duplicate(marks, index)] == list(range(3_000, 4_000))
+
+
+@pytest.mark.parametrize("hashes_per_file", [1, 3, 8])
+def test_files_of_any_size(hashes_per_file: int, tmp_path: Path):
+    "A file may end at any document, also in the middle of a byte of the marks."
+    texts = list("abcabcdaefga")
+    marks = mark_duplicates(iter(texts), tmp_path, hashes_per_file)
+    assert [is_duplicate(marks, index) for index in range(12)] == [text in texts[:at] for at, text in enumerate(texts)]
+    assert mark_duplicates(iter([]), tmp_path) == b""

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langmlm.tokens import encode as module
 from langmlm.tokens.duplicates import ContentHash
@@ -22,6 +23,7 @@ from langmlm.tokens.encode import (
     token_bytes,
     write_sequences,
 )
+from langmlm.tokens.tokenizer import TokenizerConfig, train_tokenizer
 
 
 def test_cache_of_bpe_can_be_resized():
@@ -35,17 +37,107 @@ def test_words_exceed_the_default_cache(documents: list[str]):
     assert 10_000 < len({word for document in documents for word, _ in split(document)}) < module._CACHED_WORDS
 
 
-def test_split_text(documents: list[str], tokenizer):
-    "Pieces add up to the text and have the tokens of the whole, whatever their length."
-    text, encode = " ".join(documents), Encoder(tokenizer)
-    whole = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    for limit in (50, 2_000, module._CACHE_CHARACTERS):
-        pieces = list(module._split_text(text, limit))
-        assert "".join(pieces) == text and encode(pieces)[0].tolist() == whole
-    assert list(module._split_text("no_space_in_it", limit=3, most=6)) == ["no_spa", "ce_in_", "it"]
-    assert [*module._split_text(""), *module._split_text("a b c", limit=2, most=2)] == ["", "a ", "b ", "c"]
-    most = module._MAX_CHARACTERS
-    assert [len(piece) for piece in module._split_text("x" * (most + 1))] == [most, 1]
+TEXTS = {
+    "English": "It's the LAZY dog's 3.14th café, isn't it?  Two  spaces\tand (naïve) “quotes”. ",
+    "Chinese": "我们今天学习自然语言处理，模型理解文本。然后预测被遮盖的词！",
+    "Thai": "วันนี้อากาศดีมาก",
+    "marks": "e\u0301 a\u0308o\u0302 ﬁne ½ Ⅳ Å ＦＵＬＬ ΣΑΣ ",
+    "emoji": "👩‍👩‍👧‍👦🙂 ",
+    "no spaces": "MKTAYIAKQRQISFVKSHFSRQ",
+}
+NORMALIZERS = {
+    "none": None,
+    "NFC": normalizers.NFC(),
+    "NFD": normalizers.NFD(),
+    "NFKC, lowercase": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]),
+    "strip": normalizers.Strip(),
+    "prepend": normalizers.Prepend("_"),
+    "replace": normalizers.Replace(Regex(" {2,}"), " "),
+    "BERT": normalizers.BertNormalizer(),
+}
+WORDS = {
+    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "bytes with a prefix space": pre_tokenizers.ByteLevel(add_prefix_space=True),
+    "bytes, across words": pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+    "digits": pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Split(Regex("[0-9]"), "isolated")]
+    ),
+    "metaspace": pre_tokenizers.Metaspace(prepend_scheme="always"),
+    "first metaspace": pre_tokenizers.Metaspace(prepend_scheme="first"),
+    "BERT": pre_tokenizers.BertPreTokenizer(),
+}
+
+
+def train(normalizer: normalizers.Normalizer | None, words: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
+    "A small BPE tokenizer with this normalizer and pre-tokenizer."
+    backend = Tokenizer(BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = words
+    if normalizer:
+        backend.normalizer = normalizer
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>"], max_token_length=12, show_progress=False)
+    backend.train_from_iterator(TEXTS.values(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def in_one_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    "The ids of a text that is not split."
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_long_documents_are_encoded_as_in_one_piece(normalizer: str, words: str, monkeypatch: pytest.MonkeyPatch):
+    "Whatever a tokenizer does at the beginning and end of a text, pieces have the ids of the whole."
+    tokenizer = train(NORMALIZERS[normalizer], WORDS[words])
+    encode, empty = Encoder(tokenizer), in_one_piece(tokenizer, "")
+    monkeypatch.setattr(module, "_CONTEXT", 64)
+    for text in (*(text * 20 for text in TEXTS.values()), "".join(TEXTS.values()) * 4):
+        whole = in_one_piece(tokenizer, text)
+        for characters in (30, 31, 57):
+            monkeypatch.setattr(module, "_CACHE_CHARACTERS", characters // 2)
+            monkeypatch.setattr(module, "_MAX_CHARACTERS", characters)
+            assert "".join(encode._split(text)) == text
+            ids, lengths = encode([text, "", text])
+            assert ids.tolist() == whole + empty + whole
+            assert lengths.tolist() == [len(whole), len(empty), len(whole)]
+
+
+def test_long_documents_are_split(monkeypatch: pytest.MonkeyPatch):
+    "Pieces are about as long as they should be wherever a split is possible; else the text is one piece."
+    monkeypatch.setattr(module, "_MAX_CHARACTERS", 100)
+
+    def pieces(normalizer: str, words: str, text: str) -> int:
+        return len(Encoder(train(NORMALIZERS[normalizer], WORDS[words]))._split(TEXTS[text] * 40))
+
+    monkeypatch.setattr(module, "_CACHE_CHARACTERS", 50)
+    for normalizer in ("none", "NFC", "NFKC, lowercase", "BERT", "replace"):
+        for words in ("bytes", "bytes with a prefix space", "metaspace", "BERT"):
+            assert pieces(normalizer, words, "English") > 20
+    assert pieces("none", "bytes", "Chinese") > 5 and pieces("NFC", "bytes", "Chinese") > 5
+    assert pieces("none", "bytes, across words", "English") == pieces("prepend", "bytes", "English") == 1
+    assert pieces("none", "bytes", "no spaces") == pieces("NFC", "bytes with a prefix space", "Thai") == 1
+
+
+def test_documents_of_a_million_characters(documents: list[str]):
+    "At the true size: words, words without spaces, and characters of several bytes at the border."
+    options = {"lowercase": True, "unicode_normalization": "NFKC", "add_prefix_space": True}
+    tokenizer = train_tokenizer(documents[:500], TokenizerConfig(vocab_size=600, **options))
+    most, encode = module._MAX_CHARACTERS, Encoder(tokenizer)
+    for unit, end, pieces in ((" ".join(documents), "xyz ﬁnds words" * 99, 2), ("ﬁ", "xyz" * 99, 1), ("日本語", "、ﬁn 日" * 99, 2)):
+        text = (unit * (1 + most // len(unit)))[: most - 1] + end
+        assert len(encode._split(text)) == pieces and encode([text])[0].tolist() == in_one_piece(tokenizer, text)
+
+
+def test_a_panic_is_an_error():
+    "A regular expression that backtracks without end is an error that `except Exception` catches, and says what to do."
+    words = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer = train(None, words)
+    with pytest.raises(RuntimeError, match="the tokenizer fails on a text: .*may backtrack too much; use another"):
+        Encoder(tokenizer)(["a" * 50 + "!"])
+    with pytest.raises(RuntimeError, match="may backtrack too much"):
+        list(encode_documents(["a" * 50 + "!"] * 5, tokenizer, num_workers=2))
+    with pytest.raises(KeyboardInterrupt), module._panics_as_errors():
+        raise KeyboardInterrupt
 
 
 def test_encoder(documents: list[str], tokenizer):

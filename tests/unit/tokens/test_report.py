@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from langmlm.tokens import report as module
-from langmlm.tokens.report import LENGTH_EDGES, Report, add_statistics, count_lengths, count_text, pack_bits
+from langmlm.tokens.report import LENGTH_EDGES, Report, add_statistics, check_unknown, count_lengths, count_text
+from langmlm.tokens.report import pack_bits, warn_of_unknown
 
 
 @pytest.fixture
@@ -56,6 +57,29 @@ def test_add_statistics():
     assert both["lengths"] == count_lengths(np.array([1, 1, 0, 1, 5]))
     with pytest.raises(ValueError, match="shorter"):
         add_statistics(3, [first, second | {"lengths": [1]}])
+
+
+def test_unknown_tokens(manifest: dict, caplog: pytest.LogCaptureFixture):
+    "Of the first shard, more than 90% are an error; of the whole, more than 1% are a warning; the report has the share."
+    nothing = add_statistics(3, [])
+    for unknown in (0, 1, 900):
+        check_unknown(nothing | {"tokens": 1_000, "unknown": unknown})
+    check_unknown(nothing)
+    with pytest.raises(ValueError, match="901 of the first 1,000 tokens are unknown to the tokenizer.*leave tokenizer out"):
+        check_unknown(nothing | {"tokens": 1_000, "unknown": 901})
+    for unknown in (0, 10):
+        warn_of_unknown(nothing | {"tokens": 1_000, "unknown": unknown})
+    warn_of_unknown(nothing)
+    assert not caplog.messages
+    warn_of_unknown(nothing | {"tokens": 1_000, "unknown": 11})
+    assert caplog.messages == ["11 of 1,000 tokens (1.1 %) are unknown to the tokenizer: nothing can be learned from them"]
+    statistics = manifest["statistics"]
+    with_unknown = Report(manifest | {"statistics": statistics | {"unknown": 4_500}})
+    older = Report(manifest | {"statistics": {name: value for name, value in statistics.items() if name != "unknown"}})
+    assert dict(module._report_rows(with_unknown))["unknown tokens"] == "4,500 (5.0%)"
+    assert dict(module._report_rows(older))["unknown tokens"] == "none"
+    older_part = {name: value for name, value in nothing.items() if name != "unknown"}
+    assert add_statistics(3, [older_part, nothing | {"unknown": 2}])["unknown"] == 2
 
 
 def test_report_is_a_mapping(manifest: dict):

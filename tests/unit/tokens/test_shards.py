@@ -1,22 +1,28 @@
 "Shards, resuming, parts, and the dataset folder."
 
+import errno
+import gzip
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 import numpy as np
 import pytest
 
 from langmlm.disk import is_intact, read_json, read_manifest
-from langmlm.text.corpus import Corpus, open_corpus
+from langmlm.text.corpus import Corpus, TextError, open_corpus
 from langmlm.tokens import shards as module
 from langmlm.tokens.duplicates import hash_documents, mark_duplicates, select_validation
 from langmlm.tokens.encode import read_sequences
+from langmlm.tokens.processes import read_finished, unfinished_folder, work_folder
 from langmlm.tokens.shards import SHARD_CHARACTERS, join_dataset, write_dataset
-from langmlm.tokens.tokenizer import TokenizerConfig, read_finished
+from langmlm.tokens.tokenizer import TokenizerConfig
 
 CHARACTERS = 200_000
 
@@ -155,7 +161,7 @@ def test_finished_work_is_reused(written: dict, texts: Path, tokenizer, config: 
     "An intact dataset is not written again; a damaged one is, and so is what a kill at the very end left behind."
     folder, corpus = Path(config.path_to_save_dataset), open_corpus(texts)
     stamp, key = (folder / "manifest.json").stat().st_mtime_ns, read_manifest(folder)["key"]
-    module._unfinished_folder(folder, key).mkdir()
+    unfinished_folder(folder, key).mkdir()
     assert dict(write_dataset(corpus, tokenizer, config, CHARACTERS)) == read_manifest(folder)
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
     assert [path.name for path in folder.parent.iterdir()] == ["dataset"]
@@ -169,21 +175,179 @@ def test_finished_work_is_reused(written: dict, texts: Path, tokenizer, config: 
 class Failing(Corpus):
     "A corpus whose last part cannot be read to its end."
 
+    def __init__(self, corpus: Corpus, error: BaseException):
+        super().__init__(corpus.parts, corpus.options)
+        self.error = error
+
     def documents(self, part: int) -> Iterator[str]:
         yield from super().documents(part)
         if part == len(self.parts) - 1:
-            raise OSError("disk full")
+            raise self.error
 
 
-def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path):
-    "An I/O error keeps finished shards, and the resumed call writes the same bytes."
-    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
-    with pytest.raises(OSError, match="disk full"):
-        write_dataset(Failing(corpus.parts, corpus.options), tokenizer, config, CHARACTERS)
+ERRORS = [
+    OSError(errno.ENOSPC, "disk full"),
+    OSError(errno.EIO, "disk broken"),
+    TimeoutError("server"),
+    ValueError("a record of somebody else"),
+    KeyboardInterrupt(),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path, error: BaseException):
+    "No error but a `TextError` deletes a finished shard, and the resumed call writes the same bytes."
+    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset", num_workers=1)
+    with pytest.raises(type(error)):
+        write_dataset(Failing(corpus, error), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
-    assert module._read_shards(unfinished)
+    kept = module._read_shards(unfinished)
+    assert len(kept) > 3
+    stamps = {name: (unfinished / name).stat().st_mtime_ns for record in kept.values() for name in record["files"]}
+    with pytest.raises(type(error)):
+        write_dataset(Failing(corpus, error), tokenizer, config, CHARACTERS)
+    assert {name: (unfinished / name).stat().st_mtime_ns for name in stamps} == stamps
     write_dataset(corpus, tokenizer, config, CHARACTERS)
     assert contents(tmp_path / "dataset") == written and not unfinished.exists()
+
+
+class Broken(io.RawIOBase):
+    "A file on a disk that fails in the middle."
+
+    def __init__(self, path: Path, good: int):
+        self.data, self.position, self.good = path.read_bytes(), 0, good
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self.position >= self.good:
+            raise OSError(errno.EIO, "Input/output error")
+        data = self.data[self.position : min(self.position + len(buffer), self.good)]
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_broken_compressed_file(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, truncated: bool):
+    "An I/O error while a compressed file is read keeps the finished shards, and so does a file that ends early."
+    file, config = tmp_path / "text.txt.gz", replace(config, path_to_save_dataset=tmp_path / "made" / "dataset", num_workers=1)
+    file.write_bytes(gzip.compress("\n".join(documents).encode()))
+    whole = file.read_bytes()
+
+    def read_broken(self) -> io.BufferedReader:
+        return io.BufferedReader(Broken(file, len(whole) * 3 // 4)) if not truncated else io.BytesIO(whole[: -len(whole) // 4])
+
+    corpus = open_corpus(file)
+    broken = patch.object(type(corpus.parts[0].file), "_open_stored", read_broken)
+    with broken, patch("langmlm.text.readers._LATER_BLOCKS", 2**16), pytest.raises((OSError, ValueError)):
+        write_dataset(corpus, tokenizer, config, CHARACTERS)
+    (unfinished,) = (tmp_path / "made").iterdir()
+    assert len(module._read_shards(unfinished)) > 2
+
+
+DAMAGE = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "list": lambda content: b"[]",
+    "binary": lambda content: b"\xff\xfe",
+    "no files": lambda content: content.replace(b'"files"', b'"fires"'),
+    "other index": lambda content: content.replace(b'"shard": 2', b'"shard": 3'),
+    "outside": lambda content: content.replace(b"shard-00002.hashes", b"../shard-00001.hashes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_record(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path, damage: str):
+    "A damaged record costs its own shard only."
+    corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset", num_workers=1)
+    with pytest.raises(OSError):
+        write_dataset(Failing(corpus, OSError("disk full")), tokenizer, config, CHARACTERS)
+    (unfinished,) = tmp_path.iterdir()
+    before = module._read_shards(unfinished)
+    record = unfinished / "shard-00002.json"
+    assert DAMAGE[damage](record.read_bytes()) != record.read_bytes()
+    record.write_bytes(DAMAGE[damage](record.read_bytes()))
+    assert module._read_shards(unfinished).keys() == before.keys() - {2}
+    with pytest.raises(OSError):
+        write_dataset(Failing(corpus, OSError("disk full")), tokenizer, config, CHARACTERS)
+    assert module._read_shards(unfinished) == before
+
+
+def make_stream(documents: list[str]) -> datasets.IterableDataset:
+    "A stream with an identity of its own, whatever it gives."
+    return datasets.IterableDataset.from_generator(lambda: ({"text": document} for document in documents))
+
+
+def test_longer_stream_is_not_reused(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+    "Two streams with the same first 1,200 documents are two corpora; the same stream again is reused."
+    config = replace(config, path_to_save_dataset=tmp_path / "dataset")
+    for count in (1_200, 3_000, 1_200):
+        report = write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config)
+        assert report["statistics"]["documents"] == count
+        stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
+        assert write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config) == report
+        assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_stream_is_resumed_if_it_is_the_same(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+    "An interrupted stream is resumed where its text is the same, and a resumed one equals an undisturbed one."
+    config = replace(config, path_to_save_dataset=tmp_path / "alone")
+    write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
+    whole, target = contents(tmp_path / "alone"), tmp_path / "target" / "dataset"
+    config = replace(config, path_to_save_dataset=target, num_workers=1)
+    with pytest.raises(OSError):
+        failing = Failing(open_corpus(make_stream(documents)), OSError("network"))
+        write_dataset(failing, tokenizer, config, CHARACTERS)
+    (unfinished,) = (tmp_path / "target").iterdir()
+    finished, made = len(module._read_shards(unfinished)), []
+    with patch.object(module, "_write_shard", lambda *given: (made.append(given[1].begin.shard), write_shard(*given))):
+        write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
+    assert made == list(range(finished, made[-1] + 1)) and finished > 3 and contents(target) == whole
+
+
+write_shard = module._write_shard
+
+
+@pytest.mark.parametrize("changed", ["prefix", "dropped", "behind"])
+def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, changed: str):
+    "Finished shards are not mixed with other text, even under the same key."
+    corpus, other = open_corpus(make_stream(documents)), list(documents)
+    module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
+    records = module._read_shards(tmp_path)
+    missing = 0 if changed == "behind" else len(records) // 2
+    (tmp_path / f"shard-{missing:05}.json").unlink()
+    if changed == "dropped":
+        del other[3]
+    else:
+        other[records[1]["begin"]["total"] + 5] += "!"
+    with pytest.raises(TextError, match="are not those of the finished shards|text of the finished shard 1 has changed"):
+        module._write_shards(open_corpus(make_stream(other)), tokenizer, tmp_path, config, shard_characters=CHARACTERS)
+    module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
+    assert module._read_shards(tmp_path) == records
+
+
+def test_unstable_stream(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+    "A stream that gives other documents at the second reading is an error, and leaves nothing to resume."
+    readings = count()
+    stream = datasets.IterableDataset.from_generator(lambda: ({"text": f"{text} {next(readings)}"} for text in documents))
+    with pytest.raises(TextError, match="other documents than when it was read before"):
+        write_dataset(open_corpus(stream), tokenizer, replace(config, path_to_save_dataset=tmp_path / "dataset"), CHARACTERS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_file(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+    "A file that grows between its fingerprint and its reading is an error."
+    (tmp_path / "log.txt").write_text("\n".join(documents), encoding="utf-8")
+    corpus = open_corpus(tmp_path / "log.txt")
+    source = corpus.fingerprint()
+    with (tmp_path / "log.txt").open("a") as log:
+        log.write("\none more line")
+    with pytest.raises(TextError, match="log.txt has changed since"):
+        write_dataset(corpus, tokenizer, replace(config, path_to_save_dataset=tmp_path / "made" / "d"), source=source)
+    assert open_corpus(tmp_path / "log.txt").fingerprint() != source
 
 
 def test_invalid_text(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
@@ -206,7 +370,7 @@ def test_one_job_at_a_time(texts: Path, tokenizer, config: TokenizerConfig, tmp_
     "A second process with the same job gets an error, and folders with other files are never replaced."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     key = module._describe_job(corpus.fingerprint(), tokenizer, config, SHARD_CHARACTERS)["key"]
-    with module._work_folder(tmp_path / "dataset", key, 0):
+    with work_folder(tmp_path / "dataset", key, "path_to_save_dataset"):
         with pytest.raises(RuntimeError, match="path_to_save_dataset=.* is in use by another run"):
             write_dataset(corpus, tokenizer, config)
     (tmp_path / "dataset").mkdir()

@@ -1,8 +1,10 @@
 "Options, training, saving, loading and reuse of tokenizers."
 
+import json
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
@@ -10,7 +12,7 @@ from transformers import AutoTokenizer, RobertaTokenizer
 
 from langmlm.config import ConfigError, find_type_errors
 from langmlm.disk import find_damage, is_intact, read_manifest
-from langmlm.text.corpus import docstrings, open_corpus
+from langmlm.text.corpus import TextError, docstrings, open_corpus
 from langmlm.tokens import tokenizer as module
 from langmlm.tokens.tokenizer import (
     SPECIAL_TOKENS,
@@ -21,12 +23,9 @@ from langmlm.tokens.tokenizer import (
     fingerprint_tokenizer,
     load_tokenizer,
     make_untrained_tokenizer,
-    process_rank,
-    read_finished,
     reuse_or_train_tokenizer,
     save_tokenizer,
     train_tokenizer,
-    wait_until,
     write_tokenizer_files,
 )
 
@@ -201,8 +200,41 @@ def test_fingerprint(documents: list[str], tokenizer, tmp_path: Path):
         copy_backend("tokenizer")
 
 
+CHANGES = {
+    "order": lambda facts: dict(reversed(facts.items())),
+    "version": lambda facts: facts | {"version": "9.9"},
+    "unset options": lambda facts: facts | {"model": facts["model"] | {"new_option": False, "newer_option": None}},
+    "merges": lambda facts: facts | {"model": facts["model"] | {"merges": list(map(" ".join, facts["model"]["merges"]))}},
+    "vocabulary": lambda facts: facts | {"model": facts["model"] | {"vocab": dict(reversed(facts["model"]["vocab"].items()))}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fingerprint_is_the_meaning(tokenizer, change: str):
+    "What another version of `tokenizers` writes differently does not make another tokenizer."
+    changed = CHANGES[change](json.loads(copy_backend(tokenizer).to_str()))
+    for indent in (None, 4):
+        content = json.dumps(changed, indent=indent)
+        assert content != copy_backend(tokenizer).to_str()
+        assert module._hash_meaning(content) == fingerprint_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize("part, key", [("model", "merges"), ("model", "vocab"), (None, "added_tokens")])
+def test_fingerprint_sees_differences(tokenizer, part: str | None, key: str):
+    "A missing merge, another id, another special token: another tokenizer."
+    facts = json.loads(copy_backend(tokenizer).to_str())
+    inside = facts[part] if part else facts
+    if key == "vocab":
+        inside[key]["Ġthe"] += 1
+    else:
+        inside[key].pop()
+    assert module._hash_meaning(json.dumps(facts)) != fingerprint_tokenizer(tokenizer)
+    facts["pre_tokenizer"]["add_prefix_space"] = True
+    assert module._hash_meaning(json.dumps(facts)) != fingerprint_tokenizer(tokenizer)
+
+
 def test_reuse(tmp_path: Path):
-    "A tokenizer is named when the block succeeds, reused with the same key, and kept or deleted after an error."
+    "A tokenizer is named when the block succeeds, reused with the same key, and kept after any error in the block."
     corpus = open_corpus(islice(docstrings(), 300))
     config = TokenizerConfig(vocab_size=600, path_to_save_tokenizer=tmp_path / "tokenizer")
     with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()):
@@ -214,10 +246,42 @@ def test_reuse(tmp_path: Path):
     with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()):
         pass
     assert (tmp_path / "tokenizer").stat().st_mtime_ns == written
-    for error, left in ((KeyboardInterrupt, 2), (ValueError, 1)):
-        with pytest.raises(error), reuse_or_train_tokenizer(corpus, replace(config, vocab_size=400), corpus.fingerprint()):
-            raise error
-        assert len(list(tmp_path.iterdir())) == left and len(load_tokenizer(tmp_path / "tokenizer")) == 600
+    smaller, calls = replace(config, vocab_size=400), []
+    with patch.object(module, "train_tokenizer", lambda *given: (calls.append(1), train_tokenizer(*given))[1]):
+        for error in (KeyboardInterrupt, OSError, ValueError, TextError):
+            with pytest.raises(error), reuse_or_train_tokenizer(corpus, smaller, corpus.fingerprint()) as kept:
+                assert len(kept) == 400
+                raise error
+            assert len(list(tmp_path.iterdir())) == 2 and len(load_tokenizer(tmp_path / "tokenizer")) == 600
+        assert len(calls) == 1
+        next(tmp_path.glob(".*/tokenizer/tokenizer.json")).write_text("damaged")
+        with reuse_or_train_tokenizer(corpus, smaller, corpus.fingerprint()):
+            assert len(calls) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+    assert len(load_tokenizer(tmp_path / "tokenizer")) == 400
+
+
+def test_failed_training_leaves_nothing(tmp_path: Path):
+    "An error while the tokenizer is trained leaves no folder, and the next call trains."
+    config = TokenizerConfig(vocab_size=600, path_to_save_tokenizer=tmp_path / "tokenizer")
+    corpus = open_corpus(islice(docstrings(), 300))
+    with patch.object(module, "train_tokenizer", side_effect=OSError("disk full")), pytest.raises(OSError, match="disk full"):
+        with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()):
+            pass
+    assert not list(tmp_path.iterdir())
+    with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()) as made:
+        assert len(made) == 600
+
+
+def test_one_tokenizer_at_a_time(tmp_path: Path):
+    "A second job that trains the same tokenizer gets an error, and the first one is not disturbed."
+    config = TokenizerConfig(vocab_size=600, path_to_save_tokenizer=tmp_path / "tokenizer")
+    corpus = open_corpus(islice(docstrings(), 300))
+    with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()):
+        with pytest.raises(RuntimeError, match="path_to_save_tokenizer=.* is in use by another run"):
+            with reuse_or_train_tokenizer(corpus, config, corpus.fingerprint()):
+                pass
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
 def test_reuse_never_replaces_other_files(tmp_path: Path):
@@ -231,7 +295,3 @@ def test_reuse_never_replaces_other_files(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_single_process(tmp_path: Path):
-    "Without a launcher there is one process, and a true condition is not waited for."
-    assert process_rank() == (0, 1) and read_finished(tmp_path, "key") is None
-    wait_until(lambda: True)

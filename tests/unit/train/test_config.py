@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from langmlm.config import ConfigError
+from langmlm.config import ConfigError, make_config
 from langmlm.train.config import Arithmetic, TrainingConfig, device_type, plan_batches, run_arithmetic
 
 CONFIG = TrainingConfig(num_train_epochs=2, per_device_train_batch_size=4, bf16=False)
@@ -23,22 +23,33 @@ ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train_epochs": 1.5}, "num_train_epochs must be int, got 1.5"),
+        ({"num_train_epochs": 1.5}, "within an epoch, set max_steps), got 1.5"),
+        ({"num_train_epochs": math.inf}, "num_train_epochs must be a whole number"),
+        ({"num_train_epochs": math.nan}, "num_train_epochs must be a whole number"),
+        ({"num_train_epochs": "3"}, "num_train_epochs must be int or float, got '3'"),
+        ({"num_train_epochs": True}, "num_train_epochs must be int or float, got True"),
+        ({"num_train_epochs": 10**9}, "num_train_epochs must be a whole number from 1 to 100,000"),
         ({"packing": "yes"}, "packing must be bool, got 'yes'"),
-        ({"num_train_epochs": 0}, "num_train_epochs must be at least 1, got 0"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps), got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 to 1,000,000, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be 1 to 1,000,000, got 0"),
         ({"eval_steps": 0}, "eval_steps must be at least 1, got 0"),
         ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),
         ({"save_steps": 0}, "save_steps must be at least 1, got 0"),
         ({"save_total_limit": 0}, "save_total_limit must be at least 1, got 0"),
-        ({"max_steps": 0}, "max_steps must be at least 1, or -1 to use num_train_epochs, got 0"),
-        ({"max_steps": -2}, "max_steps must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be 1 to 10**9, or -1 to use num_train_epochs, got 0"),
+        ({"max_steps": -2}, "max_steps must be 1 to 10**9, or -1"),
+        ({"max_steps": 10**30}, "max_steps must be 1 to 10**9, or -1"),
         ({"n_gpus": -1}, "n_gpus must be 0 or more, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         ({"max_grad_norm": math.inf}, "max_grad_norm must be 0 or more, got inf"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be at least 0 and below 2**64, got -1"),
+        ({"seed": 2**64}, "seed must be at least 0 and below 2**64, got 18446744073709551616"),
+        ({"logging_steps": 10**5000}, "logging_steps must be at least 1, got an integer of more than 100 digits"),
+        ({"output_dir": "run\0"}, "output_dir must be a path without null characters"),
+        ({"run_name": "\ud800"}, "run_name must be a path in UTF-8"),
+        ({"logging_dir": "x" * 300}, "logging_dir must be a path without null characters and with at most 255 bytes"),
         ({"max_rollbacks": -1}, "max_rollbacks must be 0 or more, got -1"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
         ({"adam_epsilon": 0.0}, "adam_epsilon must be above 0, got 0.0"),
@@ -74,6 +85,7 @@ def test_errors_are_reported_together():
 def test_valid_limits():
     "The smallest valid values, and None where it is a value."
     TrainingConfig(max_steps=1, warmup_steps=0, max_grad_norm=0, seed=0, max_rollbacks=0, n_gpus=0, adam_beta1=0)
+    TrainingConfig(seed=2**64 - 1)
     TrainingConfig(eval_steps=None, save_total_limit=None, n_gpus=None, learning_rate=1, output_dir=Path("run"))
 
 
@@ -132,3 +144,100 @@ def test_advice():
     assert "per_device_train_batch_size=2 gives about 1,400" in replace(ARITHMETIC, steps=700).advice()
     assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, batch_size=1).advice()
     assert "raise max_steps" in replace(ARITHMETIC, by_max_steps=True).advice()
+
+
+def test_epochs_as_a_float():
+    "A whole number of epochs may be a float, as in transformers; it is the same run."
+    config = TrainingConfig(num_train_epochs=3.0)
+    assert config == replace(config, num_train_epochs=3) and type(config.num_train_epochs) is int
+
+
+def test_names_of_training_arguments():
+    "A name of the other library gets the reason why it is not an option, and no suggestion that means something else."
+    names = {"dataloader_num_workers": "in a thread", "eval_strategy": "set eval_steps", "deepspeed": "not supported"}
+    with pytest.raises(ConfigError) as caught:
+        make_config(TrainingConfig, "training_config", dict.fromkeys([*names, "label_smoothing_factor", "tau"], 1))
+    for (name, reason), error in zip(names.items(), caught.value.errors):
+        assert error.startswith(f"{name!r} is not an option: ") and reason in error
+    assert "nothing that corresponds to this name of transformers.TrainingArguments" in caught.value.errors[3]
+    assert caught.value.errors[4] == "'tau' is not an option"
+
+
+def test_every_name_of_training_arguments():
+    "Each one is an option of ours or an error with a reason."
+    from transformers import TrainingArguments
+
+    ours = {entry.name for entry in fields(TrainingConfig)}
+    others = TrainingArguments.__dataclass_fields__.keys() - ours
+    assert len(others) > 50 and all(TrainingConfig.explain(name) for name in others)
+    assert all(TrainingConfig.explain(name) is None for name in ("tau", "", 7, "epochs"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "constant"])
+def test_warmup_longer_than_the_run(schedule: str):
+    "Its peak would never be reached, which is an error; a schedule without warm-up ignores the number."
+    total = plan_batches(DATASET, CONFIG).total_steps
+    long = replace(CONFIG, warmup_steps=total + 1, lr_scheduler_type=schedule)
+    plan_batches(DATASET, replace(long, warmup_steps=total))
+    if schedule == "constant":
+        assert long.count_warmup_steps(total) == 0
+        plan_batches(DATASET, long)
+        return
+    with pytest.raises(ConfigError, match=rf"warmup_steps={total + 1} is more than the {total} steps of the run"):
+        plan_batches(DATASET, long)
+
+
+def test_warmup_steps():
+    "Given as steps or as a share of the run, rounded up."
+    assert replace(CONFIG, warmup_ratio=0.05).count_warmup_steps(101) == 6
+    assert replace(CONFIG, warmup_ratio=0.05, warmup_steps=2).count_warmup_steps(101) == 2
+
+
+# Short lines
+
+TWEETS = SimpleNamespace(lengths=np.random.default_rng(0).integers(8, 57, 5_000).astype(np.int32), max_length=512)
+TWEETS.tokens = int(TWEETS.lengths.sum())
+LONG = SimpleNamespace(lengths=np.full(100, 300, np.int32), tokens=30_000, max_length=512)
+
+
+def test_packing_is_limited_on_short_lines():
+    "A step holds about four times as many sequences as configured, and the peak learning rate is twice as high."
+    plan, lines = plan_batches(TWEETS, CONFIG), plan_batches(TWEETS, replace(CONFIG, packing=False))
+    assert plan.packing_ratio == 4 and lines.packing_ratio == 1
+    assert 3.5 < lines.total_steps / plan.total_steps < 5
+    arithmetic = run_arithmetic(TWEETS, plan, 1_000_000, CONFIG)
+    assert arithmetic.learning_rate == 2 * CONFIG.learning_rate
+    assert "packing puts 4 times as many sequences as configured into a step" in str(arithmetic)
+    assert "the peak learning rate is 0.0004 instead of 0.0002" in str(arithmetic)
+
+
+def test_fill_batches():
+    "The token budget is per_device_train_batch_size x max_length, and the learning rate is the configured one."
+    full = replace(CONFIG, fill_batches=True)
+    plan = plan_batches(TWEETS, full)
+    assert (plan.token_budget, plan.packing_ratio) == (4 * 512, 1)
+    arithmetic = run_arithmetic(TWEETS, plan, 1_000_000, full)
+    assert arithmetic.learning_rate == full.learning_rate and "packing puts" not in str(arithmetic)
+
+
+def test_long_documents_are_packed_as_before():
+    "More than half of `max_length` on average: nothing changes."
+    plan, full = plan_batches(LONG, CONFIG), plan_batches(LONG, replace(CONFIG, fill_batches=True))
+    assert vars(plan) | {"epoch_ends": 0} == vars(full) | {"epoch_ends": 0}
+    assert np.array_equal(plan.epoch_ends, full.epoch_ends)
+
+
+def test_longest_sequence_fits_the_limited_budget():
+    "With one short line per micro-batch, the budget is the longest line, and the ratio stays at its maximum."
+    plan = plan_batches(TWEETS, replace(CONFIG, per_device_train_batch_size=1))
+    assert plan.token_budget == math.ceil(4 * TWEETS.tokens / 5_000) and plan.packing_ratio == 4
+    lengths = np.append(TWEETS.lengths, np.int32(500))
+    uneven = SimpleNamespace(lengths=lengths, tokens=int(lengths.sum()), max_length=512)
+    plan = plan_batches(uneven, replace(CONFIG, per_device_train_batch_size=1))
+    assert (plan.token_budget, plan.packing_ratio) == (500, 4)
+
+
+def test_advice_is_printed_with_the_size():
+    "Too few steps: the printed size ends with the option to change and its value."
+    assert str(replace(ARITHMETIC, steps=700)).endswith(replace(ARITHMETIC, steps=700).advice())
+    assert str(replace(ARITHMETIC, steps=5_000)).count("\n") == 0

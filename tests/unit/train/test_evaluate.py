@@ -1,9 +1,12 @@
 "An evaluation measures what stock transformers would, on the same tokens every time."
 
+import copy
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +18,7 @@ from langmlm import tasks
 from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import save_model
-from langmlm.train.evaluate import evaluate
+from langmlm.train.evaluate import check_validation, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,41 @@ def test_nothing_to_predict(run: tasks.MLMTask):
     nothing = replace(run.validation.rules, mlm_probability=1e-12)
     with pytest.raises(ValueError, match="no token of the split 'validation' is masked: raise validation_fraction"):
         measure(run, rules=nothing)
+
+
+def test_what_is_checked_before_the_run(start_run: Callable, run: tasks.MLMTask):
+    "A split without a prediction, and a sequence that fits into no micro-batch."
+    check_validation(run.validation)
+    check_validation(replace(run.validation, process_index=99, num_processes=100))  # Which has no batch of its own
+    nothing = replace(run.validation.rules, mlm_probability=1e-12)
+    with pytest.raises(ValueError, match="no token of the split 'validation' is masked: raise validation_fraction"):
+        check_validation(replace(run.validation, rules=nothing))
+    small = replace(run.validation, plan=SimpleNamespace(token_budget=5))
+    with pytest.raises(ValueError, match="^the split 'validation' cannot be evaluated: .* raise per_device_train_batch"):
+        check_validation(small)
+    with pytest.raises(ValueError, match="no token of the split 'validation' is masked"):
+        start_run(mlm_probability=1e-12)
+
+
+def test_memory_does_not_grow_with_the_split(run: tasks.MLMTask):
+    "At most a few batches are alive at any time, however many there are."
+    alive, most, batches = [], 0, list(run.validation.load_in_order())
+
+    class Loader:
+        "Yields new batches forty times."
+
+        @staticmethod
+        def load_in_order():
+            nonlocal most
+            for batch in batches * 40:
+                copied = copy.deepcopy(batch)
+                alive.append(weakref.ref(copied.input_ids))
+                yield copied
+                del copied
+                most = max(most, sum(reference() is not None for reference in alive))
+
+    evaluate(run.module, Loader, run.accelerator)
+    assert len(alive) > 30 and most <= 3
 
 
 def test_log(start_run: Callable):

@@ -6,17 +6,20 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 
+from langmlm.model.attention import _has_flash_attention
 from langmlm.train.config import TrainingConfig
 from langmlm.train.launch import (
     StopRequest,
     agree_to_stop,
     check_processes,
+    explain_inexact,
     make_accelerator,
     signal_exit,
     start_trackers,
@@ -38,6 +41,66 @@ def test_device_changes_within_a_process():
     make_accelerator(CONFIG)
     PartialState._shared_state["device"] = torch.device("cuda")  # As if the run before had been on a GPU
     assert make_accelerator(CONFIG).device.type == "cpu"
+
+
+def test_environment_does_not_scale_gradients(monkeypatch: pytest.MonkeyPatch):
+    "Accelerate would divide the loss by the number in the variable, and compile the model."
+    module = torch.nn.Linear(3, 1)
+    gradients = []
+    for steps in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER" if steps == "4" else "NO")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = make_accelerator(CONFIG)
+        assert accelerator.gradient_accumulation_steps == 1 and accelerator.state.dynamo_plugin.backend.value == "NO"
+        accelerator.backward(module(torch.ones(3)).sum())
+        gradients.append(module.weight.grad.clone())
+        module.weight.grad = None
+    assert torch.equal(*gradients) and gradients[0].sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron")],
+)
+def test_sharding_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
+    "What is not supported is named, with the variable that asks for it."
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=f"^{name}.* is not supported.* unset {variable}"):
+        make_accelerator(CONFIG)
+    monkeypatch.setenv(variable, "false")
+    make_accelerator(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision", "head_size", "reason"),
+    [
+        ("cpu", None, "no", 64, None),
+        ("cuda", (8, 0), "bf16", 64, None),
+        ("cuda", (9, 0), "fp16", 256, None),
+        ("cuda", (9, 0), "no", 64, "float32"),
+        ("cuda", (9, 0), "bf16", 20, "heads of 20 dimensions"),
+        ("cuda", (9, 0), "bf16", 264, "heads of 264 dimensions"),
+        ("cuda", (7, 5), "fp16", 64, "a GPU of compute capability 7.5"),
+        ("cuda", (7, 0), "no", 64, "a GPU of compute capability 7.0"),
+    ],
+)
+def test_inexact_runs(monkeypatch, device: str, capability, precision: str, head_size: int, reason: str | None):
+    "Where PyTorch's kernel with atomic additions is used, the reason is given; nowhere else."
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    found = explain_inexact(torch.device(device), precision, head_size)
+    assert (found is None) if reason is None else f"the attention kernel for {reason}" in found
+
+
+def test_inexact_is_where_the_kernels_are_missing(monkeypatch: pytest.MonkeyPatch):
+    "It agrees with the choice of the kernel in the chapter on attention."
+    for capability in ((7, 5), (8, 0)):
+        for dtype, precision in ((torch.float16, "fp16"), (torch.float32, "no")):
+            for head_size in (8, 20, 64, 256, 264):
+                monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+                query = SimpleNamespace(dtype=dtype, shape=(5, 2, head_size), is_cuda=True)
+                exact = explain_inexact(torch.device("cuda"), precision, head_size) is None
+                assert exact == _has_flash_attention(query)
 
 
 def test_use_cpu():

@@ -232,7 +232,7 @@ def test_loss_is_the_mean_over_predictions(start_run: Callable):
 def test_files(straight: tasks.MLMTask):
     "Checkpoints, the final model, the log, and the lock that is free."
     names = sorted(path.name for path in straight.config.run_folder.iterdir())
-    assert names == [LOCK, "checkpoint-16", "checkpoint-24", "checkpoint-8", "final_model", "trainer_state.json"]
+    assert names == [LOCK, "checkpoint-16", "checkpoint-24", "checkpoint-8", "final_model", "log.jsonl", "trainer_state.json"]
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 11, 16, 23])
@@ -443,3 +443,20 @@ def test_accelerate_wraps_the_optimizer(straight: tasks.MLMTask):
     assert isinstance(straight.optimizer.optimizer, torch.optim.Optimizer)
     assert straight.accelerator.scaler is None
     assert straight.accelerator.unwrap_model(straight.module).model is straight.model
+
+
+# Short lines
+
+
+def test_short_lines_resume_exactly(tmp_path: Path):
+    "With limited packing, the peak learning rate is twice the configured one, and a resumed run has the same weights."
+    options = {"documents": 200, "tokenizer_config": {"max_length": 256}, "max_steps": 8, "logging_steps": 1}
+    straight, stopped = (tiny_run(tmp_path, **options, output_dir=tmp_path / name) for name in ("straight", "stopped"))
+    assert straight.loader.plan.packing_ratio == 4
+    straight.train()
+    stopped.train(stop_at_step=3)
+    resumed = tiny_run(tmp_path, checkpoint_path=tmp_path / "stopped")
+    resumed.train()
+    assert same_weights(straight, resumed)
+    (rates,) = zip(*entries(straight, "learning_rate"))
+    assert max(rates) == 2 * straight.config.learning_rate == straight.arithmetic().learning_rate

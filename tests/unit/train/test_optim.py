@@ -158,6 +158,18 @@ def test_precision():
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bf16_on_old_gpus(monkeypatch, capability: tuple, native: bool):
+    "Asking for it there is an error with a remedy; not asking leaves it out."
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert choose_precision("cuda") == ("bf16" if native else "no") and choose_precision("cuda", fp16=True) == "fp16"
+    if native:
+        assert choose_precision("cuda", bf16=True) == "bf16"
+    else:
+        with pytest.raises(ValueError, match="bf16=True needs a GPU of compute capability 8.0 or above: set fp16=True"):
+            choose_precision("cuda", bf16=True)
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_bf16_on_gpus(monkeypatch, capability: tuple, native: bool):
     "GPUs support bf16 from compute capability 8.0 on."
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)

@@ -1,5 +1,7 @@
 "What is in the folder of a run, and what happens when it cannot be written."
 
+import io
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,18 +142,20 @@ def test_newer_checkpoints_are_set_aside(start_run: Callable, tmp_path: Path):
 # Which checkpoints stay
 
 
-def test_regular_checkpoints(start_run: Callable, tmp_path: Path):
-    "Those at steps that do not depend on interruptions: due ones, and those after rollbacks."
+def test_rollback_checkpoints(start_run: Callable, tmp_path: Path):
+    "Those at steps that do not depend on interruptions: due ones, and those after rollbacks; others before them only."
     run = start_run(save_steps=5)
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    assert [path.name for path in run.run_folder.rollback_checkpoints(run.state)] == ["checkpoint-3"]
     total = run.loader.plan.total_steps
     run.state.log_history.append({"step": 8, "rollback": {"to_step": 5}})
     for step in (5, 7, 8, 10, total):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
-    found = [checkpoint_step(path) for path in run.run_folder.regular_checkpoints(run.state)]
-    assert found == [5, 8, 10, total]
+    found = [checkpoint_step(path) for path in run.run_folder.rollback_checkpoints(run.state)]
+    assert found == [3, 5, 8, 10, total]
     run.run_folder.config = replace(run.config, save_strategy="no")  # All there are come from interruptions
-    found = [checkpoint_step(path) for path in run.run_folder.regular_checkpoints(run.state)]
-    assert found == [5, 7, 8, 10, total]
+    found = [checkpoint_step(path) for path in run.run_folder.rollback_checkpoints(run.state)]
+    assert found == [3, 5, 7, 8, 10, total]
 
 
 def test_checkpoints_of_the_folder_it_came_from(start_run: Callable, tmp_path: Path):
@@ -159,7 +163,7 @@ def test_checkpoints_of_the_folder_it_came_from(start_run: Callable, tmp_path: P
     save(start_run(save_steps=5), 5, 10, 15)
     moved = start_run("moved", checkpoint_path=tmp_path / "run" / "checkpoint-10")
     save(moved, 10, 15)
-    found = [path.relative_to(tmp_path).as_posix() for path in moved.run_folder.regular_checkpoints(moved.state)]
+    found = [path.relative_to(tmp_path).as_posix() for path in moved.run_folder.rollback_checkpoints(moved.state)]
     assert found == ["run/checkpoint-5", "moved/checkpoint-10", "moved/checkpoint-15"]
 
 
@@ -195,7 +199,8 @@ def test_rolled_back_twice_with_a_limit(start_run: Callable):
         regular = [saved for saved in left if saved % 20 == 0]
         last_check = step - step % 10
         assert not regular or min(regular) <= max(20, last_check - 64)
-        assert len(left) <= 6 and step in left and len(set(left) & set(interrupted)) <= 1
+        at_stops = {saved for saved in left if saved in interrupted and saved > min(regular, default=0)}
+        assert len(left) <= 6 and step in left and len(at_stops) <= 1
 
 
 # Errors while writing
@@ -210,7 +215,8 @@ def test_disk_errors(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapt
         caplog.clear()
         with patch(f"langmlm.train.checkpoint.{function}", side_effect=error):
             run.run_folder.save(run.model, run.optimizer, run.state)
-        assert names(tmp_path / "run") == ["checkpoint-10"]
+        assert names(tmp_path / "run") == ["checkpoint-10", TRAINER_STATE]
+        assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == 10
         (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
         said = record.getMessage()
         assert record.levelno == logging.ERROR
@@ -226,7 +232,7 @@ def test_disk_errors(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapt
             run.run_folder.save(run.model, run.optimizer, run.state)
     assert "the free space is unknown: No such file or directory" in caplog.text
     run.run_folder.finish(run.model, run.optimizer, run.state)  # There is space now
-    assert names(tmp_path / "run") == ["checkpoint-15"]
+    assert names(tmp_path / "run") == ["checkpoint-15", TRAINER_STATE]
     run.run_folder.finish(run.model, run.optimizer, run.state)  # And nothing is missing any more
 
 
@@ -250,7 +256,7 @@ def test_mistakes_are_not_disk_errors(start_run: Callable, tmp_path: Path):
     with patch("langmlm.train.checkpoint.save_file", side_effect=TypeError("a mistake")):
         with pytest.raises(TypeError, match="a mistake"):
             save(run, 15)
-    assert names(tmp_path / "run") == ["checkpoint-10"]
+    assert names(tmp_path / "run") == ["checkpoint-10", TRAINER_STATE]
 
 
 def test_failed_pruning(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -269,12 +275,63 @@ def test_log_on_a_full_disk(start_run: Callable, tmp_path: Path, caplog: pytest.
     (tmp_path / "run").mkdir()
     run.state.step = 15
     run.state.log_history.append({"step": 15, "loss": 6.0})
-    with patch("langmlm.train.run_folder.write_json", side_effect=FULL):
+    with patch("os.fsync", side_effect=FULL):
         run.run_folder.save_log(run.state)
-    assert names(tmp_path / "run") == []
-    assert "trainer_state.json did not get the entry of step 15: No space left on device" in caplog.messages
+    assert "log.jsonl" not in names(tmp_path / "run")
+    assert "log.jsonl did not get the entry of step 15: No space left on device" in caplog.messages
     run.run_folder.save_log(run.state)
-    assert read_json(tmp_path / "run" / TRAINER_STATE)["log_history"] == [{"step": 15, "loss": 6.0}]
+    assert read_log(tmp_path / "run") == run.state.log_history
+    run.state.log_history.append({"step": 20, "loss": 5.0})
+    with patch("builtins.open", side_effect=lambda *given, **options: FullFile(io.open(*given, **options))):
+        run.run_folder.save_log(run.state)
+    assert (tmp_path / "run" / "log.jsonl").read_text().endswith('{"step": 20')
+    run.state.log_history.append({"step": 25, "loss": 4.0})
+    run.run_folder.save_log(run.state)
+    assert read_log(tmp_path / "run") == run.state.log_history
+    assert names(tmp_path / "run") == ["log.jsonl"]
+
+
+def read_log(folder: Path) -> list[dict]:
+    "Return the entries of a log file."
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+class FullFile:
+    "A file on a disk that is full after eleven more bytes."
+
+    def __init__(self, opened):
+        self.opened = opened
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.opened.close()
+
+    def write(self, content: bytes) -> int:
+        return self.opened.write(content[:11])
+
+
+def test_log_is_appended(start_run: Callable, tmp_path: Path):
+    "An entry adds its own bytes and rewrites nothing, however long the log is; a new session writes it anew."
+    run, again = start_run(), start_run()
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "log.jsonl"
+    run.state.log_history += [{"step": step, "loss": 6.0} for step in range(1, 10_001)]
+    run.state.step = 10_000
+    run.run_folder.save_log(run.state)
+    inode, size = file.stat().st_ino, file.stat().st_size
+    with patch("langmlm.train.run_folder.write_json", side_effect=AssertionError):
+        for step in (10_001, 10_002):
+            run.state.log_history.append({"step": step, "loss": 0.5, "note": "é"})
+            run.run_folder.save_log(run.state)
+    assert file.stat().st_ino == inode and 0 < file.stat().st_size - size < 200
+    assert read_log(tmp_path / "run") == run.state.log_history
+    with open(file, "a") as stream:
+        stream.write('{"step": 3, "lo')  # Torn by a power loss
+    again.state.log_history += [{"step": 5, "loss": 1.0}]
+    again.run_folder.save_log(again.state)
+    assert read_log(tmp_path / "run") == [{"step": 5, "loss": 1.0}]
 
 
 class Recorder:
@@ -303,10 +360,10 @@ def test_trackers(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapture
     run.run_folder.save_log(run.state)
     log.assert_called_with({"step": 20, "loss": 6.0, "eval_loss": 6.5}, step=20)
     log.side_effect = tracker.finish.side_effect = ConnectionError("the server is away")
-    (tmp_path / "run" / TRAINER_STATE).unlink()
+    run.state.log_history += [{"step": 20, "note": 1}]
     run.run_folder.save_log(run.state)
     assert "the trackers did not get the entry of step 20: ConnectionError('the server is away')" in caplog.text
-    assert len(read_json(tmp_path / "run" / TRAINER_STATE)["log_history"]) == 4
+    assert read_log(tmp_path / "run") == run.state.log_history and len(run.state.log_history) == 5
     run.state.step = run.loader.plan.total_steps
     run.run_folder.finish(run.model, run.optimizer, run.state)
     tracker.finish.assert_called_once()
@@ -322,7 +379,7 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
     run = start_run()
     save(run, 3)
     run.run_folder.finish(run.model, run.optimizer, run.state)
-    assert names(tmp_path / "run") == ["checkpoint-3"]
+    assert names(tmp_path / "run") == ["checkpoint-3", TRAINER_STATE]
     last = run.loader.plan.total_steps
     with patch("langmlm.train.checkpoint.save_file", side_effect=FULL):
         save(run, last)

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,9 @@ from langmlm.train.spikes import (
     _estimate_noise,
     checkpoints_for_rollback,
     detect_loss_spike,
+    diagnose_plateau,
     handle_loss_spike,
+    should_diagnose,
 )
 from langmlm.train.state import TrainState
 
@@ -42,10 +45,18 @@ def state_with(losses: list[float], norms: list[float] | None = None, **fields) 
     return state
 
 
-def detect(state: TrainState, check_trend: bool, scaled: bool = False, on_loss_spike: str = "warn") -> LossSpike | None:
+def detect(
+    state: TrainState,
+    check_trend: bool,
+    scaled: bool = False,
+    on_loss_spike: str = "warn",
+    vocab_size: int = 10**9,
+    warmup_steps: int = 0,
+) -> LossSpike | None:
     "Detect a spike as a run in one process does, with a loss scale or without."
     accelerator = SimpleNamespace(scaler=object() if scaled else None, reduce=lambda tensor: tensor)
-    return detect_loss_spike(state, TrainingConfig(on_loss_spike=on_loss_spike), accelerator, check_trend)
+    config = TrainingConfig(on_loss_spike=on_loss_spike)
+    return detect_loss_spike(state, config, accelerator, check_trend, vocab_size, warmup_steps)
 
 
 def first_spike(losses: np.ndarray) -> tuple[int, LossSpike] | None:
@@ -192,6 +203,99 @@ def test_onset_is_never_negative():
     assert detect(state_with([math.nan]), check_trend=False).onset == 0
 
 
+UNIFORM = math.log(2_000)  # 7.6: the loss of a model that gives each of 2,000 tokens the same probability
+
+
+def hopeless(step: int = 40, loss: float = 33.0, log_history: tuple = ()) -> TrainState:
+    "A run whose loss has been far too high from the first remembered step on."
+    losses = [[number, loss] for number in range(max(1, step - 255), step + 1)]
+    return TrainState(step=step, losses=losses, log_history=list(log_history))
+
+
+def test_hopeless_from_the_first_step():
+    "No earlier loss to compare with: a loss well above that of a uniform guess is a spike, but only after warm-up."
+    assert detect(hopeless(), True, vocab_size=10**15) is None  # A vocabulary for which 33 is good
+    spike = detect(hopeless(), True, vocab_size=2_000)
+    assert spike.onset == 0 and spike.finite and "the median loss of 16 steps is 33" in spike.reason
+    assert "well above the 7.6 of a uniform guess" in spike.reason
+    for warmup_steps, found in ((23, True), (24, True), (25, False), (40, False), (1_000, False)):
+        assert (detect(hopeless(), True, vocab_size=2_000, warmup_steps=warmup_steps) is not None) == found
+    assert detect(hopeless(step=15), True, vocab_size=2_000) is None  # Too few steps to judge
+    assert detect(hopeless(), False, vocab_size=2_000) is None
+    assert detect(hopeless(), True, vocab_size=2_000, on_loss_spike="ignore") is None
+
+
+@pytest.mark.parametrize("loss", [1.0, UNIFORM, 1.2 * UNIFORM])
+def test_losses_of_new_models_are_no_spike(loss: float):
+    "A model that knows nothing is not a diverged one."
+    assert detect(hopeless(loss=loss), True, vocab_size=2_000) is None
+    assert detect(hopeless(loss=1.3 * UNIFORM), True, vocab_size=2_000) is not None
+
+
+def test_onset_beyond_the_remembered_losses():
+    "The log reaches further back: a checkpoint of bad weights is not taken for a stable one."
+    log = [{"step": step, "loss": 6.0 if step <= 300 else 33.0} for step in range(100, 1_001, 100)]
+    assert detect(hopeless(1_000, log_history=log), True, vocab_size=2_000).onset == 300
+    assert detect(hopeless(1_000), True, vocab_size=2_000).onset == 0
+    noisy = hopeless(1_000, log_history=log)
+    noisy.losses[-20:-15] = [[step, 5.0] for step, _ in noisy.losses[-20:-15]]  # Some good steps are not normal
+    assert detect(noisy, True, vocab_size=2_000).onset == 300
+
+
+def test_one_warning_for_one_rise():
+    "A run that only warns does not repeat itself until the loss has been normal again; a rollback is always repeated."
+    log = [{"step": 16, "loss": 33.0}, {"step": 16, "loss_spike": {"onset": 0}}, {"step": 40, "loss": 33.0}]
+    assert detect(hopeless(log_history=log), True, vocab_size=2_000) is None
+    assert detect(hopeless(log_history=log), True, vocab_size=2_000, on_loss_spike="rollback") is not None
+    log.insert(2, {"step": 20, "loss": 7.0})
+    assert detect(hopeless(log_history=log), True, vocab_size=2_000).onset == 20
+
+
+PLATEAU = TrainingConfig(learning_rate=2e-4, bf16=False, logging_steps=10, warmup_ratio=0.05)
+
+
+@pytest.mark.parametrize(
+    ("loss", "diagnosis"),
+    [
+        (6.9, None),
+        (1.0, None),
+        (7.0, "predicts by token frequency alone. Raise learning_rate=0.0002"),
+        (7.1, "predicts by token frequency alone. Raise learning_rate=0.0002"),
+        (7.5, "knows less than the token frequencies. learning_rate=0.0002 may be too high or too low"),
+    ],
+)
+def test_plateau(loss: float, diagnosis: str | None):
+    "A loss that has not fallen below the unigram entropy is explained, with the settings to change."
+    found = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, PLATEAU, 2e-4)
+    if diagnosis is None:
+        assert found is None
+        return
+    assert f"the loss is {loss:.2f}, and the unigram entropy of the dataset 7.10 nats" in found and diagnosis in found
+    for setting in ("num_train_epochs", "max_steps", "per_device_train_batch_size=32", "gradient_accumulation_steps=2"):
+        assert setting in found
+
+
+def test_plateau_needs_losses():
+    "The mean of the latest 64 steps counts; after a rollback there may be too few."
+    assert diagnose_plateau([[step, 7.1] for step in range(15)], 7.1, PLATEAU, 2e-4) is None
+    assert diagnose_plateau([], 7.1, PLATEAU, 2e-4) is None
+    fallen = [[step, 9.0] for step in range(100)] + [[step, 6.0] for step in range(64)]
+    assert diagnose_plateau(fallen, 7.1, PLATEAU, 2e-4) is None
+
+
+def test_when_to_diagnose():
+    "Once, a thousand steps after warm-up, and at the end of a run that is long enough."
+
+    def due(total: int, logging_steps: int, **changes) -> list[int]:
+        config = replace(PLATEAU, logging_steps=logging_steps, **changes)
+        logged = {*range(logging_steps, total + 1, logging_steps), total}
+        return [step for step in sorted(logged) if should_diagnose(step, total, config)]
+
+    assert due(3_000, 10) == [1_150, 3_000] and due(3_000, 1) == [1_150, 3_000] and due(3_000, 400) == [1_200, 3_000]
+    assert due(3_000, 10, warmup_steps=7) == [1_010, 3_000] and due(3_000, 10, lr_scheduler_type="constant")[0] == 1_000
+    assert due(500, 10) == [500] and due(99, 10) == [] and due(100, 10) == [100]
+
+
 def test_checkpoints_for_rollback():
     "One that has proved stable, and the one after it, until that has."
     assert checkpoints_for_rollback([100, 200, 300], last_check=300) == [200, 300]
@@ -233,7 +337,7 @@ def save_at(run: tasks.MLMTask, *steps: int) -> None:
 
 def handle(run: tasks.MLMTask, spike: LossSpike) -> dict:
     "Handle a spike as the training loop does."
-    checkpoints = run.run_folder.regular_checkpoints(run.state)
+    checkpoints = run.run_folder.rollback_checkpoints(run.state)
     return handle_loss_spike(spike, run.model, run.optimizer, run.accelerator, run.state, run.config, checkpoints)
 
 

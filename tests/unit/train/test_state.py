@@ -217,10 +217,14 @@ def test_settings_that_must_stay(start_run: Callable, checkpoint: Path, changes:
 
 
 def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog: pytest.LogCaptureFixture):
-    "They are listed in a warning; another implementation of the optimizer is not even a change."
+    "They are listed in a warning; another implementation of the optimizer only rounds differently."
     caplog.set_level("WARNING", "langmlm")
-    start_run(checkpoint, optim="adamw_torch", logging_steps=3, save_steps=2)
+    start_run(checkpoint, logging_steps=3, save_steps=2)
     assert caplog.messages == []
+    start_run(checkpoint, optim="adamw_torch")
+    (message,) = caplog.messages
+    assert "not be bit-identical" in message and message.endswith("optim: then adamw_torch_fused, now adamw_torch")
+    caplog.clear()
     longer = start_run(checkpoint, num_train_epochs=3, learning_rate=1e-3, weight_decay=0.0)
     (message,) = caplog.messages
     assert message.startswith("resuming with the settings that are given now: ")
@@ -253,6 +257,29 @@ def test_another_environment(run: tasks.MLMTask, checkpoint: Path, caplog: pytes
     assert "the resumed run will not be bit-identical" in message
     assert f"torch: then 2.9.0, now {torch.__version__}" in message and "device: then cuda, now cpu" in message
     assert "threads: then 0, now " in message and "python" not in message
+
+
+def test_what_decides_rounding(start_run: Callable, run: tasks.MLMTask, checkpoint: Path, monkeypatch, caplog):
+    "Compiling, also when it is the automatic choice, and the precision of matrix products; on a GPU, CUDA's version."
+    caplog.set_level("WARNING", "langmlm")
+    environment = describe(run)["environment"]
+    assert (environment["compiled"], environment["cuda"], environment["matmul precision"]) == (False, None, "highest")
+    trainer_state = find_starting_point(checkpoint).trainer_state
+    asked = []
+    monkeypatch.setattr("langmlm.train.state.should_compile", lambda *given: asked.append(given) or True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        restore(run, trainer_state)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    (message,) = caplog.messages
+    assert "compiled: then False, now True" in message and "matmul precision: then highest, now high" in message
+    assert asked == [(None, run.accelerator.device, run.loader.plan.total_steps)]
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=1, mixed_precision="bf16")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    parts = (run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan, on_gpu)
+    assert describe_run(*parts)["environment"]["cuda"] == "13.0"
 
 
 def test_other_processes_do_not_warn(run: tasks.MLMTask, checkpoint: Path, caplog: pytest.LogCaptureFixture):
