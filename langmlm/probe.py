@@ -269,11 +269,12 @@ def _load_encoder(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, num_labels=classes)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False, "weights_only": True}
+        options = {"config": config, "dtype": torch.float32, "weights_only": True}
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # For weights that the checkpoint does not have
             torch.manual_seed(0)
             options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
-            model, loading = AutoModelForSequenceClassification.from_pretrained(name, **options)
+            load = AutoModelForSequenceClassification.from_pretrained
+            model, loading = load(name, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as error:
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
         raise ConfigError("evaluate", [problem]) from error

@@ -84,7 +84,7 @@ class Part:
             _add_text(digest, document)
         return digest.hexdigest()
 
-
+# %% ../../nbs/text/03_corpus.ipynb #647573a8
 def _add_text(digest: xxh3_128, text: str) -> None:
     "Add a text and its length to a digest."
     data = text.encode()
@@ -101,7 +101,7 @@ def _text_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if isinstance(error, TextError) or error.__cause__ is not None:
+        if isinstance(error, TextError | OSError) or error.__cause__ is not None:
             raise
         raise TextError(str(error)) from error
 
@@ -271,6 +271,16 @@ class IterablePart(Part):
         return extract_texts(enumerate(texts, start=1), f"{self.name}, document", self.options, counts)
 
 # %% ../../nbs/text/03_corpus.ipynb #8ba3a5b2
+def _verify(documents: Iterator[str], digest: xxh3_128, expected: str | None, name: str) -> Iterator[str]:
+    "Hash documents as they are read, and raise at the end if they are not those of the fingerprint."
+    for document in documents:
+        _add_text(digest, document)
+        yield document
+    if expected not in (None, digest.hexdigest()):
+        problem = "has given other documents than when it was read before"
+        raise TextError(f"{name} {problem}: make it deterministic, or save its texts to a file first")
+
+# %% ../../nbs/text/03_corpus.ipynb #d58961ad
 class Corpus:
     "Documents in a fixed order, in parts."
 
@@ -317,21 +327,14 @@ class Corpus:
         "Read the documents of one part from the beginning."
         counts = self._counts[part] = Counter()
         documents = self.parts[part].documents(counts)
-        yield from documents if self.parts[part].is_stable else self._verify(part, documents)
+        if not self.parts[part].is_stable:
+            self._running[part] = xxh3_128()
+            documents = _verify(documents, self._running[part], self._digests[part], self.parts[part].name)
+        yield from documents
         losses = [f"{what}: {count:,}" for what, count in counts.items() if what != EMPTY]
         if losses and part not in self._reported:
             self._reported.add(part)
             logger.warning("%s: %s", self.parts[part].name, ", ".join(losses))
-
-    def _verify(self, part: int, documents: Iterator[str]) -> Iterator[str]:
-        "Hash documents as they are read, and raise at the end if they are not those of the fingerprint."
-        digest = self._running[part] = xxh3_128()
-        for document in documents:
-            _add_text(digest, document)
-            yield document
-        if self._digests[part] not in (None, digest.hexdigest()):
-            problem = "has given other documents than when it was read before"
-            raise TextError(f"{self.parts[part].name} {problem}: make it deterministic, or save its texts to a file first")
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(map(self.documents, range(len(self.parts))))

@@ -161,8 +161,8 @@ class SourceFile:
     def _check_size(self) -> None:
         "Raise if a local file is not as long as when it was found."
         if self.filesystem is None and self.size not in (None, size := os.stat(self.name).st_size):
-            problem = f"had {self.size:,} bytes when the run began, and has {size:,} now"
-            raise OSError(f"{self.name} {problem}: pass a copy that does not change")
+            sizes = f"it had {self.size:,} bytes, and has {size:,} now"
+            raise ValueError(f"{self.name} has changed since the run began ({sizes}): pass a copy that does not change")
 
 
 # %% ../../nbs/text/01_files.ipynb #69ff1e21
@@ -331,7 +331,7 @@ def _web_options(url: str) -> dict[str, Any]:
     is_compressed = detect_format(url.split("?")[0])[1] is not None
     return {"block_size": 0, "client_kwargs": {"timeout": timeout, "auto_decompress": not is_compressed}}
 
-
+# %% ../../nbs/text/01_files.ipynb #5d1e0c7a
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
     "List the files that a path on a server stands for."
     if part.startswith(_WEB) or not glob.has_magic(path):  # `?` begins a query on the web, and there are no folders
@@ -356,4 +356,3 @@ def _remote_file(filesystem: Any, path: str) -> SourceFile:
         problem = f"redirects to {facts['url']}, which is not encrypted"
         raise ValueError(f"{name} {problem}: pass that URL if you trust the connection")
     return SourceFile(name, *_format_or_text(path.split("?")[0]), facts.get("size"), filesystem)
-

@@ -50,10 +50,10 @@ class SpooledTexts:
             yield number, os.pread(descriptor, size, position + _HEADER.size).decode()
             position += _HEADER.size + size
 
-# %% ../../nbs/text/04_sampling.ipynb #22d486e5
+# %% ../../nbs/text/04_sampling.ipynb #5d1e0c7b
 _LEVELS = 10  # Per factor e in the share of the text
 
-
+# %% ../../nbs/text/04_sampling.ipynb #22d486e5
 class TextSample:
     "A uniform sample of pieces of documents, in a temporary file."
 

@@ -128,28 +128,29 @@ class SharedFolder:
             self.check()
             time.sleep(0.2)
 
-    @contextmanager
-    def signs_of_life(self) -> Iterator[None]:
-        "Show signs of life, and tell the others about an error."
-        stopped, file = Event(), self._file(self.rank, "alive")
+# %% ../../nbs/tokens/06_processes.ipynb #8f35b45d
+@contextmanager
+def _signs_of_life(work: SharedFolder) -> Iterator[None]:
+    "Show signs of life, and tell the others about an error."
+    stopped, file = Event(), work._file(work.rank, "alive")
 
-        def renew() -> None:
-            while not stopped.wait(_SIGN_OF_LIFE):
-                with suppress(OSError):
-                    os.utime(file)
+    def renew() -> None:
+        while not stopped.wait(_SIGN_OF_LIFE):
+            with suppress(OSError):
+                os.utime(file)
 
-        try:
-            if self.ranks > 1:
-                self.tell("alive")
-                Thread(target=renew, daemon=True).start()
-            yield
-        except BaseException as error:
-            if not isinstance(error, ProcessFailed):
-                with suppress(OSError):  # The disk may be full: then the signs of life end
-                    self.tell("failed", f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            stopped.set()
+    try:
+        if work.ranks > 1:
+            work.tell("alive")
+            Thread(target=renew, daemon=True).start()
+        yield
+    except BaseException as error:
+        if not isinstance(error, ProcessFailed):
+            with suppress(OSError):  # The disk may be full: then the signs of life end
+                work.tell("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        stopped.set()
 
 # %% ../../nbs/tokens/06_processes.ipynb #3003cc12
 def unfinished_folder(
@@ -174,7 +175,7 @@ def work_folder(
         raise type(error)(f"{parameter}={str(target)!r} cannot be written to: {error}") from error
     work = SharedFolder(path)
     try:
-        with work.signs_of_life():
+        with _signs_of_life(work):
             if work.rank == 0:
                 lock = lock_folder(path, parameter)
                 work.forget_earlier_calls()

@@ -74,7 +74,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
         documents = iter(corpus.documents(part))
         read = sum(1 for _ in islice(documents, position.documents if part == position.part else 0))
         if read and corpus.digest_so_far(part) != position.text:
-            problem = f"the first {read:,} documents are not those of the finished shards"
+            problem = f"the first {read:,} documents are not those of the finished shards; call again to begin anew"
             raise TextError(f"{corpus.parts[part].name}: {problem}")
         for document in documents:
             read, total = read + 1, total + 1
@@ -175,7 +175,7 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
     record = {"begin": asdict(last.begin), "end": asdict(last.end), "is_last": last.is_last}
     write_json(folder / f"{name}.json", record | {"files": files, "statistics": statistics})
 
-
+# %% ../../nbs/tokens/05_shards.ipynb #be426276
 def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
     "Read the records of all intact shards in a folder, by index and in order."
     records = {}
@@ -242,7 +242,7 @@ def _write_shards(
                 if tokenized:
                     _write_shard(folder, batch, tokenized, config, size)
                 elif (record := records.get(batch.begin.shard)) and _Position(**record["end"]) != batch.end:
-                    raise TextError(f"the text of the finished shard {batch.begin.shard} has changed")
+                    raise TextError(f"the text of finished shard {batch.begin.shard} has changed; call again to begin anew")
                 tokenized, total = [], batch.end.shard
     return total
 

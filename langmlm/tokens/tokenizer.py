@@ -31,7 +31,7 @@ from ..disk import read_json, write_json, write_manifest
 from ..text.corpus import Corpus
 from ..text.readers import DOCUMENTS, ENCODING_ERRORS
 from ..text.sampling import TextSample, affordable_bytes
-from .processes import SharedFolder, read_finished, work_folder
+from .processes import SharedFolder, process_rank, read_finished, unfinished_folder, work_folder
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #66cf1dac
 logger = logging.getLogger(__name__)
@@ -313,6 +313,8 @@ def reuse_or_train_tokenizer(
     target = Path(config.path_to_save_tokenizer)
     if read_finished(target, key):
         logger.info("%s was trained on the same text with the same options: reused", target)
+        if process_rank()[0] == 0:  # A call may have been killed at its very end
+            shutil.rmtree(unfinished_folder(target, key), ignore_errors=True)
         yield load_tokenizer(target)
         return
     check_replaceable(target, "tokenizer", "path_to_save_tokenizer")

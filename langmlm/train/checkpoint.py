@@ -241,6 +241,14 @@ class StartingPoint:
     weights: str | None = None  # Folder or Hub name of a model; None: random initialization
     trainer_state: dict | None = None  # Content of `trainer_state.json` to resume from; None: a new run
 
+# %% ../../nbs/train/05_checkpoint.ipynb #8b21d0c7
+def _has_model_manifest(folder: Path) -> bool:
+    "Return whether a folder is a final model rather than a checkpoint."
+    try:
+        return (read_manifest(folder) or {}).get("kind") == "model"
+    except (ValueError, OSError):
+        return False
+
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' starts a new run with its weights"
 
@@ -275,14 +283,6 @@ def find_starting_point(
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
-
-
-def _has_model_manifest(folder: Path) -> bool:
-    "Return whether a folder is a final model rather than a checkpoint."
-    try:
-        return (read_manifest(folder) or {}).get("kind") == "model"
-    except (ValueError, OSError):
-        return False
 
 
 def _read_trainer_state(file: Path) -> dict:

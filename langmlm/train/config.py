@@ -26,9 +26,43 @@ def _new_run_name() -> str:
     "Return a run name made of the current time, to the millisecond."
     return datetime.now().strftime("mlm-%Y%m%d-%H%M%S-%f")[:-3]
 
+# %% ../../nbs/train/01_config.ipynb #5d1e0c7c
+class _DerivedValues:
+    "What follows from the options of a `TrainingConfig`."
+
+    @staticmethod
+    def explain(
+        key: str,  # Not the name of an option
+    ) -> str | None:  # None: not a name of `transformers.TrainingArguments` either
+        "Say why a name that other tools use is not an option."
+        from transformers import TrainingArguments  # Slow to import, and needed for an error message only
+
+        other = "langmlm has nothing that corresponds to this name of transformers.TrainingArguments"
+        return _NOT_OPTIONS.get(key) or (other if key in TrainingArguments.__dataclass_fields__ else None)
+
+    def count_warmup_steps(
+        self,
+        total_steps: int,  # Optimizer steps of the whole run
+    ) -> int:
+        "Return the number of steps before the peak learning rate is reached."
+        if self.lr_scheduler_type == "constant":
+            return 0
+        return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
+
+    @property
+    def run_folder(self) -> Path:
+        "Folder of checkpoints and final model."
+        return Path(self.output_dir or self.run_name)
+
+    @property
+    def trackers(self) -> list[str]:
+        "Names of the trackers to report to."
+        names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
+        return _INSTALLED_TRACKERS if "all" in names else [name for name in names if name != "none"]
+
 # %% ../../nbs/train/01_config.ipynb #2aaf3a68
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_DerivedValues):
     "Options of a training run."
 
     # Length of the run
@@ -80,36 +114,6 @@ class TrainingConfig:
             object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))  # 3.0, as transformers writes it
         if errors := find_type_errors(self) or _find_errors(self):
             raise ConfigError("training_config", errors)
-
-    @staticmethod
-    def explain(
-        key: str,  # Not the name of an option
-    ) -> str | None:  # None: not a name of `transformers.TrainingArguments` either
-        "Say why a name that other tools use is not an option."
-        from transformers import TrainingArguments  # Slow to import, and needed for an error message only
-
-        other = "langmlm has nothing that corresponds to this name of transformers.TrainingArguments"
-        return _NOT_OPTIONS.get(key) or (other if key in TrainingArguments.__dataclass_fields__ else None)
-
-    def count_warmup_steps(
-        self,
-        total_steps: int,  # Optimizer steps of the whole run
-    ) -> int:
-        "Return the number of steps before the peak learning rate is reached."
-        if self.lr_scheduler_type == "constant":
-            return 0
-        return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
-
-    @property
-    def run_folder(self) -> Path:
-        "Folder of checkpoints and final model."
-        return Path(self.output_dir or self.run_name)
-
-    @property
-    def trackers(self) -> list[str]:
-        "Names of the trackers to report to."
-        names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
-        return _INSTALLED_TRACKERS if "all" in names else [name for name in names if name != "none"]
 
 # %% ../../nbs/train/01_config.ipynb #484804be
 def _is_epochs(value: float) -> bool:

@@ -41,7 +41,7 @@ def learning_rate_scale(
     packing_ratio: int,  # Times as many sequences as configured in a step
 ) -> float:  # 1 without packing
     "Return the factor by which the learning rate follows the batch."
-    return math.sqrt(packing_ratio)
+    return packing_ratio**0.75
 
 # %% ../../nbs/train/02_optim.ipynb #e5dc03fb
 class _MuonWithAdamW(Optimizer):

@@ -5,7 +5,6 @@ call that opens, creates, renames, links or deletes a file to audit hooks, befor
 the process at the n-th one. All processes are forked from one that has imported everything and computed nothing.
 """
 
-import multiprocessing
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sandbox import fork_server
 
 from langmlm import tasks
 from langmlm.disk import (
@@ -29,10 +29,12 @@ from langmlm.disk import (
 )
 from langmlm.model.roberta import ModelConfig, build_model, roberta_config
 from langmlm.tokens.tokenizer import load_tokenizer
-from langmlm.train.checkpoint import list_checkpoints, prune_checkpoints, save_checkpoint, save_model
-
-SERVER = multiprocessing.get_context("forkserver")  # Imports once, and forks
-SERVER.set_forkserver_preload(["every_write"])
+from langmlm.train.checkpoint import (
+    list_checkpoints,
+    prune_checkpoints,
+    save_checkpoint,
+    save_model,
+)
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -91,8 +93,9 @@ def run(action: Callable[[Path], Any], folder: Path, die_at: int = 0) -> int | N
 
 def in_clean_process(function: Callable, *arguments: Any) -> Any:
     "Call a function in a process that may be forked, because no library has started threads in it."
-    receiver, sender = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=_answer, args=(sender, function, arguments))
+    context = fork_server()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments))
     process.start()
     sender.close()
     try:
@@ -229,7 +232,7 @@ def old_checkpoint(folder: Path) -> None:
 
 
 def save_checkpoints(folder: Path) -> None:
-    "Go on with the run: replace a checkpoint, write a new one, prune, and replace the final model."
+    "Continue the run: replace a checkpoint, write a new one, prune, and replace the final model."
     clean_up_interrupted(folder / "run", r"checkpoint-\d+|final_model")
     save(folder, 3, 4)
 

@@ -1,6 +1,7 @@
 "An evaluation measures the model and does not change the run."
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from datasets import DatasetDict, load_from_disk
 from test_processes import train_in_processes
 
 from langmlm import tasks
+from langmlm.config import ConfigError
 
 EVALUATION = ("eval_loss", "eval_accuracy", "eval_perplexity")
 
@@ -75,3 +77,45 @@ def test_missing_validation_split(data, tmp_path: Path):
     with pytest.raises(ValueError, match="no split 'validation'.* tokenize with validation_fraction"):
         train(data, tmp_path / "run", eval_steps=2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["new", "loaded"])
+def test_longer_sequences_in_the_validation_split(data, tmp_path: Path, model: str):
+    "The model would have no positions for them: an error before it is built, which names the split."
+    rows = load_from_disk(data["tokenized_dataset"])["train"]
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    short = rows.select([index for index, length in enumerate(lengths) if length <= 20])
+    long = rows.select([index for index, length in enumerate(lengths) if length > 20])
+    DatasetDict(train=short, validation=long).save_to_disk(tmp_path / "dataset")
+    split = {"tokenizer": data["tokenizer"], "tokenized_dataset": tmp_path / "dataset"}
+    if model == "loaded":
+        trained = train(split, tmp_path / "trained", max_steps=1)
+        assert trained.model.config.max_position_embeddings == 22
+        split["checkpoint_path"] = tmp_path / "trained" / "final_model"
+    settings = {**SETTINGS, "output_dir": tmp_path / "run", "eval_steps": 2, "max_steps": 3}
+    with pytest.raises(ConfigError, match=r"for the split 'validation', max_position_embeddings=22 is too small"):
+        with patch("langmlm.tasks.build_model", side_effect=AssertionError("the model is built")):
+            tasks.create_mlm(**split, model_config=None if model == "loaded" else ARCHITECTURE, training_config=settings)
+    assert not (tmp_path / "run").exists()
+    if model == "new":
+        wide = {**ARCHITECTURE, "max_position_embeddings": 34}
+        with pytest.raises(ValueError, match="the split 'validation' cannot be evaluated: .* raise per_device_train"):
+            tiny = settings | {"per_device_train_batch_size": 1}
+            tasks.create_mlm(**split, model_config=wide, training_config=tiny)
+        assert evaluations(train_wide(split, tmp_path / "wide", wide, settings))
+
+
+def train_wide(data: dict, folder: Path, architecture: dict, settings: dict) -> tasks.MLMTask:
+    "Train a model with more positions than the training split needs."
+    task = tasks.create_mlm(**data, model_config=architecture, training_config=settings | {"output_dir": folder})
+    task.train()
+    return task
+
+
+def test_unknown_ids_in_the_validation_split(data, tmp_path: Path):
+    "Ids beyond the vocabulary are found before the model is built, too."
+    rows = load_from_disk(data["tokenized_dataset"])["train"].select(range(8))
+    wrong = rows.map(lambda row: {"input_ids": [*row["input_ids"][:-1], 60_000]})
+    DatasetDict(train=rows, validation=wrong).save_to_disk(tmp_path / "dataset")
+    with pytest.raises(ValueError, match="contains the id 60000, but the tokenizer has only 500 tokens"):
+        train({**data, "tokenized_dataset": tmp_path / "dataset"}, tmp_path / "run", eval_steps=2)

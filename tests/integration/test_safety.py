@@ -133,7 +133,7 @@ def test_killed_runs_end_like_uninterrupted_ones(tmp_path: Path):
 def test_sigterm_saves_a_checkpoint(data, resume, tmp_path: Path):
     "SIGTERM: the step in progress is finished and saved, and the exit status is the usual one."
     with child(train_in_process, given(data, tmp_path / "run", save_steps=10**6)) as process:
-        wait_for((tmp_path / "run" / "trainer_state.json").exists)
+        wait_for((tmp_path / "run" / "log.jsonl").exists)
         os.kill(process.pid, signal.SIGTERM)
         process.join(HANG)
         assert process.exitcode == 128 + signal.SIGTERM
@@ -424,7 +424,7 @@ def test_read_only_folder(create, tmp_path: Path):
         when_logged("checkpoint-7 could not be saved", make_writable) as messages,
     ):
         task.train()
-    assert any("trainer_state.json did not get the entry of step 6" in message for message in messages)
+    assert any("log.jsonl did not get the entry of step 6" in message for message in messages)
     last = task.loader.plan.total_steps
     assert checkpoint_step(folder) == last >= 14 and (folder / "final_model").is_dir()
     assert [path.name for path in list_checkpoints(folder)] == [f"checkpoint-{step}" for step in sorted({14, last})]

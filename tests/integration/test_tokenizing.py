@@ -118,7 +118,7 @@ def pair_job(text: Path, tmp_path: Path) -> dict:
     "A job for two processes: train a tokenizer, find duplicates, make shards, join them."
     names = {"path_to_save_tokenizer": str(tmp_path / "tokenizer"), "path_to_save_dataset": str(tmp_path / "dataset")}
     config = {"vocab_size": 500, "max_length": 64, "drop_duplicates": True, **names}
-    return {"data": str(text), "config": config, "tokenizer": None, "fail": None, "rank": 1, "kill": False}
+    return {"data": str(text / "a.txt"), "config": config, "tokenizer": None, "fail": None, "rank": 1, "kill": False}
 
 
 @pytest.mark.slow

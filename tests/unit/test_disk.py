@@ -109,7 +109,13 @@ def test_temporary_folder_elsewhere(tmp_path: Path):
     assert names(tmp_path / "work") == [] and names(tmp_path / "result") == ["weights"]
 
 
-CALLS = {"os.fsync": os.fsync, "os.open": os.open, "os.rename": os.rename, "os.replace": os.replace, "os.mkdir": os.mkdir}
+CALLS = {
+    "os.fsync": os.fsync,
+    "os.open": os.open,
+    "os.rename": os.rename,
+    "os.replace": os.replace,
+    "os.mkdir": os.mkdir,
+}
 
 
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["error", "Ctrl-C"])
@@ -147,7 +153,10 @@ def test_files_of_others_are_never_replaced(tmp_path: Path):
     write_result(tmp_path / "result", "old")
     for foreign in ("notes.txt", ".env", "logs/notes.txt"):
         file = tmp_path / "result" / foreign
-        with pytest.raises(FileExistsError, match="not part of a checkpoint"), atomic_folder(tmp_path / "result") as new:
+        with (
+            pytest.raises(FileExistsError, match="not part of a checkpoint"),
+            atomic_folder(tmp_path / "result") as new,
+        ):
             write_manifest(new, "checkpoint")
             file.parent.mkdir(exist_ok=True)
             file.write_text("mine")
@@ -647,7 +656,9 @@ def test_what_may_not_be_replaced(papers: Path, tmp_path: Path):
     for number in range(7):
         (papers / f"a{number}").touch()
     assert "(a0, a1, a2, a3, a4, ...)" in message(papers)
-    assert "cannot be created" in message(papers / "notes" / "dataset") and "is a file" in message(papers / "notes" / "x")
+    assert "cannot be created" in message(papers / "notes" / "dataset") and "is a file" in message(
+        papers / "notes" / "x"
+    )
 
 
 def test_what_can_never_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -707,7 +718,9 @@ def job(tmp_path: Path) -> Path:
 def test_overlaps(job: Path, written: str, read: str, relation: str | None):
     "In both directions, through links, for folders that do not exist yet, and for files in a folder."
     found = find_overlaps({"path_to_save_dataset": job / written}, {"data_path": [job / read]})
-    expected = f"path_to_save_dataset={str(job / written)!r} {relation} data_path={str(job / read)!r}: name another folder"
+    expected = (
+        f"path_to_save_dataset={str(job / written)!r} {relation} data_path={str(job / read)!r}: name another folder"
+    )
     assert found == ([expected] if relation else [])
     if not read.endswith(".txt"):  # Two outputs
         both = {"path_to_save_dataset": job / written, "path_to_save_tokenizer": job / read}
@@ -726,8 +739,9 @@ def test_folders_with_two_names(job: Path):
     "Folders are compared by inode: a file system may know one under several names."
     same = lambda path, other: {path.name, other.name} == {"RESULT", "result"} or path.name == other.name  # noqa: E731
     exists = Path.exists
-    with patch.object(Path, "samefile", same), patch.object(
-        Path, "exists", lambda path: path.name == "RESULT" or exists(path)
+    with (
+        patch.object(Path, "samefile", same),
+        patch.object(Path, "exists", lambda path: path.name == "RESULT" or exists(path)),
     ):
         assert len(find_overlaps({"dataset": job / "RESULT"}, {"data_path": [job / "result"]})) == 1
 

@@ -132,9 +132,19 @@ def test_tokenizer_errors(work: Path, arguments: dict, message: str):
 @pytest.mark.parametrize(
     ("data_path", "config", "tokenizer", "message"),
     [
-        ("data.txt", {"path_to_save_dataset": "tokenizer/dataset"}, None, "is inside path_to_save_tokenizer='./tokenizer'"),
+        (
+            "data.txt",
+            {"path_to_save_dataset": "tokenizer/dataset"},
+            None,
+            "is inside path_to_save_tokenizer='./tokenizer'",
+        ),
         ("data.txt", {"path_to_save_tokenizer": "tokenized_dataset/tk"}, None, "contains path_to_save_tokenizer"),
-        ("data.txt", {"path_to_save_dataset": "link"}, None, "path_to_save_dataset='link' is the same folder as path_to_"),
+        (
+            "data.txt",
+            {"path_to_save_dataset": "link"},
+            None,
+            "path_to_save_dataset='link' is the same folder as path_to_",
+        ),
         (".", {}, None, "path_to_save_dataset='./tokenized_dataset' is inside data_path='.'"),
         (["data.txt", "tokenizer/vocab.json"], {}, None, "contains data_path='tokenizer/vocab.json'"),
         ("t*/merges.txt", {}, None, "contains data_path='tokenizer/merges.txt'"),
@@ -161,7 +171,9 @@ def test_the_source_is_not_the_target(work: Path, tmp_path: Path):
     (tmp_path / "texts" / "inner").mkdir()
     for source in (str(tmp_path / "texts"), tmp_path / "texts", load_from_disk(str(tmp_path / "texts"))):
         for target in (tmp_path / "texts", tmp_path):
-            with pytest.raises(ConfigError, match="path_to_save_dataset=.* (is the same folder as|contains) data_path="):
+            with pytest.raises(
+                ConfigError, match="path_to_save_dataset=.* (is the same folder as|contains) data_path="
+            ):
                 create_tokenizer(source, {**OPTIONS, "path_to_save_dataset": target})
     assert load_from_disk(str(tmp_path / "texts"))["train"][0] == {"text": "some text"}
 
@@ -320,7 +332,10 @@ def test_started_from_a_model(work: Path):
         ({"training_config": {**SETTINGS, "output_dir": "tokenized_dataset/run"}}, "is inside tokenized_dataset="),
         ({"training_config": {**SETTINGS, "output_dir": "."}}, "output_dir='.' contains tokenizer='tokenizer'"),
         (
-            {"checkpoint_path": "docs/final_model", "training_config": {**SETTINGS, "output_dir": "docs/final_model/run"}},
+            {
+                "checkpoint_path": "docs/final_model",
+                "training_config": {**SETTINGS, "output_dir": "docs/final_model/run"},
+            },
             "is inside checkpoint_path='docs/final_model'",
         ),
         (
@@ -374,7 +389,10 @@ def forged(folder: Path, **facts) -> None:
         ({"kind": "dataset part"}, "is not a dataset folder: its manifest.json is that of a dataset part"),
         ({"files": {"../../secret": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: ../../secret"),
         ({"files": {"/etc/passwd": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: /etc/passwd"),
-        ({"files": {"train/state.json": {"bytes": 10**18, "xxh3": "5f3a"}}}, "bytes instead of 1,000,000,000,000,000,000"),
+        (
+            {"files": {"train/state.json": {"bytes": 10**18, "xxh3": "5f3a"}}},
+            "bytes instead of 1,000,000,000,000,000,000",
+        ),
         ({"files": [[[]]]}, "is damaged"),
     ],
 )

@@ -51,10 +51,10 @@ def test_messages(tmp_path: Path):
 def test_failure_reaches_the_others(tmp_path: Path):
     "The error of one process is raised in the others with its message, and they do not repeat it as theirs."
     first, second, third = make_processes(tmp_path)
-    with pytest.raises(OSError), second.signs_of_life():
+    with pytest.raises(OSError), module._signs_of_life(second):
         raise OSError("disk full")
     for other in (first, third):
-        with pytest.raises(ProcessFailed, match="process 1 of 3 failed: OSError: disk full"), other.signs_of_life():
+        with pytest.raises(ProcessFailed, match="process 1 of 3 failed: OSError: disk full"), module._signs_of_life(other):
             other.wait_until(lambda: False)
     second.check()
 
@@ -64,7 +64,7 @@ def test_dead_process(tmp_path: Path):
     first, second = make_processes(tmp_path, 2)
     with patch.object(module, "PROCESS_TIMEOUT", 1.0), patch.object(module, "_SIGN_OF_LIFE", 0.1):
         began = time.monotonic()
-        with second.signs_of_life():
+        with module._signs_of_life(second):
             while time.monotonic() - began < 2:
                 first.check()
                 time.sleep(0.05)

@@ -221,6 +221,9 @@ class Broken(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        return self.position
+
     def readinto(self, buffer: memoryview) -> int:
         if self.position >= self.good:
             raise OSError(errno.EIO, "Input/output error")
@@ -284,11 +287,11 @@ def make_stream(documents: list[str]) -> datasets.IterableDataset:
 def test_longer_stream_is_not_reused(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Two streams with the same first 1,200 documents are two corpora; the same stream again is reused."
     config = replace(config, path_to_save_dataset=tmp_path / "dataset")
-    for count in (1_200, 3_000, 1_200):
-        report = write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config)
-        assert report["statistics"]["documents"] == count
+    for number in (1_200, 3_000, 1_200):
+        report = write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config)
+        assert report["statistics"]["documents"] == number
         stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
-        assert write_dataset(open_corpus(make_stream(documents[:count])), tokenizer, config) == report
+        assert write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config) == report
         assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
 
 
@@ -323,7 +326,7 @@ def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: 
         del other[3]
     else:
         other[records[1]["begin"]["total"] + 5] += "!"
-    with pytest.raises(TextError, match="are not those of the finished shards|text of the finished shard 1 has changed"):
+    with pytest.raises(TextError, match="are not those of the finished shards|text of finished shard 1 has changed"):
         module._write_shards(open_corpus(make_stream(other)), tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     assert module._read_shards(tmp_path) == records

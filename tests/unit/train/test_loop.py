@@ -449,7 +449,7 @@ def test_accelerate_wraps_the_optimizer(straight: tasks.MLMTask):
 
 
 def test_short_lines_resume_exactly(tmp_path: Path):
-    "With limited packing, the peak learning rate is twice the configured one, and a resumed run has the same weights."
+    "With limited packing, the peak learning rate is higher than configured, and a resumed run has the same weights."
     options = {"documents": 200, "tokenizer_config": {"max_length": 256}, "max_steps": 8, "logging_steps": 1}
     straight, stopped = (tiny_run(tmp_path, **options, output_dir=tmp_path / name) for name in ("straight", "stopped"))
     assert straight.loader.plan.packing_ratio == 4
@@ -459,4 +459,4 @@ def test_short_lines_resume_exactly(tmp_path: Path):
     resumed.train()
     assert same_weights(straight, resumed)
     (rates,) = zip(*entries(straight, "learning_rate"))
-    assert max(rates) == 2 * straight.config.learning_rate == straight.arithmetic().learning_rate
+    assert max(rates) == straight.arithmetic().learning_rate == pytest.approx(2**1.5 * straight.config.learning_rate)
