@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kills import contents, kill_often
 from sandbox import fork_server
-from test_processes import free_ports
 from transformers import AutoTokenizer
 
 from langmlm.data.dataset import open_dataset
@@ -125,7 +125,8 @@ def wait_for_end(process: multiprocessing.Process) -> float:
 
 def run_pair(job: dict, folder: Path) -> list[tuple[int, str, float]]:
     "Run two processes of a launch without its agent; return their exit codes, outputs, and when each ended."
-    (port,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
     with TemporaryDirectory() as logs:
         names = [Path(logs) / str(rank) for rank in range(2)]
         pair = [fork_server().Process(target=run_one, args=(job, folder, rank, port, names[rank])) for rank in range(2)]
