@@ -2,16 +2,15 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file
 from sandbox import fork_server
 
@@ -22,47 +21,42 @@ COMMUNICATE_AND_EXIT = """
 import os, sys
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest, agree_to_stop
+from test_processes import join_launch
 
-def communicate(rank, port):
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in variables.items()}}
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    assert not agree_to_stop(StopRequest(), accelerator)
-    return accelerator
-
-for port in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
+for store in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
     children = []
     for rank in (0, 1):
         if (child := os.fork()) == 0:
             break
         children.append(child)
     if len(children) < 2:
-        kept = communicate(len(children), port)
+        join_launch(2, rank, store)
+        kept = Accelerator(cpu=True)
+        assert kept.num_processes == 2
+        assert not agree_to_stop(StopRequest(), kept)
         break
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0], "a script did not end well"
+    assert [os.wait()[1] for child in children] == [0, 0], "a script did not end well"
 """
 
 
-def free_ports(number: int) -> list[int]:
-    "Ports that nothing listens to now."
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [server.getsockname()[1] for server in servers]
-
-
-def train_as_one_of(number: int, rank: int, port: int, given: dict) -> None:
-    "Train in a child process, with the variables that a launcher sets."
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in ranks.items()}}
+def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
+    "Set the variables of a launcher; processes meet through a file, since another process might take a free port."
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    os.environ |= {name: str(value) for name, value in ranks.items()}
     torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
+
+
+def train_as_one_of(number: int, rank: int, store: Path, given: dict) -> None:
+    "Train in a child process."
+    join_launch(number, rank, store)
     tasks.create_mlm(**given).train()
 
 
 def train_in_processes(number: int, given: dict) -> list[dict]:
     "Train, and return the log."
-    (port,) = free_ports(1)
-    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, port, given)) for r in range(number)]
+    store = Path(given["training_config"]["output_dir"]).with_suffix(".store")
+    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, store, given)) for r in range(number)]
     for process in processes:
         process.start()
     running, deadline = list(processes), time.monotonic() + HANG
@@ -122,6 +116,7 @@ def test_a_script_may_exit_at_once(tmp_path: Path):
     "Gloo's threads need Python for a moment after a collective; without the wait at exit, every third script aborted."
     script = tmp_path / "script.py"
     script.write_text(COMMUNICATE_AND_EXIT)
-    command = [sys.executable, script, *map(str, free_ports(8))]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
+    command = [sys.executable, script, *(tmp_path / f"store-{number}" for number in range(8))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]

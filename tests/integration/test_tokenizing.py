@@ -1,6 +1,7 @@
 "Tokenizing that is killed, resumed or shared writes the same bytes as one undisturbed process."
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,11 +10,15 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import failing_process
 import pytest
+from conftest import HANG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kills import contents, kill_often
+from sandbox import fork_server
 from transformers import AutoTokenizer
 
 from langmlm.data.dataset import open_dataset
@@ -91,26 +96,46 @@ def test_joined_parts_equal_one_process(text: Path, options: dict, undisturbed: 
     assert contents(tmp_path / "dataset") == undisturbed
 
 
-def start(job: dict, folder: Path, rank: int | None = None, port: int = 0) -> subprocess.Popen:
-    "Start one process, with the environment of a launcher if it has a rank."
+def start(job: dict, folder: Path) -> subprocess.Popen:
+    "Start one process."
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    if rank is not None:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, Path(__file__).with_name("failing_process.py"), json.dumps(job)]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def run_one(job: dict, folder: Path, rank: int, port: int, output: Path) -> None:
+    "One process of a pair with a launcher's environment, a fork of a process that has imported everything."
+    os.chdir(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    stream = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    failing_process.main(job)
+
+
+def wait_for_end(process: multiprocessing.Process) -> float:
+    "Wait for the end of a process, and return the time; kill it if it hangs."
+    process.join(HANG)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return time.monotonic()
+
+
 def run_pair(job: dict, folder: Path) -> list[tuple[int, str, float]]:
     "Run two processes of a launch without its agent; return their exit codes, outputs, and when each ended."
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pair, ended = [start(job, folder, rank, port) for rank in range(2)], {}
-    outputs = ThreadPoolExecutor(2).map(lambda process: (process.communicate()[0], time.monotonic()), pair)
-    for rank, (output, at) in enumerate(outputs):
-        ended[rank] = pair[rank].returncode, output, at
-    return [ended[0], ended[1]]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with TemporaryDirectory() as logs:
+        names = [Path(logs) / str(rank) for rank in range(2)]
+        pair = [fork_server().Process(target=run_one, args=(job, folder, rank, port, names[rank])) for rank in range(2)]
+        for process in pair:
+            process.start()
+        with ThreadPoolExecutor(2) as pool:
+            ends = list(pool.map(wait_for_end, pair))
+        outputs = [name.read_text(encoding="utf-8") for name in names]
+    return [(process.exitcode, output, end) for process, output, end in zip(pair, outputs, ends)]
 
 
 @pytest.fixture
