@@ -8,6 +8,7 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'learning_rate_at', 'learning_rate_scale',
 
 # %% ../../nbs/train/02_optim.ipynb #d2503636
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,56 @@ def learning_rate_scale(
 ) -> float:  # 1 without packing
     "Return the factor by which the learning rate follows the batch."
     return packing_ratio**0.75
+
+# %% ../../nbs/train/02_optim.ipynb #0e3db2a9
+def _bf16_is_native(device_type: str) -> bool:
+    "Return whether this machine multiplies matrices in bf16 without emulation."
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    # Private in torch; newer versions have a public alternative, torch.cpu.get_capabilities()
+    return device_type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+_EPSILON = 1e-7  # Least norm of a matrix that is divided by it
+
+
+def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    "Make the singular values of matrices [n, rows, columns] nearly equal, by Newton-Schulz iteration."
+    a, b, c = coefficients
+    dtype = torch.bfloat16 if _bf16_is_native(matrices.device.type) else torch.float32
+    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    result = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).to(dtype)
+    for _ in range(steps):
+        gram = result @ result.mT
+        result = a * result + (b * gram + c * gram @ gram) @ result
+    return (result.mT if wide is not matrices else result).to(matrices.dtype)
+
+
+class _StackedMuon(Muon):
+    "PyTorch's Muon, computed for all matrices of a shape together."
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        "Update all matrices; return what the closure returns."
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            by_shape, momentum = defaultdict(list), group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    by_shape[weight.shape].append(weight)
+            for shape, weights in by_shape.items():
+                updates = [self._momentum(weight).lerp_(weight.grad, 1 - momentum) for weight in weights]
+                updates = torch.stack([weight.grad.lerp(update, momentum) for weight, update in zip(weights, updates)])
+                updates = _orthogonalize(updates, group["ns_coefficients"], group["ns_steps"])
+                learning_rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+                for weight, update in zip(weights, updates):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-learning_rate)
+        return loss
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        "Return the momentum of a weight, zero at first."
+        return self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
 
 # %% ../../nbs/train/02_optim.ipynb #e5dc03fb
 class _MuonWithAdamW(Optimizer):
@@ -86,7 +137,7 @@ def make_optimizer(
     adamw = AdamW(groups, betas=betas, eps=epsilon, fused=optim != "adamw_torch")
     if optim != "muon":
         return adamw
-    return _MuonWithAdamW(Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw)
+    return _MuonWithAdamW(_StackedMuon(hidden, weight_decay=weight_decay), adamw)
 
 # %% ../../nbs/train/02_optim.ipynb #24ef815f
 def step_if_finite(
@@ -103,14 +154,6 @@ def step_if_finite(
         optimizer.step()
 
 # %% ../../nbs/train/02_optim.ipynb #b0d99ed6
-def _bf16_is_native(device_type: str) -> bool:
-    "Return whether this machine multiplies matrices in bf16 without emulation."
-    if device_type == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    # Private in torch; newer versions have a public alternative, torch.cpu.get_capabilities()
-    return device_type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def choose_precision(
     device_type: str,  # "cpu", "cuda", or another device type of PyTorch
     bf16: bool | None = None,  # None: where it is native
