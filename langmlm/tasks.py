@@ -8,6 +8,7 @@ __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 # %% ../nbs/tasks.ipynb #a559bad7
 import copy
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -18,17 +19,20 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
 
-from .config import ConfigError, make_config
+from .config import ConfigError, make_config, show_value
 from .data.batching import BatchPlan
-from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
+from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset, token_counts
 from .data.loader import BatchLoader
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps
 from .model.compile import compile_model
+from .model.initialization import initialize_from_corpus
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
@@ -44,6 +48,7 @@ from .train.launch import explain_inexact, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
+from .train.recipe import mean_tokens_per_step, recipe_options, tokens_per_step
 from .train.run_folder import RunFolder, check_run_folder
 from .train.state import TrainState, describe_run, restore_state
 
@@ -303,14 +308,83 @@ def create_mlm(
     validation = open_dataset(tokenized_dataset, "validation") if config.eval_steps else None
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, loaded)
-    if start.weights is None:
-        completed = roberta_config(architecture, loaded, dataset.max_length)
-        _check_lengths("model_config", completed, loaded, dataset, validation)
-        model = build_model(completed, config.seed)
-    else:
-        model = _load_matching(start.weights, loaded, dataset, model_config)
-        _check_lengths(f"checkpoint_path={start.weights!r}", model.config, loaded, dataset, validation)
+    model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
+    shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
+    name = f"checkpoint_path={start.weights!r}" if model else "model_config"
+    _check_lengths(name, shape, loaded, dataset, validation)
+    if start.trainer_state is None:
+        config, architecture = _plan_run(config, architecture, shape, loaded, dataset)
+    model = model or _new_model(architecture, config, loaded, dataset)
     return MLMTask(model, loaded, dataset, config, start, validation)
+
+# %% ../nbs/tasks.ipynb #90fe3e0d
+def _plan_run(
+    config: TrainingConfig,
+    architecture: ModelConfig,
+    shape: RobertaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TokenizedDataset,
+) -> tuple[TrainingConfig, ModelConfig]:
+    "Replace `recipe` and `budget_minutes` by the options that they lead to."
+    if config.recipe is None and config.budget_minutes is None:
+        return config, architecture
+    processes = make_accelerator(config).num_processes
+
+    def choose(max_steps: int | None) -> tuple[TrainingConfig, ModelConfig]:
+        if config.recipe is None:
+            return config, architecture
+        sizes = shape.num_hidden_layers, shape.hidden_size
+        training, model = recipe_options(config, *sizes, dataset, processes, max_steps)
+        return config.fill_in(training), architecture.fill_in(model)
+
+    if config.budget_minutes is None:
+        planned, model = choose(None)
+    else:
+        trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, eval_steps=None)
+        tokens = _affordable_tokens(MLMTask(build_model(shape, config.seed), tokenizer, dataset, trial), config)
+        planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
+        steps = max(1, int(tokens / mean_tokens_per_step(dataset, planned, processes)))
+        planned = replace(planned, budget_minutes=None, max_steps=steps)
+    _log_choices((config, planned), (architecture, model))
+    return planned, model
+
+
+_TRIAL_STEPS = 1_000  # Of the run that is measured; a recipe chooses its batch size by them
+
+
+def _affordable_tokens(task: MLMTask, config: TrainingConfig) -> float:
+    "Measure how many tokens all processes can train on in `budget_minutes`."
+    seconds = torch.tensor(task.estimate().seconds_per_step, device=task.accelerator.device)
+    slowest = task.accelerator.gather(seconds[None]).max().item()
+    return task.arithmetic().tokens_per_step * config.budget_minutes * 60 / slowest
+
+
+def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConfig, ModelConfig]) -> None:
+    "Log the options that differ between what was given and what is planned."
+    changed = [
+        f"{entry.name}={show_value(getattr(planned, entry.name))}"
+        for given, planned in pairs
+        for entry in fields(given)
+        if getattr(given, entry.name) != getattr(planned, entry.name)
+    ]
+    logger.info("planned: %s", ", ".join(changed) or "all options were given")
+
+# %% ../nbs/tasks.ipynb #c7cf64c8
+_SAMPLED_TOKENS = 20_000_000  # Enough to count the neighbors of tokens
+
+
+def _new_model(
+    architecture: ModelConfig, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset
+) -> RobertaForMaskedLM:
+    "Create a model with the initial weights that its config asks for."
+    model = build_model(roberta_config(architecture, tokenizer, dataset.max_length), config.seed)
+    if architecture.initialization == "corpus":
+        count = min(len(dataset), math.ceil(_SAMPLED_TOKENS * len(dataset) / dataset.tokens))
+        rows = np.array_split(np.linspace(0, len(dataset) - 1, count).astype(np.int64), math.ceil(count / 1_000))
+        sample = ((dataset.flat(part), dataset.lengths[part]) for part in rows)
+        logger.info("initial weights are computed from %s sequences", f"{count:,}")
+        initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, config.seed)
+    return model
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _check_lengths(
@@ -366,7 +440,7 @@ def _load_matching(
     given = asdict(model_config) if isinstance(model_config, ModelConfig) else model_config or {}
     for key, value in given.items():
         present = getattr(model.config, key, None)
-        if value not in (None, present) and key != "use_cache":  # An encoder has no cache
+        if value not in (None, present) and key not in ("use_cache", "initialization"):  # No properties of a model
             errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")
     if errors:
         raise ConfigError(f"checkpoint_path={name!r}", errors)

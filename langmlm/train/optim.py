@@ -43,7 +43,7 @@ def learning_rate_scale(
     "Return the factor by which the learning rate follows the batch."
     return packing_ratio**0.75
 
-# %% ../../nbs/train/02_optim.ipynb #0e3db2a9
+# %% ../../nbs/train/02_optim.ipynb #98de938b
 def _bf16_is_native(device_type: str) -> bool:
     "Return whether this machine multiplies matrices in bf16 without emulation."
     if device_type == "cuda":
