@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_neighbors', 'embed_neighbors', 'attend_to_neighbors', 'initialize_from_corpus']
 
-# %% ../../nbs/model/06_initialization.ipynb #b6726e28
+# %% ../../nbs/model/06_initialization.ipynb #ee40e6f8
 import math
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-# %% ../../nbs/model/06_initialization.ipynb #36d5a358
+# %% ../../nbs/model/06_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
 _CONTEXTS = 2_048  # Tokens that count as neighbors
 
@@ -39,7 +39,7 @@ def count_neighbors(
                 table.view(-1).index_add_(0, torch.from_numpy(cells), weights)
     return table
 
-# %% ../../nbs/model/06_initialization.ipynb #51b372a1
+# %% ../../nbs/model/06_initialization.ipynb #e0255a02
 _CONTEXT_EXPONENT = 0.75  # Rare contexts count a little less than their frequency says
 
 
@@ -51,17 +51,18 @@ def embed_neighbors(
 ) -> Tensor:  # [vocab_size, width] float32; zero for tokens without neighbors
     "Embed tokens so that those with the same neighbors are alike."
     contexts, totals = table.sum(0) ** _CONTEXT_EXPONENT, table.sum(1, keepdim=True)
-    table.div_(totals.clamp(min=1e-9)).div_((contexts / contexts.sum()).clamp(min=1e-9)).clamp_(min=1).log_()
+    shares = contexts / contexts.sum().clamp(min=1e-9)
+    table.div_(totals.clamp(min=1e-9)).div_(shares.clamp(min=1e-9)).clamp_(min=1).log_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         left, values, _ = torch.svd_lowrank(table, q=min(width, *table.shape))
         rotation = torch.linalg.qr(torch.randn(width, width)).Q[: len(values)]
     embedding, counted = left * values.sqrt(), totals[:, 0] > 0
-    embedding = (embedding - embedding[counted].mean(0)) @ rotation
+    embedding = (embedding - embedding[counted].sum(0) / counted.sum().clamp(min=1)) @ rotation
     embedding *= norm / embedding.norm(dim=1, keepdim=True).clamp(min=1e-9)
     return torch.where(counted[:, None], embedding, 0.0)
 
-# %% ../../nbs/model/06_initialization.ipynb #f5d2a6be
+# %% ../../nbs/model/06_initialization.ipynb #2d4a855a
 _SHARPNESS = 8.0  # Attention score at the offset; far positions have about 0
 _LONGEST = 128  # Wavelength of the lowest frequency, in positions; that of the highest is 2
 
@@ -80,7 +81,7 @@ def _neighbor_offset(head: int, layer: int) -> int:
 def _add_block(weight: Tensor, first_row: int, block: Tensor) -> None:
     weight[first_row : first_row + len(block), : block.shape[1]] += block
 
-# %% ../../nbs/model/06_initialization.ipynb #3aa0b387
+# %% ../../nbs/model/06_initialization.ipynb #23790922
 @torch.no_grad()
 def attend_to_neighbors(
     model: RobertaForMaskedLM,  # With random weights, changed in place
@@ -103,7 +104,7 @@ def attend_to_neighbors(
             _add_block(attention.query.weight, head * head_size, torch.eye(2 * pairs) * gain)
             _add_block(attention.key.weight, head * head_size, torch.block_diag(*rotations) * gain)
 
-# %% ../../nbs/model/06_initialization.ipynb #cdd2fd07
+# %% ../../nbs/model/06_initialization.ipynb #746bedce
 @torch.no_grad()
 def initialize_from_corpus(
     model: RobertaForMaskedLM,  # With random weights, changed in place
