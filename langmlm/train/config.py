@@ -260,6 +260,7 @@ class Arithmetic:
     by_max_steps: bool = False  # Whether `max_steps` determines the number of steps
     packing_ratio: int = 1  # Times as many sequences as configured in a step
     learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
+    by_recipe: bool = False  # Whether a recipe chose the batch size
 
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.size(), self.advice()]))
@@ -283,6 +284,7 @@ class Arithmetic:
         remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * self.batch_size // smaller:,}"
         if self.by_max_steps or smaller == self.batch_size:
             remedy = f"raise {'max_steps' if self.by_max_steps else 'num_train_epochs'}"
+        remedy += "" if self.by_recipe else ", or let recipe='efficient' choose"
         advice = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more): {remedy}"
         return advice if self.steps < _FEW_STEPS else None
 
@@ -298,4 +300,4 @@ def run_arithmetic(
     steps, batch_size = plan.total_steps, config.per_device_train_batch_size
     size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
     ratio, learning_rate = plan.packing_ratio, config.learning_rate * learning_rate_scale(plan.packing_ratio)
-    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate)
+    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate, config.recipe is not None)
