@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from ..data.batching import BatchPlan
-from ..disk import clean_up_interrupted, disk_error, lock_folder, write_json
+from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
 from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
 from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
 from .config import TrainingConfig
@@ -134,7 +133,7 @@ def save(
     state: TrainState,  # With all metrics read
 ) -> None:
     "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
-    trainer_state = self._trainer_state(state)
+    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
 
     def write() -> None:
@@ -146,12 +145,6 @@ def save(
     self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
-@patch
-def _trainer_state(self: RunFolder, state: TrainState) -> dict:
-    "Return the content of `trainer_state.json`."
-    return make_trainer_state(state, self.description, self.plan, self.accelerator)
-
-
 @patch
 def _write(
     self: RunFolder, name: str, write: Callable[[], None], model: RobertaForMaskedLM, optimizer: Optimizer
@@ -192,40 +185,26 @@ def save_log(
         self.accelerator.log(numbers, step=state.step)
     except Exception as error:  # Trackers raise whatever their servers make them raise
         logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
-    try:
-        if self.accelerator.is_main_process:
+    if self.accelerator.is_main_process:
+        try:
             self._append_to_log(state.log_history)
-    except OSError as error:
-        self._logged = None
-        logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
+        except OSError as error:
+            self._logged = None
+            logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
 
 # %% ../../nbs/train/10_run_folder.ipynb #9c7c539d
 @patch
 def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
     "Write the entries that are not in the log file; the first time all of them, into a new file."
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in log_history[self._logged or 0 :])
+    entries = log_history[self._logged or 0 :]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
     if self._logged is None:
-        partial = self.path / f".{_LOG}.00000000.partial"  # A name that `clean_up_interrupted` knows
-        with open(partial, "wb") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / _LOG)
+        write_file(self.path / _LOG, lines)
     else:
         with open(self.path / _LOG, "ab", buffering=0) as file:  # One call, so that a kill leaves no part of a line
-            if file.write(lines.encode()) < len(lines.encode()):
+            if file.write(lines) < len(lines):
                 raise OSError(errno.ENOSPC, "not all of it could be written")
     self._logged = len(log_history)
-
-
-@patch
-def _finish_trackers(self: RunFolder) -> None:
-    "Close the trackers; the processes stay connected, since the caller may continue with them."
-    try:
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-    except Exception as error:  # Trackers raise whatever their servers make them raise
-        logger.warning("the trackers could not be closed: %r", error)
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
@@ -238,7 +217,7 @@ def finish(
     "End a session: retry a checkpoint that failed and, after the last step, write the final model."
     missing = []
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
-        self._write_trainer_state(self._trainer_state(state))
+        self._write_trainer_state(make_trainer_state(state, self.description, self.plan, self.accelerator))
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
@@ -246,7 +225,11 @@ def finish(
         folder = self.path / "final_model"
         if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer), model, optimizer):
             missing.append(folder.name)
-        self._finish_trackers()
+        try:  # The processes stay connected, since the caller may continue with them
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        except Exception as error:  # Trackers raise whatever their servers make them raise
+            logger.warning("the trackers could not be closed: %r", error)
     if missing:
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
