@@ -116,30 +116,36 @@ class FilePart(Part):
     ):
         self.file, self.options, self.name, self.size = file, options, file.name, file.size
         self.text_size = file.size if (file.format, file.compression) == ("txt", None) else None
-        self._hashed = None  # State of a local file when it was hashed
+        self._found = self._state()
 
     @property
     def identity(self) -> Any:
-        return self._state()[:2] if self.file.filesystem is None else self.name
+        return self._found[:2] if self._found else self.name
 
     @cached_property
     def is_stable(self) -> bool:
-        return self.file.filesystem is None or not self.name.startswith(("http://", "https://")) or any(self._version())
+        return not self.name.startswith(("http://", "https://")) or any(self._version())
 
     def texts(self, counts: Counter) -> Iterator[str]:
+        self._check_unchanged()
         yield from self._read(self.options, counts)
-        if self._hashed and self._hashed != self._state():
-            raise TextError(f"{self.name} has changed since this call began: wait until it is complete, or copy it first")
+        self._check_unchanged()
 
     def _read(self, options: ReadOptions, counts: Counter) -> Iterator[str]:
         local = self.file.filesystem is None
         with _text_errors() if local else nullcontext(), self.file.open() as stream:
             yield from read_texts(stream, self.file.format, self.name, options, counts)
 
-    def _state(self) -> tuple[int, ...]:
+    def _state(self) -> tuple[int, ...] | None:
         "Return what changes when a local file is replaced or written to."
-        found = os.stat(self.name)
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        found = os.stat(self.name) if self.file.filesystem is None else None
+        return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def _check_unchanged(self) -> None:
+        "Raise if a local file is not as it was when it was found."
+        if (state := self._state()) != self._found:
+            sizes = f"it had {self._found[2]:,} bytes, and has {state[2]:,} now"
+            raise TextError(f"{self.name} has changed since it was found ({sizes}): wait until it is complete, or copy it")
 
     def _version(self) -> list:
         "Return what a web server says about the version of a file."
@@ -151,7 +157,6 @@ class FilePart(Part):
 
     def digest(self) -> str:
         if self.file.filesystem is None:
-            self._hashed = self._state()
             return f"{hash_file(Path(self.name))} {self.file.format} {self.file.compression}"
         if not self.is_stable:
             return super().digest()
