@@ -153,7 +153,9 @@ class SourceFile:
 # %% ../../nbs/text/01_files.ipynb #69ff1e21
 def _name_file(error: Exception, file: SourceFile) -> Exception:
     "Add the name of the file to an error that was raised while it was read."
-    if (file.compression or file.format in ("parquet", "arrow")) and _is_damage(error):
+    damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
+    is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # The system's have a number
+    if is_damage and (file.compression or file.format in ("parquet", "arrow")):
         kind = ".".join(filter(None, [file.format, file.compression]))
         return ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}")
     if isinstance(error, OSError) and error.errno:
@@ -161,12 +163,6 @@ def _name_file(error: Exception, file: SourceFile) -> Exception:
     elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
         return OSError(f"reading {file.name} failed: {type(error).__name__}: {error}")
     return error
-
-
-def _is_damage(error: Exception) -> bool:
-    "Return whether an error is about the content of a file; those of the operating system have a number."
-    damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
-    return isinstance(error, damage) or (type(error) is OSError and not error.errno)
 
 # %% ../../nbs/text/01_files.ipynb #45e860d9
 def find_files(
