@@ -134,8 +134,8 @@ class FilePart(Part):
     def _check_unchanged(self) -> None:
         "Raise if a local file is not as it was when it was found."
         if (state := self._state()) != self._found:
-            sizes = f"it had {self._found[2]:,} bytes, and has {state[2]:,} now"
-            raise TextError(f"{self.name} has changed since it was found ({sizes}): wait until it is complete, or copy it")
+            change = f"has changed since it was found: it had {self._found[2]:,} bytes, and has {state[2]:,} now"
+            raise TextError(f"{self.name} {change}: wait until it is complete, or copy it first")
 
     def _version(self) -> list:
         "Return what a web server says about the version of a file."

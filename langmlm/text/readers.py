@@ -189,6 +189,9 @@ def drop_empty_documents(
             counts[EMPTY] += 1
 
 # %% ../../nbs/text/02_readers.ipynb #5046780e
+_KEYS = object()  # In a JSON object with a repeated key, the key of the list of all keys
+
+
 def extract_texts(
     rows: Iterable[tuple[int, Any]],  # Numbers, and texts or None; or numbers and dictionaries, with `column`
     location: str,  # What the numbers count, for messages: "data.csv, line"
@@ -238,9 +241,6 @@ def read_column(table: Any, text_column: str) -> Sequence[str | None]:
     return column
 
 # %% ../../nbs/text/02_readers.ipynb #4b9e5675
-_KEYS = object()  # In a JSON object with a repeated key, the key of the list of all keys
-
-
 def _make_object(pairs: list[tuple[str, Any]]) -> dict:
     "Make a JSON object, and remember repeated keys."
     row = dict(pairs)

@@ -193,11 +193,8 @@ def _with_normalizer(tokenizer: RobertaTokenizer, normalizer: normalizers.Normal
     )
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #0ff0f8e9
-def write_tokenizer_files(
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    folder: Path,  # Must exist; may hold other files
-) -> None:
-    "Write the files of a tokenizer into a folder."
+def write_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    "Write the files of a tokenizer into a folder, which may hold other files."
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
     if type(tokenizer) is PreTrainedTokenizerFast and tokenizer.backend_tokenizer.normalizer is not None:

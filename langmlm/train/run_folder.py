@@ -90,11 +90,8 @@ class RunFolder:
         self._logged: int | None = None  # Entries in the log file; None: unknown, so that it is written anew
 
     @contextmanager
-    def hold(
-        self,
-        step: int,  # Optimizer steps done
-    ) -> Iterator[None]:
-        "Lock the folder; the first time, also repair it and start the trackers."
+    def hold(self, step: int) -> Iterator[None]:
+        "Lock the folder; the first time, at a step, also repair it and start the trackers."
         with ExitStack() as held:
             if error := _attempt(self.accelerator, lambda: self._open(step, held)):
                 raise error
@@ -126,13 +123,8 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(
-    self: RunFolder,
-    model: RobertaForMaskedLM,  # To save
-    optimizer: Optimizer,  # Whose state is saved
-    state: TrainState,  # With all metrics read
-) -> None:
-    "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
+def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "Write a checkpoint, after all metrics were read, and prune old ones; if the disk fails, log an error and return."
     trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
 
@@ -146,9 +138,7 @@ def save(
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
-def _write(
-    self: RunFolder, name: str, write: Callable[[], None], model: RobertaForMaskedLM, optimizer: Optimizer
-) -> bool:
+def _write(self: RunFolder, name: str, write: Callable, model: RobertaForMaskedLM, optimizer: Optimizer) -> bool:
     "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
     began = perf_counter()
     error = _attempt(self.accelerator, write)
@@ -174,11 +164,8 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
 @patch
-def save_log(
-    self: RunFolder,
-    state: TrainState,  # Its `log_history` is written
-) -> None:
-    "Append the new entries of the log to its file, and pass the numbers of this step to the trackers."
+def save_log(self: RunFolder, state: TrainState) -> None:
+    "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
     try:
@@ -208,13 +195,8 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(
-    self: RunFolder,
-    model: RobertaForMaskedLM,  # Becomes `final_model` after the last step
-    optimizer: Optimizer,  # For a checkpoint that is retried
-    state: TrainState,  # Likewise
-) -> None:
-    "End a session: retry a checkpoint that failed and, after the last step, write the final model."
+def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing = []
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
         self._write_trainer_state(make_trainer_state(state, self.description, self.plan, self.accelerator))
