@@ -44,8 +44,11 @@ def _json_bytes(facts: Any) -> bytes:
     return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def write_file(file: Path, content: bytes) -> None:
-    "Write a file so that it is either complete or what it was before; one that exists is replaced."
+def write_file(
+    file: Path,  # Replaced if it exists
+    content: bytes,
+) -> None:
+    "Write a file so that it is either complete or what it was before."
     partial = _temporary_name(file, "partial")
     try:
         partial.write_bytes(content)
@@ -57,8 +60,11 @@ def write_file(file: Path, content: bytes) -> None:
         raise
 
 
-def write_json(file: Path, facts: Any) -> None:
-    "Write facts that JSON can hold with `write_file`."
+def write_json(
+    file: Path,  # Replaced if it exists
+    facts: Any,  # Anything that JSON can hold
+) -> None:
+    "Write a JSON file with `write_file`."
     write_file(file, _json_bytes(facts))
 
 
@@ -414,8 +420,11 @@ def lock_folder(
     return lock
 
 # %% ../nbs/disk.ipynb #bb948ecd
-def link_or_copy(file: Path, name: Path) -> None:
-    "Give a file a second name, which must not exist; copy it where the file system has no hard links."
+def link_or_copy(
+    file: Path,
+    name: Path,  # Must not exist
+) -> None:
+    "Give a file a second name; copy it where the file system has no hard links."
     try:
         os.link(file, name)
     except OSError:

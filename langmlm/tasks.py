@@ -305,28 +305,21 @@ def create_mlm(
         check_tokenizer(split, loaded)
     if start.weights is None:
         completed = roberta_config(architecture, loaded, dataset.max_length)
-        _check_lengths("model_config", completed, loaded, dataset, validation)
+        _check_validation_lengths("model_config", completed, loaded, validation)
         model = build_model(completed, config.seed)
     else:
         model = _load_matching(start.weights, loaded, dataset, model_config)
-        _check_lengths(f"checkpoint_path={start.weights!r}", model.config, loaded, dataset, validation)
+        _check_validation_lengths(f"checkpoint_path={start.weights!r}", model.config, loaded, validation)
     return MLMTask(model, loaded, dataset, config, start, validation)
 
 # %% ../nbs/tasks.ipynb #daa141a7
-def _check_lengths(
-    name: str,
-    config: RobertaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: TokenizedDataset,
-    validation: TokenizedDataset | None,
+def _check_validation_lengths(
+    name: str, config: RobertaConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
 ) -> None:
-    "Raise an error if the model has too few positions for a sequence of either split."
-    errors = []
-    for split, sequences in (("train", dataset), ("validation", validation)):
-        found = find_mismatches(config, tokenizer, int(sequences.lengths.max())) if sequences else []
-        errors += [f"for the split {split!r}, {error}" for error in found]
+    "Raise an error if the model has too few positions for a sequence of the validation split."
+    errors = find_mismatches(config, tokenizer, int(validation.lengths.max())) if validation else []
     if errors:
-        raise ConfigError(name, errors)
+        raise ConfigError(name, [f"for the split 'validation', {error}" for error in errors])
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:

@@ -286,16 +286,25 @@ class Corpus:
         "What was skipped or replaced in the last pass over each part."
         return dict(sum(self._counts, Counter()))
 
-    def skipped_in(self, part: int) -> dict[str, int]:
-        "Return what was skipped or replaced in the last pass over one part, given by its index."
+    def skipped_in(
+        self,
+        part: int,  # Index of the part
+    ) -> dict[str, int]:  # What was skipped or replaced -> how often, if at all
+        "Return what was skipped or replaced in the last pass over one part."
         return dict(self._counts[part])
 
-    def digest_so_far(self, part: int) -> str:
-        "Return the hash of what the present pass over a part has read; empty for a stable part, which needs none."
+    def digest_so_far(
+        self,
+        part: int,  # Index of the part
+    ) -> str:  # 32 hexadecimal digits; empty for a stable part, which needs no hash
+        "Return the hash of the documents that the present pass over a part has read."
         return "" if self.parts[part].is_stable else self._running[part].hexdigest()
 
-    def documents(self, part: int) -> Iterator[str]:
-        "Read the documents of one part, given by its index, from the beginning."
+    def documents(
+        self,
+        part: int,  # Index of the part
+    ) -> Iterator[str]:
+        "Read the documents of one part from the beginning."
         counts = self._counts[part] = Counter()
         documents = self.parts[part].documents(counts)
         if not self.parts[part].is_stable:

@@ -112,6 +112,9 @@ def _mark(marks: np.ndarray, indices: np.ndarray) -> None:
     np.bitwise_or.at(marks, indices >> 3, np.uint8(1) << (indices & 7).astype(np.uint8))
 
 
-def is_duplicate(marks: bytes, index: int) -> bool:
-    "Return whether `mark_duplicates` has marked the document at an index of the corpus."
+def is_duplicate(
+    marks: bytes,  # From `mark_duplicates`
+    index: int,  # Of a document in the corpus
+) -> bool:
+    "Return whether the document at an index of the corpus is a duplicate of an earlier one."
     return bool(marks[index >> 3] >> (index & 7) & 1)

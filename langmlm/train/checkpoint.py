@@ -97,18 +97,24 @@ def _write_model(folder: Path, model: RobertaForMaskedLM, tokenizer: PreTrainedT
     write_tokenizer_files(tokenizer, folder)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #55ce41cc
-def checkpoint_step(checkpoint: Path) -> int:
-    "Return the optimizer steps that were done when `checkpoint-<step>` was saved."
+def checkpoint_step(
+    checkpoint: Path,  # Folder named `checkpoint-<step>`
+) -> int:
+    "Return the optimizer steps that were done when a checkpoint was saved."
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:  # Lowest step first; empty if the folder is missing
+def list_checkpoints(
+    run_folder: Path,  # May be missing
+) -> list[Path]:  # Folders named `checkpoint-<step>`, lowest step first
     "List the checkpoints of a run, intact or damaged."
     named = (path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
     return sorted(filter(Path.is_dir, named), key=checkpoint_step)
 
 
-def newest_checkpoint(run_folder: Path) -> Path:
+def newest_checkpoint(
+    run_folder: Path,  # Folder that holds the checkpoints of a run
+) -> Path:
     "Return the newest intact checkpoint of a run; damaged ones are skipped with a warning."
     for folder in reversed(list_checkpoints(run_folder)):
         damage = find_damage(folder)
@@ -155,8 +161,11 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #89eba912
-def set_aside_newer(run_folder: Path, step: int) -> None:
-    "Rename a run's checkpoints of steps after this one, so that they are neither lost nor mistaken for the newest."
+def set_aside_newer(
+    run_folder: Path,  # Folder that holds the checkpoints of a run
+    step: int,  # Checkpoints of later steps are renamed
+) -> None:
+    "Rename the checkpoints after a step, so that they are neither lost nor mistaken for the newest."
     for folder in list_checkpoints(run_folder):
         if checkpoint_step(folder) > step:
             aside = _set_aside(folder)

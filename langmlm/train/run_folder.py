@@ -90,8 +90,11 @@ class RunFolder:
         self._logged: int | None = None  # Entries in the log file; None: unknown, so that it is written anew
 
     @contextmanager
-    def hold(self, step: int) -> Iterator[None]:
-        "Lock the folder; the first time, at a step, also repair it and start the trackers."
+    def hold(
+        self,
+        step: int,  # Optimizer steps done
+    ) -> Iterator[None]:
+        "Lock the folder; the first time, also repair it and start the trackers."
         with ExitStack() as held:
             if error := _attempt(self.accelerator, lambda: self._open(step, held)):
                 raise error
