@@ -257,17 +257,17 @@ def find_overlaps(
     read: dict[str, Iterable[str | PathLike]] = {},  # Option -> existing files and folders that it reads
 ) -> list[str]:  # One sentence per pair of paths of which one contains the other
     "Compare the paths of one job."
-    outputs = [(option, path, Path(os.path.realpath(path))) for option, path in written.items()]
+    outputs = [(option, path, Path(os.path.realpath(path)), False) for option, path in written.items()]
     inputs = {}
     for option, paths in read.items():
         for path in paths:
             real, is_file = Path(os.path.realpath(path)), os.path.isfile(path)
-            key = option, real.parent if is_file else real, is_file  # One file of a folder stands for all of them
-            inputs.setdefault(key, (option, path, real))
+            folder = real.parent if is_file else real  # A folder of text may have very many files
+            inputs.setdefault((option, folder, is_file), (option, path, folder, is_file))
     errors = []
-    for number, (option, path, real) in enumerate(outputs):
-        for other_option, other_path, other in [*outputs[number + 1 :], *inputs.values()]:
-            contains, is_inside = _contains(real, other), _contains(other, real)
+    for number, (option, path, folder, _) in enumerate(outputs):
+        for other_option, other_path, other, is_file in [*outputs[number + 1 :], *inputs.values()]:
+            contains, is_inside = _contains(folder, other), not is_file and _contains(other, folder)
             if contains or is_inside:
                 relation = "is inside" if not contains else "is the same folder as" if is_inside else "contains"
                 other_name = f"{other_option}={str(other_path)!r}"
