@@ -106,11 +106,11 @@ class FilePart(Part):
     def __init__(self, file: SourceFile, options: ReadOptions):
         self.file, self.options, self.name, self.size = file, options, file.name, file.size
         self.text_size = file.size if (file.format, file.compression) == ("txt", None) else None
-        self._found = self._state()
+        self._known = self._state()
 
     @property
     def identity(self) -> Any:
-        return self._found[:2] if self._found else self.name
+        return self._known[:2] if self._known else self.name
 
     @cached_property
     def is_stable(self) -> bool:
@@ -132,9 +132,9 @@ class FilePart(Part):
         return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _check_unchanged(self) -> None:
-        "Raise if a local file is not as it was when it was found."
-        if (state := self._state()) != self._found:
-            change = f"has changed since it was found: it had {self._found[2]:,} bytes, and has {state[2]:,} now"
+        "Raise if a local file is not as it was when it was found or, since then, hashed."
+        if (state := self._state()) != self._known:
+            change = f"has changed since this call began: it had {self._known[2]:,} bytes, and has {state[2]:,} now"
             raise TextError(f"{self.name} {change}: wait until it is complete, or copy it first")
 
     def _version(self) -> list:
@@ -147,6 +147,7 @@ class FilePart(Part):
 
     def digest(self) -> str:
         if self.file.filesystem is None:
+            self._known = self._state()
             return f"{hash_file(Path(self.name))} {self.file.format} {self.file.compression}"
         if not self.is_stable:
             return super().digest()
