@@ -178,11 +178,6 @@ def _bag_of_words(texts: list[str], labels: np.ndarray) -> _Contender:
 
     return predict
 
-
-def _majority(labels: np.ndarray) -> _Contender:
-    "Predict the most frequent class of the training examples."
-    return lambda train, test, setting, seed: np.full(len(test), np.bincount(labels[train]).argmax())
-
 # %% ../nbs/probe.ipynb #ffeaf2a1
 _EPOCHS, _STEPS = 4, 200  # Of each fine-tuning, at least
 
@@ -260,9 +255,7 @@ class _FineTuning:
         return predicted
 
 # %% ../nbs/probe.ipynb #9fabada9
-def _load_encoder(
-    name: str | PathLike, classes: int
-) -> tuple[PreTrainedConfig, dict[str, torch.Tensor], PreTrainedTokenizerBase]:
+def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig, dict, PreTrainedTokenizerBase]:
     "Load config, weights of the encoder and tokenizer."
     level = logging.getLogger("transformers").level
     logging.getLogger("transformers").setLevel(logging.ERROR)  # It would report that the head is new
@@ -449,7 +442,7 @@ def evaluate(
         "the model": (fine_tuning(weights), learning_rates),
         "bag of words": (_bag_of_words(table.text.tolist(), labels), _REGULARIZATION),
         "from scratch": (fine_tuning(None), learning_rates),
-        "majority class": (_majority(labels), (0.0,)),
+        "majority class": (lambda train, test, *_: np.full(len(test), np.bincount(labels[train]).argmax()), (0.0,)),
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
     splits = _make_splits(sizes, labels, folds, seeds)

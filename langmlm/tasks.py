@@ -311,7 +311,7 @@ def create_mlm(
     model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
     shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
     name = f"checkpoint_path={start.weights!r}" if model else "model_config"
-    _check_lengths(name, shape, loaded, dataset, validation)
+    _check_validation_lengths(name, shape, loaded, validation)
     if start.trainer_state is None:
         config, architecture = _plan_run(config, architecture, shape, loaded, dataset)
     model = model or _new_model(architecture, config, loaded, dataset)
@@ -387,20 +387,13 @@ def _new_model(
     return model
 
 # %% ../nbs/tasks.ipynb #daa141a7
-def _check_lengths(
-    name: str,
-    config: RobertaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: TokenizedDataset,
-    validation: TokenizedDataset | None,
+def _check_validation_lengths(
+    name: str, config: RobertaConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
 ) -> None:
-    "Raise an error if the model has too few positions for a sequence of either split."
-    errors = []
-    for split, sequences in (("train", dataset), ("validation", validation)):
-        found = find_mismatches(config, tokenizer, int(sequences.lengths.max())) if sequences else []
-        errors += [f"for the split {split!r}, {error}" for error in found]
+    "Raise an error if the model has too few positions for a sequence of the validation split."
+    errors = find_mismatches(config, tokenizer, int(validation.lengths.max())) if validation else []
     if errors:
-        raise ConfigError(name, errors)
+        raise ConfigError(name, [f"for the split 'validation', {error}" for error in errors])
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:

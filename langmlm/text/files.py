@@ -50,74 +50,70 @@ def detect_format(
     return (extension if extension in FORMATS else None), compression
 
 # %% ../../nbs/text/01_files.ipynb #38e372c6
-class _MultiStreamReader(RawIOBase):
+def _decompress_streams(stream: BinaryIO, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
     "Decompress consecutive bz2 or xz streams to the last byte; only zero padding may stand between them."
-
-    def __init__(self, stream: BinaryIO, new_decompressor: Callable[[], Any]):
-        self._stream, self._new_decompressor = stream, new_decompressor
-        self._decompressor, self._input = None, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = b""
-        while not data:
-            if not self._input and (self._decompressor is None or self._decompressor.needs_input):
-                self._input = self._stream.read(2**16)
-                if not self._input and self._decompressor is not None:
-                    raise EOFError("no end-of-stream marker")
-                if not self._input:
-                    return 0
-            if self._decompressor is None:
-                self._input = self._input.lstrip(b"\0")
-                if not self._input:
-                    continue
-                self._decompressor = self._new_decompressor()
-            data, self._input = self._decompressor.decompress(self._input, len(buffer)), b""
-            if self._decompressor.eof:
-                self._input, self._decompressor = self._decompressor.unused_data, None
-        buffer[: len(data)] = data
-        return len(data)
+    decompressor, data = None, b""
+    while data := data or stream.read(_BLOCK):
+        if decompressor is None:
+            if not (data := data.lstrip(b"\0")):
+                continue
+            decompressor = new_decompressor()
+        yield decompressor.decompress(data, _BLOCK)
+        while not (decompressor.eof or decompressor.needs_input):
+            yield decompressor.decompress(b"", _BLOCK)
+        data = decompressor.unused_data
+        decompressor = None if decompressor.eof else decompressor
+    if decompressor is not None:
+        raise EOFError("no end-of-stream marker")
 
 # %% ../../nbs/text/01_files.ipynb #8394c787
+_BLOCK = 2**16  # Bytes
 _DECOMPRESS = {
-    "gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    "bz2": lambda stream: BufferedReader(_MultiStreamReader(stream, bz2.BZ2Decompressor)),
-    "xz": lambda stream: BufferedReader(_MultiStreamReader(stream, partial(lzma.LZMADecompressor, memlimit=2**30))),
-    "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"),
+    "gz": lambda stream: _read_blocks(gzip.GzipFile(fileobj=stream)),
+    "bz2": lambda stream: _decompress_streams(stream, bz2.BZ2Decompressor),
+    "xz": lambda stream: _decompress_streams(stream, partial(lzma.LZMADecompressor, memlimit=2**30)),
+    "zst": lambda stream: _read_blocks(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")),
 }
+
+
+def _read_blocks(stream: Any) -> Iterator[bytes]:
+    "Read a stream to its end."
+    return iter(partial(stream.read, _BLOCK), b"")
 
 # %% ../../nbs/text/01_files.ipynb #0d4546a1
 _MAX_RATIO, _SMALL_SIZE = 200, 2**28  # Decompressed bytes per compressed byte, in files with more decompressed bytes
 
 
-class _BoundedReader(RawIOBase):
-    "A decompressed stream that raises when its size is out of all proportion to the compressed bytes."
+def check_ratio(size: int, compressed: int, name: str) -> None:
+    "Raise if a file that decompresses to `size` bytes is a decompression bomb."
+    if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
+        problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
+        raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
 
-    def __init__(self, decompressed: BinaryIO, stored: BinaryIO, name: str):
-        self._decompressed, self._stored, self._name, self._bytes = decompressed, stored, name, 0
+
+def _decompress(stored: BinaryIO, compression: str, name: str) -> Iterator[bytes]:
+    "Decompress a file in blocks, as long as it is no decompression bomb."
+    size = 0
+    for block in _DECOMPRESS[compression](stored):
+        size += len(block)
+        check_ratio(size, stored.tell(), name)
+        yield block
+
+
+class _BlockStream(RawIOBase):
+    "A stream of the bytes in consecutive blocks."
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks, self._rest = filter(None, blocks), b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        data = self._decompressed.read(len(buffer))
-        buffer[: len(data)] = data
-        self._bytes += len(data)
-        check_ratio(self._bytes, self._stored.tell(), self._name)
-        return len(data)
-
-
-def check_ratio(
-    size: int,  # Decompressed bytes
-    compressed: int,  # Compressed bytes that they come from
-    name: str,  # File, for the message
-) -> None:
-    "Raise if a file is a decompression bomb."
-    if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
-        problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
-        raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
+        self._rest = self._rest or next(self._blocks, b"")
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
 @dataclass(frozen=True)
@@ -136,10 +132,8 @@ class SourceFile:
         with ExitStack() as stack:
             try:
                 stream = stack.enter_context(self._open_stored())
-                self._check_size()
                 if self.compression:
-                    decompressed = stack.enter_context(_DECOMPRESS[self.compression](stream))
-                    stream = _BoundedReader(decompressed, stream, self.name)
+                    stream = BufferedReader(_BlockStream(_decompress(stream, self.compression, self.name)), _BLOCK)
                 cannot_seek = self.compression or self.name.startswith(_WEB)
                 if cannot_seek and self.format in ("parquet", "arrow"):
                     copy = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
@@ -147,7 +141,6 @@ class SourceFile:
                     copy.seek(0)
                     stream = copy
                 yield stream
-                self._check_size()
             except Exception as error:
                 described = _name_file(error, self)
                 if described is error:
@@ -157,16 +150,12 @@ class SourceFile:
     def _open_stored(self) -> BinaryIO:
         return self.filesystem.open(self.name, "rb") if self.filesystem else open(self.name, "rb")
 
-    def _check_size(self) -> None:
-        "Raise if a local file is not as long as when it was found."
-        if self.filesystem is None and self.size not in (None, size := os.stat(self.name).st_size):
-            sizes = f"it had {self.size:,} bytes, and has {size:,} now"
-            raise ValueError(f"{self.name} has changed since the run began ({sizes}): pass a copy that does not change")
-
 # %% ../../nbs/text/01_files.ipynb #69ff1e21
 def _name_file(error: Exception, file: SourceFile) -> Exception:
     "Add the name of the file to an error that was raised while it was read."
-    if (file.compression or file.format in ("parquet", "arrow")) and _is_damage(error):
+    damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
+    is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # The system's have a number
+    if is_damage and (file.compression or file.format in ("parquet", "arrow")):
         kind = ".".join(filter(None, [file.format, file.compression]))
         return ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}")
     if isinstance(error, OSError) and error.errno:
@@ -174,12 +163,6 @@ def _name_file(error: Exception, file: SourceFile) -> Exception:
     elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
         return OSError(f"reading {file.name} failed: {type(error).__name__}: {error}")
     return error
-
-
-def _is_damage(error: Exception) -> bool:
-    "Return whether an error is about the content of a file; those of the operating system have a number."
-    damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
-    return isinstance(error, damage) or (type(error) is OSError and not error.errno)
 
 # %% ../../nbs/text/01_files.ipynb #45e860d9
 def find_files(

@@ -77,10 +77,8 @@ _FIRST_BLOCK, _LATER_BLOCKS = 2**16, 2**22  # Bytes
 
 def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
     "Read a stream in blocks."
-    size = _FIRST_BLOCK
-    while block := stream.read(size):
-        yield block
-        size = _LATER_BLOCKS
+    yield stream.read(_FIRST_BLOCK)
+    yield from iter(partial(stream.read, _LATER_BLOCKS), b"")
 
 
 _MAGIC = {
@@ -191,6 +189,9 @@ def drop_empty_documents(
             counts[EMPTY] += 1
 
 # %% ../../nbs/text/02_readers.ipynb #5046780e
+_KEYS = object()  # In a JSON object with a repeated key, the key of the list of all keys
+
+
 def extract_texts(
     rows: Iterable[tuple[int, Any]],  # Numbers, and texts or None; or numbers and dictionaries, with `column`
     location: str,  # What the numbers count, for messages: "data.csv, line"
@@ -203,8 +204,8 @@ def extract_texts(
         if column is not None:
             if not isinstance(value, dict):
                 raise ValueError(f"{location} {number}: a row must be an object such as {{...}}, got {value!r:.100}")
-            if column not in value or hasattr(value, "names"):  # Missing, or perhaps repeated
-                check_text_column(getattr(value, "names", value), f"{location} {number}", column)
+            if column not in value or _KEYS in value:  # Missing, or perhaps repeated
+                check_text_column(value.get(_KEYS, value), f"{location} {number}", column)
             value = value[column]
         if value is None:
             counts["rows with null text skipped"] += 1
@@ -216,23 +217,16 @@ def extract_texts(
             yield text
 
 # %% ../../nbs/text/02_readers.ipynb #5dd5f6cf
-def check_text_column(
-    columns: Iterable[str],  # Names of all columns
-    location: str,  # File and line, for messages
-    text_column: str,  # The one to read
-) -> None:
-    "Raise if the text column is missing, or there are two of them."
+def check_text_column(columns: Iterable[str], location: str, text_column: str) -> None:
+    "Raise if the text column is missing, or there are two of them; `location`: the file and line."
     columns = list(columns)
     if columns.count(text_column) != 1:
         problem = "no column" if text_column not in columns else "more than one column"
         raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column), only {columns!r:.500}")
 
 # %% ../../nbs/text/02_readers.ipynb #0522002f
-def read_column(
-    table: Any,  # Mapping of columns, or a table with `columns`: pandas, polars, Arrow
-    text_column: str,  # Name of the column to read
-) -> Sequence[str | None]:  # None: the row has no text
-    "Read a column of a table in memory."
+def read_column(table: Any, text_column: str) -> Sequence[str | None]:
+    "Read a column of a mapping, or of a table of pandas, polars or Arrow; None stands for a row without text."
     is_arrow = isinstance(table, (pa.Table, pa.RecordBatch))
     names = table if isinstance(table, Mapping) else table.schema.names if is_arrow else table.columns
     check_text_column(names, f"data_path ({type(table).__name__})", text_column)
@@ -247,18 +241,10 @@ def read_column(
     return column
 
 # %% ../../nbs/text/02_readers.ipynb #4b9e5675
-class _RepeatedKeys(dict):
-    "A JSON object in which a key occurs more than once."
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        super().__init__(pairs)
-        self.names = [name for name, _ in pairs]
-
-
 def _make_object(pairs: list[tuple[str, Any]]) -> dict:
     "Make a JSON object, and remember repeated keys."
     row = dict(pairs)
-    return row if len(row) == len(pairs) else _RepeatedKeys(pairs)
+    return row if len(row) == len(pairs) else row | {_KEYS: [name for name, _ in pairs]}
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_make_object)
@@ -346,21 +332,14 @@ def _parse_csv(lines: Iterable[str], delimiter: str, name: str, text_column: str
         raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
 
 # %% ../../nbs/text/02_readers.ipynb #138e14d6
-def read_arrow_batches(
-    batches: Iterable[pa.RecordBatch | pa.Table],  # Rows in order
-    name: str,  # File or dataset, for messages
-    options: ReadOptions,  # Text column, unit of documents, invalid UTF-8
-    counts: Counter,  # Counts what is skipped or replaced
-) -> Iterator[str]:  # Texts of the rows that have one
-    "Read the text column of Arrow data."
+def read_arrow_batches(batches: Iterable[Any], name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
+    "Read the text column of consecutive record batches or tables."
     columns = (batch.column(options.text_column) for batch in batches)
     return extract_texts(_arrow_values(columns, name, options), f"{name}, row", options, counts)
 
 
-def _arrow_values(
-    columns: Iterable[pa.Array | pa.ChunkedArray], name: str, options: ReadOptions
-) -> Iterator[tuple[int, str | None]]:
-    "Convert consecutive pieces of a text column to Python, with row numbers."
+def _arrow_values(columns: Iterable[Any], name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:
+    "Convert consecutive arrays of a text column to Python, with row numbers."
     row = 0
     for column in columns:
         if pa.types.is_dictionary(column.type):

@@ -30,12 +30,9 @@ _HEADER = Struct("<iq")  # Number of a text, and its length in bytes
 
 
 class SpooledTexts:
-    "Numbered texts in a temporary file, which can be read again and again."
+    "Numbers and texts, consumed here, in a temporary file, which can be read again and again."
 
-    def __init__(
-        self,
-        rows: Iterable[tuple[int, str]],  # Numbers and texts; consumed here
-    ):
+    def __init__(self, rows: Iterable[tuple[int, str]]):
         self._file = tempfile.TemporaryFile(prefix="langmlm-")
         for number, text in rows:
             data = text.encode()

@@ -37,12 +37,8 @@ class ContentHash:
     def __init__(self):
         self._ids, self._lengths = xxh3_128(), xxh3_128()
 
-    def update(
-        self,
-        ids: np.ndarray,  # [tokens] any integer type, of all sequences
-        lengths: np.ndarray,  # [sequences] any integer type
-    ) -> None:
-        "Add sequences."
+    def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        "Add sequences: their ids, concatenated, and their lengths, of any integer type."
         self._ids.update(ids.astype("<u4").tobytes())
         self._lengths.update(lengths.astype("<u4").tobytes())
 
@@ -69,22 +65,16 @@ def _drop_repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ordered[~repeated], ordered["index"][repeated]
 
 
-def write_hashes(
-    file: Path,  # Replaced if it exists
-    hashes: np.ndarray,  # [documents] `HASH`, in corpus order
-) -> np.ndarray:  # Indices of the documents that are duplicates of earlier ones among these
-    "Write one hash of each distinct document to a file, sorted."
+def write_hashes(file: Path, hashes: np.ndarray) -> np.ndarray:
+    "Write one hash of each document to a file, sorted; return the indices of duplicates among the documents."
     first, duplicates = _drop_repeated(hashes)
     first.tofile(file)
     return duplicates
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #5f39853b
-_HASHES_PER_RANGE = 2**20  # About 24 MB
-
-
 def find_duplicates(
     files: Sequence[Path],  # From `write_hashes`, in corpus order
-    hashes_per_range: int = _HASHES_PER_RANGE,  # Approximate number of hashes in memory
+    hashes_per_range: int = 2**20,  # Approximate number of hashes in memory, at 24 bytes each
 ) -> Iterator[np.ndarray]:  # Indices of documents that are duplicates of one in an earlier file, in no particular order
     "Find duplicates across files in bounded memory."
     ranges = ceil(sum(file.stat().st_size for file in files) / HASH.itemsize / hashes_per_range)
@@ -100,13 +90,10 @@ def find_duplicates(
         yield _drop_repeated(np.concatenate(pieces))[1]
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #a8316079
-_HASHES_PER_FILE = 2**20
-
-
 def mark_duplicates(
     documents: Iterable[str],  # All documents of the corpus, in order; read once
     folder: Path,  # For files of hashes; must exist
-    hashes_per_file: int = _HASHES_PER_FILE,  # Hashes in memory at once, at about 60 bytes each
+    hashes_per_file: int = 2**20,  # Hashes in memory at once, at about 60 bytes each
 ) -> bytes:  # One bit per document, 1 for a duplicate; see `is_duplicate`
     "Find all documents of a corpus that are duplicates of earlier ones."
     files, marks, count, documents = [], np.zeros(0, np.uint8), 0, iter(documents)

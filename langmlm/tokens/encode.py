@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+from accelerate.utils import patch_environment
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -157,19 +158,6 @@ def find_unknown_ids(
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
-@contextmanager
-def _one_thread_per_call() -> Iterator[None]:
-    "Let each call of a Rust tokenizer run on its own thread only."
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        del os.environ["TOKENIZERS_PARALLELISM"]
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
 def map_in_order(
     function: Callable[[_Item], _Result],  # Called on several threads at once
     items: Iterable[tuple[_Item, int]],  # Each with its number of characters
@@ -180,7 +168,8 @@ def map_in_order(
     num_workers = num_workers or os.cpu_count() or 1
     max_characters = max_characters or 3 * CHARACTERS_PER_BATCH * num_workers
     waiting, sizes = deque(), deque()
-    with _one_thread_per_call(), ThreadPoolExecutor(num_workers) as pool:
+    one_thread_per_call = patch_environment(TOKENIZERS_PARALLELISM="false")
+    with one_thread_per_call, ThreadPoolExecutor(num_workers) as pool:
         try:
             for item, size in items:
                 while waiting and sum(sizes) + size > max_characters:
@@ -208,21 +197,17 @@ def token_bytes(
 ) -> list[bytes]:  # By id; empty for an id without a token
     "Return the bytes that each token stands for, with the space before a word."
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
-    alphabet, added, model = _byte_alphabet(), tokenizer.get_added_vocab(), tokenizer.backend_tokenizer.model
-    if not (_is_byte_level(tokenizer.backend_tokenizer) or alphabet.keys() <= set(tokens)):
+    backend, added = tokenizer.backend_tokenizer, tokenizer.get_added_vocab()
+    is_byte_level = "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}"
+    alphabet = _byte_alphabet()
+    if not (is_byte_level or alphabet.keys() <= set(tokens)):
         alphabet = {}
     return [
         bytes(map(alphabet.get, token))
         if token not in added and alphabet.keys() >= set(token)
-        else _text_bytes(token, model)
+        else _text_bytes(token, backend.model)
         for token in tokens
     ]
-
-
-def _is_byte_level(backend: Tokenizer) -> bool:
-    "Return whether tokens are written in the byte-level alphabet."
-    parts = (backend.pre_tokenizer, backend.decoder)
-    return any("ByteLevel" in str(part) for part in parts)
 
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")  # How SentencePiece writes a byte of an unknown character

@@ -88,9 +88,7 @@ def add_statistics(
 _MOST_UNKNOWN, _MANY_UNKNOWN = 0.9, 0.01  # Shares of the tokens
 
 
-def check_unknown(
-    statistics: dict[str, Any],  # From `add_statistics`
-) -> None:
+def check_unknown(statistics: dict[str, Any]) -> None:
     "Raise an error if nearly all tokens of the first shard are unknown."
     unknown, tokens = statistics["unknown"], statistics["tokens"]
     if unknown > _MOST_UNKNOWN * tokens:
@@ -98,9 +96,7 @@ def check_unknown(
         raise ValueError(f"{found}, which was made for other text: leave tokenizer out to train one, or pass another")
 
 
-def warn_of_unknown(
-    statistics: dict[str, Any],  # From `add_statistics`
-) -> None:
+def warn_of_unknown(statistics: dict[str, Any]) -> None:
     "Log a warning if many tokens of a text are unknown."
     unknown, tokens = statistics["unknown"], statistics["tokens"]
     if unknown > _MANY_UNKNOWN * tokens:

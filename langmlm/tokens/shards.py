@@ -24,7 +24,7 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
-from ..disk import read_json, read_manifest, write_json, write_manifest
+from ..disk import read_json, read_manifest, write_file, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
@@ -407,7 +407,6 @@ def _mark_duplicates(corpus: Corpus, work: SharedFolder) -> bytes:
     file = work.path / "duplicates.bits"
     if work.rank == 0 and not file.exists():
         with TemporaryDirectory(dir=work.path) as scratch:
-            (Path(scratch) / file.name).write_bytes(mark_duplicates(corpus, Path(scratch)))
-            (Path(scratch) / file.name).replace(file)
+            write_file(file, mark_duplicates(corpus, Path(scratch)))
     work.wait_until(file.exists)
     return file.read_bytes()

@@ -193,11 +193,8 @@ def _with_normalizer(tokenizer: RobertaTokenizer, normalizer: normalizers.Normal
     )
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #0ff0f8e9
-def write_tokenizer_files(
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    folder: Path,  # Must exist; may hold other files
-) -> None:
-    "Write the files of a tokenizer into a folder."
+def write_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    "Write the files of a tokenizer into a folder, which may hold other files."
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
     if type(tokenizer) is PreTrainedTokenizerFast and tokenizer.backend_tokenizer.normalizer is not None:
@@ -221,8 +218,8 @@ _PROBE = "".join(unit * 40 + "!" for unit in ("a", "1", " ", ".", "\n", "aB", "a
 _PROBE_SECONDS = 60
 
 
-def _probe(backend: Tokenizer) -> None:
-    "Raise an error if a tokenizer panics on a short text or takes long for it."
+def _probe(backend: Tokenizer) -> str | None:
+    "Say that a tokenizer panics on a short text or takes long for it, or return None."
     failures = []
 
     def encode() -> None:
@@ -236,8 +233,8 @@ def _probe(backend: Tokenizer) -> None:
     thread.join(_PROBE_SECONDS)
     if thread.is_alive():
         failures.append(f"a text of {len(_PROBE)} characters takes more than {_PROBE_SECONDS} seconds")
-    if failures:
-        raise ValueError(f"it fails on a short text: {failures[0]}: one of its regular expressions may backtrack too much")
+    remedy = "one of its regular expressions may backtrack too much"
+    return f"it fails on a short text: {failures[0]}: {remedy}" if failures else None
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #fdf77464
 def load_tokenizer(
@@ -253,16 +250,16 @@ def load_tokenizer(
         raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
-    if missing or not tokenizer.is_fast:
-        reason = f"it has no {', '.join(missing)}" if missing else "it has no Rust backend (tokenizer.json)"
-        raise ValueError(f"tokenizer={str(name)!r} cannot be used for masked language modeling: {reason}")
-    if (largest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
+    if missing:
+        reason = f"it has no {', '.join(missing)}"
+    elif not tokenizer.is_fast:
+        reason = "it has no Rust backend (tokenizer.json)"
+    elif (largest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
         reason = f"it has {len(tokenizer):,} tokens, so their ids must be below that, but one is {largest:,}"
-        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {reason}")
-    try:
-        _probe(tokenizer.backend_tokenizer)
-    except ValueError as error:
-        raise ValueError(f"tokenizer={str(name)!r} cannot be used: {error}") from error
+    else:
+        reason = _probe(tokenizer.backend_tokenizer)
+    if reason:
+        raise ValueError(f"tokenizer={str(name)!r} cannot be used for masked language modeling: {reason}")
     return tokenizer
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #9f7899c8

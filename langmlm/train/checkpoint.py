@@ -11,6 +11,7 @@ __all__ = ['TRAINER_STATE', 'save_model', 'save_checkpoint', 'checkpoint_step', 
 import copy
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,20 +196,10 @@ def load_model(
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
     return copy.deepcopy(model)  # Into memory of its own: the loaded tensors are mapped from the file
 
-# %% ../../nbs/train/05_checkpoint.ipynb #ab119266
+# %% ../../nbs/train/05_checkpoint.ipynb #5bd6d692
 _STATE_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # Of AdamW and Muon
 
 
-def _missing_state(optimizer: Optimizer, model: nn.Module, saved: list[tuple]) -> list[str]:
-    "Name the parameters that an optimizer updates and whose saved state, (name, key, tensor) each, has gaps."
-    keys: dict[str, set[str]] = {}
-    for name, key, _ in saved:
-        keys.setdefault(name, set()).add(key)
-    names = {weight: name for name, weight in model.named_parameters()}
-    updated = [names[weight] for group in optimizer.param_groups for weight in group["params"]]
-    return [name for name in updated if keys and keys.get(name) not in _STATE_KEYS]
-
-# %% ../../nbs/train/05_checkpoint.ipynb #5bd6d692
 def load_optimizer(
     folder: str | PathLike,  # A checkpoint
     optimizer: Optimizer,  # Created like the saved one
@@ -219,19 +210,23 @@ def load_optimizer(
         tensors = load_file(Path(folder) / _OPTIMIZER)
     except SafetensorError as error:
         raise ValueError(f"{Path(folder) / _OPTIMIZER} is damaged: {error}") from error
-    weights = dict(model.named_parameters())
-    entries = [(*key.rpartition(":")[::2], value) for key, value in tensors.items()]
-    mismatched = {
-        name for name, _, value in entries if name not in weights or value.shape not in ((), weights[name].shape)
-    }
+    weights, saved = dict(model.named_parameters()), defaultdict(dict)
+    for entry, value in tensors.items():
+        name, _, key = entry.rpartition(":")
+        saved[name][key] = value
+    shapes = {name: {value.shape for value in state.values()} for name, state in saved.items()}
+    mismatched = [name for name in saved if name not in weights or not shapes[name] <= {(), weights[name].shape}]
     if mismatched:
         raise ValueError(f"the optimizer state does not fit the model's parameters {', '.join(sorted(mismatched)[:5])}")
-    if missing := _missing_state(optimizer, model, entries):
+    updated = {weight for group in optimizer.param_groups for weight in group["params"]}
+    missing = [name for name in weights if weights[name] in updated and set(saved.get(name, ())) not in _STATE_KEYS]
+    if tensors and missing:
         raise ValueError(f"the optimizer state in {folder} has no or not all tensors of {', '.join(missing[:5])}")
     optimizer.state.clear()
-    for name, key, value in entries:
-        on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
-        optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
+    for name, state in saved.items():
+        for key, value in state.items():
+            on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
+            optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)

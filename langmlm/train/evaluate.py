@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.batching import pack_sequences
 from ..data.loader import BatchLoader
 from ..data.masking import IGNORE_INDEX
 from ..model.roberta import LOGITS_ROWS
@@ -68,10 +67,6 @@ def check_validation(
     loader: BatchLoader,  # Of the validation split
 ) -> None:
     "Raise an error if a validation split cannot be evaluated."
-    try:
-        pack_sequences(loader.dataset.lengths, loader.plan.token_budget)
-    except ValueError as error:
-        raise ValueError(f"the split 'validation' cannot be evaluated: {error}") from None
     batches = replace(loader, process_index=0, num_processes=1, pin_memory=False).load_in_order()
     if not any((batch.labels != IGNORE_INDEX).any() for batch in batches):  # The first batch usually has some
         raise ValueError(_NO_PREDICTIONS)

@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from ..data.batching import BatchPlan
-from ..disk import clean_up_interrupted, disk_error, lock_folder, write_json
+from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
 from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
 from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
 from .config import TrainingConfig
@@ -127,14 +126,9 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(
-    self: RunFolder,
-    model: RobertaForMaskedLM,  # To save
-    optimizer: Optimizer,  # Whose state is saved
-    state: TrainState,  # With all metrics read
-) -> None:
-    "Write a checkpoint and prune old ones; if the disk fails, log an error and return."
-    trainer_state = self._trainer_state(state)
+def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "Write a checkpoint, after all metrics were read, and prune old ones; if the disk fails, log an error and return."
+    trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
 
     def write() -> None:
@@ -147,15 +141,7 @@ def save(
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
-def _trainer_state(self: RunFolder, state: TrainState) -> dict:
-    "Return the content of `trainer_state.json`."
-    return make_trainer_state(state, self.description, self.plan, self.accelerator)
-
-
-@patch
-def _write(
-    self: RunFolder, name: str, write: Callable[[], None], model: RobertaForMaskedLM, optimizer: Optimizer
-) -> bool:
+def _write(self: RunFolder, name: str, write: Callable, model: RobertaForMaskedLM, optimizer: Optimizer) -> bool:
     "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
     began = perf_counter()
     error = _attempt(self.accelerator, write)
@@ -181,64 +167,42 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
 @patch
-def save_log(
-    self: RunFolder,
-    state: TrainState,  # Its `log_history` is written
-) -> None:
-    "Append the new entries of the log to its file, and pass the numbers of this step to the trackers."
+def save_log(self: RunFolder, state: TrainState) -> None:
+    "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
     try:
         self.accelerator.log(numbers, step=state.step)
     except Exception as error:  # Trackers raise whatever their servers make them raise
         logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
-    try:
-        if self.accelerator.is_main_process:
+    if self.accelerator.is_main_process:
+        try:
             self._append_to_log(state.log_history)
-    except OSError as error:
-        self._logged = None
-        logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
+        except OSError as error:
+            self._logged = None
+            logger.warning("%s did not get the entry of step %d: %s", _LOG, state.step, error.strerror)
 
 # %% ../../nbs/train/10_run_folder.ipynb #9c7c539d
 @patch
 def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
     "Write the entries that are not in the log file; the first time all of them, into a new file."
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in log_history[self._logged or 0 :])
+    entries = log_history[self._logged or 0 :]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
     if self._logged is None:
-        partial = self.path / f".{_LOG}.00000000.partial"  # A name that `clean_up_interrupted` knows
-        with open(partial, "wb") as file:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / _LOG)
+        write_file(self.path / _LOG, lines)
     else:
         with open(self.path / _LOG, "ab", buffering=0) as file:  # One call, so that a kill leaves no part of a line
-            if file.write(lines.encode()) < len(lines.encode()):
+            if file.write(lines) < len(lines):
                 raise OSError(errno.ENOSPC, "not all of it could be written")
     self._logged = len(log_history)
 
-
-@patch
-def _finish_trackers(self: RunFolder) -> None:
-    "Close the trackers; the processes stay connected, since the caller may continue with them."
-    try:
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-    except Exception as error:  # Trackers raise whatever their servers make them raise
-        logger.warning("the trackers could not be closed: %r", error)
-
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(
-    self: RunFolder,
-    model: RobertaForMaskedLM,  # Becomes `final_model` after the last step
-    optimizer: Optimizer,  # For a checkpoint that is retried
-    state: TrainState,  # Likewise
-) -> None:
-    "End a session: retry a checkpoint that failed and, after the last step, write the final model."
+def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+    "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing = []
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
-        self._write_trainer_state(self._trainer_state(state))
+        self._write_trainer_state(make_trainer_state(state, self.description, self.plan, self.accelerator))
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
@@ -246,7 +210,11 @@ def finish(
         folder = self.path / "final_model"
         if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer), model, optimizer):
             missing.append(folder.name)
-        self._finish_trackers()
+        try:  # The processes stay connected, since the caller may continue with them
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        except Exception as error:  # Trackers raise whatever their servers make them raise
+            logger.warning("the trackers could not be closed: %r", error)
     if missing:
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "

@@ -13,8 +13,8 @@ from langmlm.disk import find_damage, is_intact, read_json
 from langmlm.train.checkpoint import list_checkpoints
 
 FLUSHES = {  # Where the package flushes, and a scenario that needs it
-    ("write_json", "file"): "replace a folder",
-    ("write_json", "folder"): "replace a folder",
+    ("write_file", "file"): "replace a folder",
+    ("write_file", "folder"): "replace a folder",
     ("atomic_folder", "file"): "replace a folder",
     ("atomic_folder", "folder"): "replace a folder",
     ("_give_name", "folder"): "replace a folder",

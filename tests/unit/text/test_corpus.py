@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 from collections import Counter
 from contextlib import chdir
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -323,6 +324,18 @@ def test_fingerprint(folder: Path):
     renamed.write_text("something else")
     others.append(open_corpus([renamed, folder / "second.txt"]))
     assert len({before, *(corpus.fingerprint() for corpus in others)}) == 4
+
+
+def test_file_that_is_rewritten_before_its_fingerprint(tmp_path: Path):
+    "The text of the fingerprint counts; a change after that is an error, also one that keeps the size."
+    (tmp_path / "a.txt").write_text("storm\n")
+    corpus = open_corpus(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("storm\nflood\n")
+    assert corpus.fingerprint() == open_corpus(tmp_path / "a.txt").fingerprint() and list(corpus) == ["storm", "flood"]
+    (tmp_path / "a.txt").write_text("storm\nsurge\n")
+    os.utime(tmp_path / "a.txt", ns=(0, 0))  # The clock of the file system may not have moved
+    with pytest.raises(TextError, match="has changed since this call began"):
+        list(corpus)
 
 
 def test_docstrings():

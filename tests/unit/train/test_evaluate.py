@@ -17,6 +17,7 @@ from transformers import RobertaForMaskedLM
 from langmlm import tasks
 from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.testing import tiny_run
+from langmlm.tokens.duplicates import hash_documents, select_validation
 from langmlm.train.checkpoint import save_model
 from langmlm.train.evaluate import check_validation, evaluate
 
@@ -148,17 +149,35 @@ def test_nothing_to_predict(run: tasks.MLMTask):
 
 
 def test_what_is_checked_before_the_run(start_run: Callable, run: tasks.MLMTask):
-    "A split without a prediction, and a sequence that fits into no micro-batch."
+    "A split without a prediction; sequences longer than a micro-batch of the training are no obstacle."
     check_validation(run.validation)
     check_validation(replace(run.validation, process_index=99, num_processes=100))  # Which has no batch of its own
     nothing = replace(run.validation.rules, mlm_probability=1e-12)
     with pytest.raises(ValueError, match="no token of the split 'validation' is masked: raise validation_fraction"):
         check_validation(replace(run.validation, rules=nothing))
-    small = replace(run.validation, plan=SimpleNamespace(token_budget=5))
-    with pytest.raises(ValueError, match="^the split 'validation' cannot be evaluated: .* raise per_device_train_batch"):
-        check_validation(small)
+    check_validation(replace(run.validation, plan=SimpleNamespace(token_budget=5)))
     with pytest.raises(ValueError, match="no token of the split 'validation' is masked"):
         start_run(mlm_probability=1e-12)
+
+
+def test_one_long_line_among_short_ones(tmp_path: Path):
+    "The limited token budget of short training lines does not exclude a line that `max_length` allows."
+    long = next(line for line in (f"w{number} " * 40 for number in range(99)) if _is_held_out(line))
+    short = [line for line in (f"w{number} w{number}" for number in range(120)) if line[:3] != long[:3]]
+    (tmp_path / "data.txt").write_text("\n".join([*short, long]), encoding="utf-8")
+    paths = {"path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    options = {"vocab_size": 400, "max_length": 64, "validation_fraction": 0.2}
+    tasks.create_tokenizer(tmp_path / "data.txt", paths | options).train()
+    run = tiny_run(tmp_path, per_device_train_batch_size=1, eval_steps=2, max_steps=4)
+    assert run.validation.dataset.lengths.max() > run.loader.plan.token_budget
+    sequences = sum(len(batch.cu_seqlens) - 1 for batch in run.validation.load_in_order())
+    assert sequences == len(run.validation.dataset)
+    assert sum("eval_loss" in entry for entry in run.train().log_history) == 2
+
+
+def _is_held_out(document: str) -> bool:
+    "Whether a document belongs to the validation split of a fifth."
+    return bool(select_validation(hash_documents([document]), 0.2)[0])
 
 
 def test_memory_does_not_grow_with_the_split(run: tasks.MLMTask):

@@ -321,7 +321,7 @@ def test_log_is_appended(start_run: Callable, tmp_path: Path):
     run.state.step = 10_000
     run.run_folder.save_log(run.state)
     inode, size = file.stat().st_ino, file.stat().st_size
-    with patch("langmlm.train.run_folder.write_json", side_effect=AssertionError):
+    with patch("langmlm.train.run_folder.write_file", side_effect=AssertionError):
         for step in (10_001, 10_002):
             run.state.log_history.append({"step": step, "loss": 0.5, "note": "é"})
             run.run_folder.save_log(run.state)
