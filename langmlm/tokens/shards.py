@@ -248,7 +248,7 @@ def _write_shards(
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d
 def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, str]:
-    "Create a split that `datasets` opens from the Arrow files of shards; return its hash, and the counts of its tokens."
+    "Create a split that `datasets` opens from the Arrow files of shards; return its hash and token counts."
     folder.mkdir()
     content, counts, names = ContentHash(), np.zeros(vocab_size, np.int64), []
     for index, file in enumerate(files):
