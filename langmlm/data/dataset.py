@@ -110,7 +110,8 @@ def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
     split: str = "train",  # "train" or "validation"
-) -> TokenizedDataset:
+    optional: bool = False,  # Whether the split may be missing
+) -> TokenizedDataset | None:  # None: the optional split is missing
     "Open a dataset folder for training, or raise an error that names what is missing."
     folder = Path(folder)
     name = f"tokenized_dataset={str(folder)!r}"
@@ -120,6 +121,8 @@ def open_dataset(
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} is not a dataset folder: {error}") from error
     splits = splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
+    if split not in splits and optional:
+        return None
     if split not in splits:
         remedy = ": tokenize with validation_fraction, or leave eval_steps out" if split == "validation" else ""
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}{remedy}")

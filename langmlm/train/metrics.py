@@ -74,14 +74,16 @@ def format_filled_masks(
 
 
 _FILLED_HEADER = "sentence", "held-out token", "predictions"
+_TEXT_CELL = "text-align:left;white-space:normal;overflow-wrap:anywhere"
 
 
-def _html_table(rows: list[tuple[str, ...] | list[str]], caption: str) -> str:
-    "Return a table in HTML; the first row is its header."
-    header, *body = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{row}</tr>" for row in body)
+def _html_table(rows: list[tuple[str, ...] | list[str]], caption: str, style: str = "") -> str:
+    "Return a table in HTML; the first row is its header, and the style that of its other cells."
+    style = style and f' style="{style}"'
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join(f"<tr>{''.join(f'<td{style}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     caption = caption and f'<caption style="caption-side:bottom">{escape(caption)}</caption>'
-    return f"<table>{caption}<thead><tr>{header.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{caption}<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../../nbs/train/03_metrics.ipynb #09e11a86
 @dataclass
@@ -115,7 +117,7 @@ class History:
 
     def _repr_html_(self) -> str:
         beat, title, filled = self._captions()
-        below = _html_table([_FILLED_HEADER, *filled], title) if title else ""
+        below = _html_table([_FILLED_HEADER, *filled], title, _TEXT_CELL) if title else ""
         return _html_table(_tabulate(self.log_history), beat) + below
 
     def _ipython_display_(self) -> None:
