@@ -206,5 +206,6 @@ def show_batch(
         of_sequence = (column[bounds[index] : bounds[index + 1]] for column in columns)
         shown.append((int(flat.rows[index]), _show_sequence(*of_sequence, vocabulary)))
     counts = ", ".join(f"{(styles == style).sum():,} {words}" for style, (words, *_) in _STYLES.items())
-    summary = f"step {step:,}, micro-batch {micro_batch}: {len(flat.rows):,} sequences, {len(styles):,} tokens; "
-    return ShownBatch(f"{summary}to predict {len(inputs.labels):,}: {counts}; {len(shown):,} sequences shown", shown)
+    size = f"sequences: {len(flat.rows):,} ({len(shown):,} shown); tokens: {len(styles):,}"
+    summary = f"step {step:,}, micro-batch {micro_batch}: {size}; to predict: {len(inputs.labels):,} ({counts})"
+    return ShownBatch(summary, shown)
