@@ -20,7 +20,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
@@ -28,7 +30,7 @@ from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaske
 from .config import ConfigError, make_config, show_value
 from .data.batching import BatchPlan
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset, token_counts
-from .data.loader import BatchLoader
+from .data.loader import BatchLoader, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps
 from .model.compile import compile_model
@@ -43,7 +45,7 @@ from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_data
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
 from .train.checkpoint import StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
-from .train.evaluate import check_validation
+from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import explain_inexact, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
@@ -157,13 +159,16 @@ class MLMTask:
         dataset: TokenizedDataset,
         config: TrainingConfig,
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
-        validation: TokenizedDataset | None = None,  # Validation split; needed with `eval_steps`
+        validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
     ):
         self.model, self.tokenizer, self.dataset, self.config = model, tokenizer, dataset, config
         self.accelerator = accelerator = make_accelerator(config)
         plan = plan_batches(dataset, config, accelerator.num_processes)
         description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
         self.loader, self.validation = _make_loaders(self, validation, plan)
+        self.sentences = None
+        if config.eval_steps:
+            self.sentences = mask_sentences(tokenizer, config.probe_sentences, validation, dataset.max_length)
         self._compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self._captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
@@ -194,8 +199,33 @@ class MLMTask:
             if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
                 logger.warning("this run is not reproducible bit for bit: %s", reason)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
-        parts = {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in (*names, "sentences")}
         return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+
+# %% ../nbs/tasks.ipynb #765c5e98
+@patch
+def show_batch(
+    self: MLMTask,
+    step: int | None = None,  # Optimizer steps done before it; None: the next step, or the last one at the end
+    micro_batch: int = 0,  # Index of the micro-batch in the step
+    sequences: int = 10,  # Most sequences to show, from the shortest to the longest
+) -> ShownBatch:  # Displays itself: in color in a notebook, as plain text in a terminal
+    "Show the documents of a micro-batch, and which of their tokens are masked, replaced or left as they are."
+    last = self.loader.plan.total_steps - 1
+    step = min(self.state.step, last) if step is None else step
+    return self.loader.show_batch(self.tokenizer, step, micro_batch, sequences)
+
+# %% ../nbs/tasks.ipynb #cd0939de
+@patch
+def worst_tokens(
+    self: MLMTask,
+    rows: int = 20,  # Most tokens to list
+    min_count: int = 5,  # Least number of times that a token must have been masked
+) -> pd.DataFrame:  # Columns `token`, `count`, `loss` in nats, `accuracy`, and `predicted instead` with counts
+    "List the tokens of the validation split with the highest mean loss, and what was predicted in their place."
+    if self.validation is None:
+        raise ValueError("worst_tokens needs a validation split: set eval_steps, and validation_fraction in tokenizing")
+    return find_worst_tokens(self.module, self.validation, self.accelerator, self.tokenizer, rows, min_count)
 
 # %% ../nbs/tasks.ipynb #9587af43
 def _make_loaders(
@@ -203,8 +233,8 @@ def _make_loaders(
 ) -> tuple[BatchLoader, BatchLoader | None]:
     "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
     config, accelerator, tokenizer = task.config, task.accelerator, task.tokenizer
-    if config.eval_steps and validation is None:
-        raise ValueError(f"eval_steps={config.eval_steps} needs a validation split")
+    if config.eval_steps and validation is None and not config.probe_sentences:
+        raise ValueError(f"eval_steps={config.eval_steps} needs a validation split, or probe_sentences")
     on_gpu, sizes = accelerator.device.type == "cuda", None
     word_start = find_word_starts(tokenizer) if config.whole_word_masking else None
     if on_gpu and config.packing:
@@ -221,7 +251,7 @@ def _make_loaders(
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
     )
-    if not config.eval_steps:
+    if not config.eval_steps or validation is None:
         return loader, None
     validation_loader = replace(loader, dataset=validation)
     check_validation(validation_loader)
@@ -305,7 +335,8 @@ def create_mlm(
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
     _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
     loaded, dataset = load_tokenizer(tokenizer), open_dataset(tokenized_dataset)
-    validation = open_dataset(tokenized_dataset, "validation") if config.eval_steps else None
+    optional = bool(config.probe_sentences)
+    validation = open_dataset(tokenized_dataset, "validation", optional) if config.eval_steps else None
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, loaded)
     model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)

@@ -6,6 +6,7 @@
 __all__ = ['TokenizedDataset', 'open_dataset', 'check_tokenizer', 'token_counts', 'unigram_entropy']
 
 # %% ../../nbs/data/01_dataset.ipynb #6083df44
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from os import PathLike
@@ -109,7 +110,8 @@ def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
     split: str = "train",  # "train" or "validation"
-) -> TokenizedDataset:
+    optional: bool = False,  # Whether the split may be missing
+) -> TokenizedDataset | None:  # None: the optional split is missing
     "Open a dataset folder for training, or raise an error that names what is missing."
     folder = Path(folder)
     name = f"tokenized_dataset={str(folder)!r}"
@@ -119,6 +121,8 @@ def open_dataset(
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} is not a dataset folder: {error}") from error
     splits = splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
+    if split not in splits and optional:
+        return None
     if split not in splits:
         remedy = ": tokenize with validation_fraction, or leave eval_steps out" if split == "validation" else ""
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}{remedy}")
@@ -130,10 +134,13 @@ def open_dataset(
     dataset = TokenizedDataset(rows, manifest | facts if facts else None)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
+    _check_counts(dataset, name)
     return dataset
 
 # %% ../../nbs/data/01_dataset.ipynb #5d1c9e37
 _MAX_LENGTH = 2**24  # Of a dataset that this package wrote: more positions than any model has
+_COUNTS = re.compile(r"[0-9]{1,18}(?: [0-9]{1,18})*")  # By id
+_REMEDY = "tokenize the text again, or restore a copy"
 
 
 def _check_manifest(folder: Path, name: str) -> None:
@@ -149,7 +156,17 @@ def _check_manifest(folder: Path, name: str) -> None:
     if not damage and not 3 <= manifest["max_length"] <= _MAX_LENGTH:
         damage = [f"max_length is {manifest['max_length']:,} in {MANIFEST}"]
     if damage:
-        raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: tokenize the text again, or restore a copy")
+        raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: {_REMEDY}")
+
+
+def _check_counts(dataset: TokenizedDataset, name: str) -> None:
+    "Raise an error if the counts of the tokens in the manifest are not those of as many tokens as the split has."
+    stored = (dataset.manifest or {}).get("token_counts")
+    if stored is None:  # Made by another tool, or by an older version
+        return
+    is_list = type(stored) is str and _COUNTS.fullmatch(stored)
+    if not is_list or sum(map(int, stored.split())) != dataset.tokens:
+        raise ValueError(f"{name} is damaged: {MANIFEST} has no valid token_counts: {_REMEDY}")
 
 # %% ../../nbs/data/01_dataset.ipynb #5e360b49
 def check_tokenizer(
@@ -171,9 +188,11 @@ def check_tokenizer(
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7
 @lru_cache(maxsize=2)  # The training and the validation split
 def token_counts(
-    dataset: TokenizedDataset,  # Read once
+    dataset: TokenizedDataset,  # Read once, if its manifest has no counts
 ) -> np.ndarray:  # [largest id + 1] int64
-    "Count how often each token occurs."
+    "Return how often each token occurs."
+    if dataset.manifest and "token_counts" in dataset.manifest:
+        return np.array(dataset.manifest["token_counts"].split(), np.int64)
     counts = np.zeros(0, np.int64)
     for ids, _ in dataset.blocks():
         block = np.bincount(ids, minlength=len(counts))
@@ -188,7 +207,8 @@ def unigram_entropy(
     vocab_size: int,  # All ids are smaller
 ) -> float:  # In nats per token, the unit of the training loss
     "Return the entropy of the token frequencies."
-    counts, found = np.zeros(vocab_size), token_counts(dataset)
+    found = token_counts(dataset)
+    counts = np.zeros(max(vocab_size, len(found)))
     counts[: len(found)] = found
     counts[list(special_ids)] = 0
     shares = counts[counts > 0] / counts.sum()

@@ -247,14 +247,16 @@ def _write_shards(
     return total
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d
-def _write_split(folder: Path, files: list[Path], vocab_size: int) -> str:
-    "Create a split that `datasets` opens from the Arrow files of shards, and return the hash of its content."
+def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, str]:
+    "Create a split that `datasets` opens from the Arrow files of shards; return its hash and token counts."
     folder.mkdir()
-    content, names = ContentHash(), []
+    content, counts, names = ContentHash(), np.zeros(vocab_size, np.int64), []
     for index, file in enumerate(files):
         names.append(f"data-{index:05}-of-{len(files):05}.arrow")
         link_or_copy(file, folder / names[-1])
-        content.update(*read_sequences(file))
+        ids, lengths = read_sequences(file)
+        content.update(ids, lengths)
+        counts += np.bincount(ids, minlength=vocab_size)
     # The format of `DatasetDict.save_to_disk`, the public alternative; tests compare the keys
     features = Features({"input_ids": List(Value("uint16" if vocab_size <= 2**16 else "uint32"))})
     info = {"citation": "", "description": "", "features": features.to_dict(), "homepage": "", "license": ""}
@@ -262,7 +264,8 @@ def _write_split(folder: Path, files: list[Path], vocab_size: int) -> str:
     state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": content.hexdigest()[:16]}
     state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None}
     write_json(folder / "state.json", state | {"_output_all_columns": False, "_split": None})
-    return content.hexdigest()
+    token_counts = " ".join(map(str, np.trim_zeros(counts, "b").tolist()))  # By id, in one line of the manifest
+    return {"content": content.hexdigest(), "token_counts": token_counts}
 
 # %% ../../nbs/tokens/05_shards.ipynb #d72628b6
 _DATASET_OPTIONS = ("max_length", "long_lines", "split_on", "stride", "drop_duplicates", "validation_fraction")
@@ -308,7 +311,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
     with atomic_folder(target, within) as partial:
         for split, facts in manifest["splits"].items():
             files = [file for file, _ in _shard_files(shards, split)]
-            facts["content"] = _write_split(partial / split, files, job["vocab_size"])
+            facts |= _write_split(partial / split, files, job["vocab_size"])
         manifest["content"] = manifest["splits"]["train"]["content"]
         write_json(partial / "dataset_dict.json", {"splits": list(manifest["splits"])})
         return Report(write_manifest(partial, "dataset", manifest))

@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'TrainingConfig', 'device_type', 'plan_batches', 'Arithmet
 
 # %% ../../nbs/train/01_config.ipynb #19f25ce9
 import math
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
@@ -101,6 +102,7 @@ class TrainingConfig(_DerivedValues, Options):
     max_rollbacks: int = 5  # Rollbacks before the run stops with an error
     # Evaluation, log and checkpoints
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
+    probe_sentences: list | tuple = ()  # Up to 100 sentences with `<mask>`, which every evaluation fills
     run_name: str = field(default_factory=_new_run_name)  # Default: `mlm-` and the time at which the config is created
     output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: `./<run_name>`
     logging_dir: str | PathLike | None = None  # Folder of trackers; None: `./logs/<run_name>`
@@ -123,6 +125,11 @@ def _is_epochs(value: float) -> bool:
 
 
 RECIPES = ("efficient",)
+def _are_sentences(values: list | tuple) -> bool:
+    return len(values) <= 100 and all(isinstance(text, str) and not _SURROGATES.search(text) for text in values)
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters, so that no file can hold them
 _STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
 _CHOICES = {"recipe": RECIPES, "lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
 _RULES = [  # Names of options, check of their value, description of valid values
@@ -137,6 +144,7 @@ _RULES = [  # Names of options, check of their value, description of valid value
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("run_name", bool, "a non-empty string"),
+    ("probe_sentences", _are_sentences, "at most 100 strings of valid Unicode"),
     *((name, known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()),
 ]
 _INSTALLED_TRACKERS = [str(name) for name in get_available_trackers()]
@@ -154,6 +162,8 @@ def _find_errors(config: TrainingConfig) -> list[str]:
     for name in ("run_name", "output_dir", "logging_dir"):
         if problem := find_path_error(getattr(config, name)):
             errors.append(f"{name} {problem}")
+    if config.probe_sentences and config.eval_steps is None:
+        errors.append("probe_sentences needs eval_steps, the steps between two evaluations, which fill their masks")
     known = [str(name) for name in LoggerType if name != LoggerType.ALL]
     for name in config.trackers:
         if name not in known:

@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from time import perf_counter
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,9 +26,9 @@ from ..data.dataset import unigram_entropy
 from ..data.loader import BatchLoader, StepBatches
 from ..progress import progress_bar
 from .config import TrainingConfig
-from .evaluate import evaluate
+from .evaluate import MaskedSentences, evaluate, fill_masks
 from .launch import StopRequest, agree_to_stop, signal_exit, stop_on_signals
-from .metrics import History, SpeedMeter
+from .metrics import History, SpeedMeter, format_filled_masks
 from .optim import learning_rate_at, learning_rate_scale, step_if_finite
 from .run_folder import RunFolder, should_save
 from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
@@ -82,10 +84,11 @@ def fit(
     optimizer: Optimizer,  # As prepared by Accelerate
     accelerator: Accelerator,  # That prepared them
     loader: BatchLoader,  # Of the training split
-    validation: BatchLoader | None,  # Of the validation split; needed with `eval_steps`
+    validation: BatchLoader | None,  # Of the validation split; None: evaluations only fill masks
     run_folder: RunFolder,  # Where checkpoints and log are written
     state: TrainState,  # Progress of the run, updated in place
     config: TrainingConfig,  # Options of the run
+    sentences: MaskedSentences | None = None,  # Whose masks evaluations fill; None: none
     set_to_none: bool = True,  # As for `train_step`
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:  # The log, which shows itself as a table
@@ -112,7 +115,7 @@ def fit(
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
             if should_evaluate:
-                monitor.log(evaluate(module, validation, accelerator))
+                monitor.log(_evaluate(module, validation, sentences, accelerator))
             if should_log or spike or should_evaluate:
                 run_folder.save_log(state)
             if save:
@@ -155,13 +158,27 @@ def _finish(
         logger.warning("%s", message)
         raise signal_exit(stop.agreed, message)
 
+# %% ../../nbs/train/09_loop.ipynb #fa0ff755
+def _evaluate(
+    module: nn.Module, validation: BatchLoader | None, sentences: MaskedSentences | None, accelerator: Accelerator
+) -> dict[str, Any]:
+    "Evaluate on the validation split, fill the masks of sentences, and return an entry of the log."
+    began = perf_counter()
+    measured = evaluate(module, validation, accelerator) if validation else {}
+    measured |= {"filled_masks": fill_masks(module, sentences, accelerator)} if sentences else {}
+    if accelerator.is_main_process:
+        lines = [f"validation loss {measured['eval_loss']:.3f}"] if validation else []
+        lines += [f"{text} -> {found}" for text, _, found in format_filled_masks(measured.get("filled_masks", []))]
+        logger.info("%s", "\n".join(lines))
+    return measured | {"eval_runtime": round(perf_counter() - began, 3)}
+
 # %% ../../nbs/train/09_loop.ipynb #7aae97c7
 class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
     def __init__(self, model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
         special_ids, vocab_size = run_folder.tokenizer.all_special_ids, model.config.vocab_size
-        self._unigram_entropy = partial(unigram_entropy, loader.dataset, special_ids, vocab_size)
+        self._unigram_entropy = unigram_entropy(loader.dataset, special_ids, vocab_size)
         self._config = run_folder.config
         accelerator, hidden = run_folder.accelerator, run_folder.config.disable_tqdm
         shown = False if not accelerator.is_main_process else None if hidden is None else not hidden
@@ -183,7 +200,8 @@ class _Monitor:
         for meter in (self._session, self._recent):
             meter.exclude(entry.get("eval_runtime", 0.0))
         now = {"step": self._state.step, "epoch": round(self._plan.epochs_done(self._state.step), 4)}
-        self._state.log_history.append(now | entry)
+        beat = {"unigram_entropy": self._unigram_entropy} if entry.keys() & {"loss", "eval_loss"} else {}
+        self._state.log_history.append(now | entry | beat)
         if self._refresh:
             self._refresh()
 
@@ -194,17 +212,18 @@ class _Monitor:
         self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norms[-1]} | speed)
         self._state.mark_logged()
         self._recent = self._new_meter()
-        summary = f"loss {loss:.3f}, learning rate {learning_rate:.1e}, {speed['tokens_per_second']:,.0f} tokens/s"
+        summary = f"loss {loss:.3f} (unigram entropy {self._unigram_entropy:.3f}), learning rate {learning_rate:.1e}"
+        summary += f", {speed['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(summary)
         if self._is_main_process:
             logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary)
             self._diagnose()
 
     def _diagnose(self) -> None:
-        "Warn if the loss does not fall; the entropy takes a pass over the dataset, so it is computed when needed."
+        "Warn if the loss does not fall below the unigram entropy."
         if should_diagnose(self._state.step, self._plan.total_steps, self._config):
             losses, peak = self._state.recent_losses(), self._config.learning_rate * self._state.learning_rate_factor
-            if advice := diagnose_plateau(losses, self._unigram_entropy(), self._config, peak):
+            if advice := diagnose_plateau(losses, self._unigram_entropy, self._config, peak):
                 logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:

@@ -28,6 +28,7 @@ from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_chec
 from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
 from .config import TrainingConfig
 from .launch import start_trackers
+from .metrics import format_filled_masks
 from .spikes import checkpoints_for_rollback
 from .state import TrainState, make_trainer_state
 
@@ -166,13 +167,22 @@ def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimize
     return f"a checkpoint needs about {needed / 1e6:,.1f} MB, {free}"
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
+_TEXT_TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")  # Those of Accelerate whose `log` takes text
+
+
 @patch
 def save_log(self: RunFolder, state: TrainState) -> None:
     "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
-    numbers = {name: value for entry in entries for name, value in entry.items() if not isinstance(value, dict)}
+    values = {name: value for entry in entries for name, value in entry.items()}
+    numbers = {name: value for name, value in values.items() if not isinstance(value, (dict, list))}
+    filled = format_filled_masks(values.get("filled_masks", []))
+    lines = [f"    {text} -> {found}" for text, _, found in filled]  # Indented: code in Markdown, which keeps `<mask>`
     try:
         self.accelerator.log(numbers, step=state.step)
+        for tracker in self.accelerator.trackers if lines else ():
+            if tracker.name in _TEXT_TRACKERS:
+                tracker.log({"filled_masks": "\n".join(lines)}, step=state.step)
     except Exception as error:  # Trackers raise whatever their servers make them raise
         logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)
     if self.accelerator.is_main_process:

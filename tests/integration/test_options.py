@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
     "report_to",
     "torch_compile",
     "eval_steps",
+    "probe_sentences",
     "fill_batches",
 }  # In the tests of training options, processes, trackers, speed and evaluation
 

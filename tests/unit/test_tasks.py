@@ -394,6 +394,10 @@ def forged(folder: Path, **facts) -> None:
             "bytes instead of 1,000,000,000,000,000,000",
         ),
         ({"files": [[[]]]}, "is damaged"),
+        *(
+            ({"splits": {"train": {"token_counts": counts}}}, "manifest.json has no valid token_counts")
+            for counts in ("1 2", "", [1], "many", "9" * 5_000, "-1 3", "1  2", "\u0661")
+        ),
     ],
 )
 def test_hostile_datasets(work: Path, tmp_path: Path, facts: dict, message: str):

@@ -11,7 +11,7 @@ from IPython.core.formatters import DisplayFormatter
 from transformers import RobertaConfig
 
 from langmlm.train import metrics
-from langmlm.train.metrics import Estimate, History, SpeedMeter, peak_flops, training_flops
+from langmlm.train.metrics import Estimate, History, SpeedMeter, format_filled_masks, peak_flops, training_flops
 
 STEPS = range(100, 2_001, 100)
 ENTRIES = [{"step": step, "epoch": step / 1_000, "loss": 5 + 400 / step, "learning_rate": 1e-4} for step in STEPS]
@@ -54,10 +54,44 @@ def test_plot(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["training loss", "validation loss", "unigram entropy"]
+    assert labels == ["training loss", "validation loss", "unigram entropy: 6.20"]
     assert [text.get_text() for text in axes.texts] == ["rollback to step 700"]
     with pytest.raises(ValueError, match="has not reached its first logging step"):
         History().plot()
+
+
+def test_loss_to_beat(tmp_path):
+    "The latest unigram entropy of the log stands below the table, and is a labeled line in the plot, unless another is given."
+    history = History([ENTRIES[0] | {"unigram_entropy": 7.5}, *ENTRIES[1:3], ENTRIES[3] | {"unigram_entropy": 6.25}, *EVALUATIONS])
+    assert history.unigram_entropy == 6.25 and History(ENTRIES).unigram_entropy is None
+    assert str(history).splitlines()[-1] == "loss to beat: 6.250, the unigram entropy"
+    assert "<caption" in history._repr_html_() and "loss to beat: 6.250, the unigram entropy<" in history._repr_html_()
+    assert "loss to beat" not in str(History(ENTRIES)) and "<caption" not in History(ENTRIES)._repr_html_()
+    for given, label in ((None, "unigram entropy: 6.25"), (5.0, "unigram entropy: 5.00")):
+        (axes,) = history.plot(unigram_entropy=given).axes
+        assert axes.get_legend().get_texts()[-1].get_text() == label
+        assert axes.lines[-1].get_ydata()[0] == float(label.split()[-1])
+    (axes,) = History(ENTRIES).plot().axes
+    assert len(axes.lines) == 1
+
+
+def test_filled_masks():
+    "The latest ones are below the table; text of the model and the user is escaped, and keeps to one line."
+    first = {"sentence": "old <mask>", "predictions": [[["x", 1.0]]]}
+    probe = {"sentence": "A <mask>\nof\t<mask>.", "predictions": [[[" b", 0.5], ["\n", 0.25]], [[" <i>", 0.125]]]}
+    held_out = {"sentence": "a <mask>", "held_out": " c", "predictions": [[[" c", 0.999]]]}
+    entries = [EVALUATIONS[0] | {"filled_masks": [first]}, EVALUATIONS[1] | {"filled_masks": [probe, held_out]}]
+    history = History([*ENTRIES[:3], *entries])
+    assert format_filled_masks([probe]) == [("A <mask> of <mask>.", "", "' b' 50%, '\\n' 25% | ' <i>' 12%")]
+    assert str(history).splitlines()[-4:] == [
+        "",
+        "filled masks at step 1,000:",
+        "A <mask> of <mask>. -> ' b' 50%, '\\n' 25% | ' <i>' 12%",
+        "a <mask> (held out: ' c') -> ' c' 100%",
+    ]
+    html = history._repr_html_()
+    assert "<mask>" not in html and "<i>" not in html and "A &lt;mask&gt; of &lt;mask&gt;." in html and "step 1,000" in html
+    assert "old" not in html and html.count("<table>") == 2 and History(ENTRIES)._repr_html_().count("<table>") == 1
 
 
 def test_live_display_is_not_repeated():
