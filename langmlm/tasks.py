@@ -45,7 +45,7 @@ from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.run_folder import RunFolder, check_run_folder
-from .train.state import TrainState, describe_run, restore_state
+from .train.state import TrainState, describe_run, keep_global_batch, restore_state
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
 logger = logging.getLogger(__name__)
@@ -154,8 +154,9 @@ class MLMTask:
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Validation split; needed with `eval_steps`
     ):
-        self.model, self.tokenizer, self.dataset, self.config = model, tokenizer, dataset, config
+        self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
+        self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         plan = plan_batches(dataset, config, accelerator.num_processes)
         description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
         self.loader, self.validation = _make_loaders(self, validation, plan)
@@ -353,6 +354,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
+    saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     return saved | given
 

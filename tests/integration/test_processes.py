@@ -47,16 +47,17 @@ def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
 
 
-def train_as_one_of(number: int, rank: int, store: Path, given: dict) -> None:
+def train_as_one_of(number: int, rank: int, store: Path, given: dict, stop_at_step: int | None) -> None:
     "Train in a child process."
     join_launch(number, rank, store)
-    tasks.create_mlm(**given).train()
+    tasks.create_mlm(**given).train(stop_at_step)
 
 
-def train_in_processes(number: int, given: dict) -> list[dict]:
+def train_in_processes(number: int, given: dict, stop_at_step: int | None = None) -> list[dict]:
     "Train, and return the log."
-    store = Path(given["training_config"]["output_dir"]).with_suffix(".store")
-    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, store, given)) for r in range(number)]
+    store = Path(given["training_config"]["output_dir"]).with_suffix(f".store-{number}")
+    parts = store, given, stop_at_step
+    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, *parts)) for r in range(number)]
     for process in processes:
         process.start()
     running, deadline = list(processes), time.monotonic() + HANG
@@ -94,6 +95,29 @@ def test_two_processes_equal_one(data, tmp_path: Path):
     for alone, shared in zip(histories[1], histories[2]):
         assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-4)
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_resuming_with_another_number_of_processes(data, tmp_path: Path):
+    "A checkpoint of two processes is resumed by one and by four: the losses are those of the uninterrupted run."
+    given = {name: str(path) for name, path in data.items()}
+    settings = {**SETTINGS, "use_cpu": True, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 100}
+    straight = {**given, "model_config": ARCHITECTURE}
+    straight["training_config"] = {**settings, "output_dir": str(tmp_path / "run")}
+    complete = train_in_processes(2, straight)
+    stop = len(complete) // 2
+    assert stop > 3
+    for number, accumulation in ((1, 4), (4, 1)):
+        folder = tmp_path / f"stopped-{number}"
+        stopped = {**straight, "training_config": {**settings, "output_dir": str(folder)}}
+        train_in_processes(2, stopped, stop)
+        resumed = {**given, "checkpoint_path": str(folder), "training_config": {"output_dir": str(folder)}}
+        history = train_in_processes(number, resumed)
+        saved = json.loads((folder / "trainer_state.json").read_text())["langmlm"]
+        assert (saved["environment"]["processes"], saved["config"]["gradient_accumulation_steps"]) == (number, accumulation)
+        assert [entry["step"] for entry in history] == [entry["step"] for entry in complete]
+        for one, two in zip(history, complete):
+            assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
 
 
 def test_untied_embeddings(data, tmp_path: Path):
