@@ -185,7 +185,8 @@ _FREE = (
 def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], plan: BatchPlan) -> None:
     "Log what may differ from the checkpoint's run, and does."
     saved = trainer_state["langmlm"]
-    decisive = {name: value for name, value in description["environment"].items() if name not in ("python", "batch plan")}
+    others = ("python", "batch plan")
+    decisive = {name: value for name, value in description["environment"].items() if name not in others}
     if saved["environment"].get("batch plan", 1) != plan.version:  # The first version is not in checkpoints
         logger.warning(
             "the checkpoint is from a version of langmlm that shuffled the data differently: the run continues with the "
@@ -228,6 +229,7 @@ def keep_global_batch(
             f"a step of the checkpoint has {batches} micro-batches, which {num_processes} processes cannot share "
             f"equally: resume it with {' or '.join(possible)} processes"
         )
-    message = "resuming with %d processes: gradient_accumulation_steps is %d instead of %d, so the global batch is the same"
-    logger.info(message, num_processes, batches // num_processes, given)
-    return replace(config, gradient_accumulation_steps=batches // num_processes)
+    adapted = batches // num_processes
+    message = "resuming with %d processes: the global batch stays the same with gradient_accumulation_steps=%d, not %d"
+    logger.info(message, num_processes, adapted, given)
+    return replace(config, gradient_accumulation_steps=adapted)
