@@ -114,6 +114,7 @@ def test_device_type():
         assert (device_type(CONFIG), device_type(on_cpu)) == ("cuda", "cpu")
         with patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
             assert device_type(CONFIG) == "cpu"
+        assert device_type(replace(CONFIG, use_cpu=False, n_gpus=0)) == "cpu"
     with patch("torch.accelerator.is_available", lambda: False):
         assert device_type(CONFIG) == "cpu"
 
