@@ -6,9 +6,11 @@
 __all__ = ['pack_sequences', 'random_uniform', 'shuffled_order', 'BatchPlan', 'FlatBatch', 'make_flat_batch']
 
 # %% ../../nbs/data/02_batching.ipynb #b17c9982
+import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ def pack_sequences(
         raise ValueError(f"{found}: raise per_device_train_batch_size")
     ends, bounds, packed = np.cumsum(lengths, dtype=np.int64), [0], 0
     while bounds[-1] < len(lengths):
-        bounds.append(int(np.searchsorted(ends, packed + token_budget, side="right")))
+        bounds.append(int(ends.searchsorted(packed + token_budget, side="right")))
         packed = ends[bounds[-1] - 1]
     return np.array(bounds)
 
@@ -53,20 +55,47 @@ def random_uniform(
     return (random_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
 # %% ../../nbs/data/02_batching.ipynb #e6f11046
+_ROUNDS = 8  # With 4, neighbors stay together measurably often
+
+
 def shuffled_order(
     sequences: int,  # Number of sequences in the dataset
     seed: int,  # 0 or more
     epoch: int,  # From 0
-) -> np.ndarray:  # [sequences] int64, a permutation
-    "Return the order in which an epoch visits the sequences."
-    return np.argsort(random_bits(seed, epoch, np.arange(sequences)), kind="stable")
+    start: int = 0,  # First position
+    stop: int | None = None,  # Position to stop before; None: the end of the epoch
+) -> np.ndarray:  # [stop - start] int64; all positions together are a permutation
+    "Return the sequences that an epoch visits at some positions of its order."
+    side = math.isqrt(max(0, sequences - 1)) + 1  # A position is two digits in base `side`
+    side += side % 2  # If it is odd, only even permutations occur
+    bits = random_bits(seed, epoch, np.arange(_ROUNDS)[:, None], np.arange(side))
+    shifts = ((bits >> np.uint64(32)) * np.uint64(side) >> np.uint64(32)).astype(np.int64)
+    order = _permute(np.arange(start, sequences if stop is None else stop), shifts)
+    while len(outside := np.flatnonzero(order >= sequences)):
+        order[outside] = _permute(order[outside], shifts)
+    return order
 
-# %% ../../nbs/data/02_batching.ipynb #19707eec
+
+def _permute(numbers: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    "Permute the numbers below `side ** 2` by a Feistel network with random `shifts`, [rounds, side] int64."
+    side = shifts.shape[1]
+    left, right = np.divmod(numbers, side)
+    for shift in shifts:
+        left += shift[right]
+        left -= side * (left >= side)
+        left, right = right, left
+    return left * side + right
+
+# %% ../../nbs/data/02_batching.ipynb #988b7b8e
+_CHUNK = 2**20  # Positions in a chunk, about
+_SPREADS = 2  # Standard deviations of the tokens in a chunk that its steps have room for
+
+# %% ../../nbs/data/02_batching.ipynb #6e2c6ae0
 @dataclass(eq=False)  # Compared and hashed by identity
 class BatchPlan:
     "The sequences of every optimizer step of a run, computed on demand for any step."
 
-    lengths: np.ndarray  # [sequences] number of tokens in each
+    lengths: np.ndarray  # [sequences] number of tokens in each, or an object that computes them when it is indexed
     _: KW_ONLY
     seed: int  # Of the shuffle, 0 or more
     token_budget: int  # Maximum number of tokens in a micro-batch
@@ -75,49 +104,84 @@ class BatchPlan:
     num_train_epochs: int  # Passes over the data
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
     packing_ratio: int = 1  # Times as many sequences as configured in a step; the learning rate follows it
+    version: ClassVar[int] = 2  # Stored in checkpoints; changes when the same options give other batches
 
     def __post_init__(self):
-        ends, epoch = [0], 0
-        while ends[-1] < self.max_steps if self.max_steps > 0 else epoch < self.num_train_epochs:
-            batches = len(self._plan_epoch(epoch)[1]) - 1
-            ends.append(ends[-1] + -(-batches // self.batches_per_step))
-            epoch += 1
-        self.epoch_ends = np.array(ends[1:])  # [epochs] steps done when each epoch ends
-        self.total_steps = self.max_steps if self.max_steps > 0 else ends[-1]
-
-    @lru_cache(maxsize=2)  # An epoch and the next
-    def _plan_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        "Return the order of the sequences in an epoch, and the bounds of its micro-batches."
-        order = shuffled_order(len(self.lengths), self.seed, epoch)
-        if self.sequences_per_batch is None:
-            return order, pack_sequences(self.lengths[order], self.token_budget)
-        return order, np.append(np.arange(0, len(order), self.sequences_per_batch), len(order))
+        self.steps_per_epoch = _count_steps(self)
+        self._steps_per_chunk = -(-self.steps_per_epoch // -(-len(self.lengths) // _CHUNK))
+        self.total_steps = self.max_steps if self.max_steps > 0 else self.steps_per_epoch * self.num_train_epochs
 
     def locate(
         self,
         step: int,  # Optimizer steps done before it
     ) -> tuple[int, int]:
         "Return the epoch of a step, and the number of steps before it in that epoch."
-        epoch = int(np.searchsorted(self.epoch_ends, step, side="right"))
-        return epoch, step - int(self.epoch_ends[epoch - 1] if epoch else 0)
+        return divmod(step, self.steps_per_epoch)
 
     def epochs_done(
         self,
         step: int,  # Optimizer steps done
     ) -> float:
         "Return the passes over the data, with their fraction, that a number of steps amounts to."
-        return float(np.interp(step, [0, *self.epoch_ends], range(len(self.epoch_ends) + 1)))
+        return step / self.steps_per_epoch
 
     def batches(
         self,
         step: int,  # Optimizer steps done before it
     ) -> tuple[int, list[np.ndarray]]:
         "Return the epoch of a step, and the sequence indices of each of its micro-batches, over all processes."
-        epoch, step_in_epoch = self.locate(step)
-        order, bounds = self._plan_epoch(epoch)
-        first = step_in_epoch * self.batches_per_step
-        edges = bounds[first : first + self.batches_per_step + 1]
-        return epoch, [order[start:end] for start, end in zip(edges[:-1], edges[1:])]
+        first = self._first_step_of_chunk(step)
+        order, bounds, edges = self._plan_chunk(first)
+        cuts = bounds[edges[step - first] : edges[step - first + 1] + 1]
+        return self.locate(step)[0], [order[start:end] for start, end in zip(cuts[:-1], cuts[1:])]
+
+    def plan_ahead(
+        self,
+        step: int,  # Optimizer steps done before it
+    ) -> None:
+        "Plan the chunk after that of a step, so that `batches` has it ready."
+        first = self._first_step_of_chunk(step)
+        following = first + len(self._plan_chunk(first)[2]) - 1
+        if following < self.total_steps:
+            self._plan_chunk(following)
+
+    def _first_step_of_chunk(self, step: int) -> int:
+        return step - self.locate(step)[1] % self._steps_per_chunk
+
+    @lru_cache(maxsize=2)  # A chunk and the next
+    def _plan_chunk(self, first_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Return the sequences of a chunk in order, the bounds of its micro-batches, and of its steps in these."
+        return _plan_steps(self, *self.locate(first_step), self._steps_per_chunk)
+
+# %% ../../nbs/data/02_batching.ipynb #ef69d4ff
+def _count_steps(plan: BatchPlan) -> int:
+    "Return the number of optimizer steps in an epoch, from the micro-batches of a sample of its sequences."
+    sequences = len(plan.lengths)
+    if plan.sequences_per_batch is not None:
+        return -(-sequences // (plan.sequences_per_batch * plan.batches_per_step))
+    sample = plan.lengths[shuffled_order(sequences, plan.seed, 0, 0, min(sequences, _CHUNK))]
+    batches = len(pack_sequences(sample, plan.token_budget)) - 1
+    if len(sample) < sequences:
+        spread = float(sample.std() / sample.mean()) / math.sqrt(len(sample))
+        batches *= sequences / len(sample) * (1 + _SPREADS * spread)
+    return min(sequences, math.ceil(batches / plan.batches_per_step))
+
+# %% ../../nbs/data/02_batching.ipynb #21ef0ca1
+def _plan_steps(plan: BatchPlan, epoch: int, first: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Plan up to `steps` steps of an epoch, from step `first` of the epoch on."
+    sequences, steps = len(plan.lengths), min(steps, plan.steps_per_epoch - first)
+    if plan.sequences_per_batch is not None:
+        size = plan.sequences_per_batch * plan.batches_per_step
+        order = shuffled_order(sequences, plan.seed, epoch, first * size, min((first + steps) * size, sequences))
+        bounds = np.append(np.arange(0, len(order), plan.sequences_per_batch), len(order))
+        return order, bounds, np.minimum(np.arange(steps + 1) * plan.batches_per_step, len(bounds) - 1)
+    start, stop = (sequences * step // plan.steps_per_epoch for step in (first, first + steps))
+    order = shuffled_order(sequences, plan.seed, epoch, start, stop)
+    bounds = pack_sequences(plan.lengths[order], plan.token_budget)
+    while len(bounds) <= steps:
+        largest = np.argmax(np.diff(bounds))
+        bounds = np.insert(bounds, largest + 1, bounds[largest : largest + 2].sum() // 2)
+    return order, bounds, -(-np.arange(steps + 1) * (len(bounds) - 1) // steps)
 
 # %% ../../nbs/data/02_batching.ipynb #543a0e83
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def prefetch(
     start: int,  # First step
     stop: int | None = None,  # Step to stop before; None: the end of the run
 ) -> Iterator[tuple[StepBatches, float]]:  # Micro-batches, and the seconds spent waiting for them
-    "Load steps in order, one step ahead in a thread of its own."
+    "Load steps in order, one step ahead in a thread, and plan one chunk ahead in another."
     stop = self.plan.total_steps if stop is None else min(stop, self.plan.total_steps)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=2) as pool:
         upcoming = pool.submit(self.load, start) if start < stop else None
         for step in range(start, stop):
             began = perf_counter()
@@ -105,6 +105,7 @@ def prefetch(
             waited = perf_counter() - began
             if step + 1 < stop:
                 upcoming = pool.submit(self.load, step + 1)
+                pool.submit(self.plan.plan_ahead, step + 1)
             yield batches, waited
 
 # %% ../../nbs/data/04_loader.ipynb #2df63c06

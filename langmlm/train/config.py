@@ -96,7 +96,7 @@ class TrainingConfig(_DerivedValues, Options):
     torch_compile: bool | None = None  # Compile the model; None: on a GPU, if the run is long enough to pay for it
     gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, more work
     use_cpu: bool = False  # Train on the CPU even if there is a GPU
-    n_gpus: int | None = None  # Number of processes, one per GPU; None: as many as were launched
+    n_gpus: int | None = None  # Number of processes, one per GPU; 0: use the CPU; None: as many as were launched
     # Loss spikes
     on_loss_spike: str = "rollback"  # "rollback" to a stable checkpoint at half the learning rate, "warn" or "ignore"
     max_rollbacks: int = 5  # Rollbacks before the run stops with an error
@@ -181,7 +181,8 @@ def device_type(
     config: TrainingConfig,  # `use_cpu` and Accelerate's environment override the hardware
 ) -> str:  # "cpu", "cuda", or another device type of PyTorch
     "Return the type of the device that a run uses."
-    if config.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+    on_cpu = config.use_cpu or config.n_gpus == 0 or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if on_cpu or not torch.accelerator.is_available():
         return "cpu"
     return torch.accelerator.current_accelerator().type
 

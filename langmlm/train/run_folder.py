@@ -47,7 +47,7 @@ def should_save(
     "Return whether a checkpoint is due after a step."
     if config.save_strategy == "no":
         return False
-    due = step in plan.epoch_ends if config.save_strategy == "epoch" else step % config.save_steps == 0
+    due = step % (plan.steps_per_epoch if config.save_strategy == "epoch" else config.save_steps) == 0
     return due or step == plan.total_steps
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -47,16 +48,17 @@ def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
 
 
-def train_as_one_of(number: int, rank: int, store: Path, given: dict) -> None:
+def train_as_one_of(number: int, rank: int, store: Path, given: dict, stop_at_step: int | None) -> None:
     "Train in a child process."
     join_launch(number, rank, store)
-    tasks.create_mlm(**given).train()
+    tasks.create_mlm(**given).train(stop_at_step)
 
 
-def train_in_processes(number: int, given: dict) -> list[dict]:
+def train_in_processes(number: int, given: dict, stop_at_step: int | None = None) -> list[dict]:
     "Train, and return the log."
-    store = Path(given["training_config"]["output_dir"]).with_suffix(".store")
-    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, store, given)) for r in range(number)]
+    store = Path(given["training_config"]["output_dir"]).with_suffix(f".store-{number}")
+    parts = store, given, stop_at_step
+    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, *parts)) for r in range(number)]
     for process in processes:
         process.start()
     running, deadline = list(processes), time.monotonic() + HANG
@@ -96,6 +98,30 @@ def test_two_processes_equal_one(data, tmp_path: Path):
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
+def test_resuming_with_another_number_of_processes(data, tmp_path: Path):
+    "A checkpoint of two processes is resumed by one and by four: the losses are those of the uninterrupted run."
+    given = {name: str(path) for name, path in data.items()}
+    settings = {**SETTINGS, "use_cpu": True, "per_device_train_batch_size": 4, "logging_steps": 1, "save_steps": 100}
+    straight = {**given, "model_config": ARCHITECTURE}
+    straight["training_config"] = {**settings, "output_dir": str(tmp_path / "run")}
+    complete = train_in_processes(2, straight)
+    stop = len(complete) // 2
+    assert stop > 3
+    for number, accumulation in ((1, 4), (4, 1)):
+        folder = tmp_path / f"stopped-{number}"
+        stopped = {**straight, "training_config": {**settings, "output_dir": str(folder)}}
+        train_in_processes(2, stopped, stop)
+        resumed = {**given, "checkpoint_path": str(folder), "training_config": {"output_dir": str(folder)}}
+        history = train_in_processes(number, resumed)
+        saved = json.loads((folder / "trainer_state.json").read_text())["langmlm"]
+        assert saved["environment"]["processes"] == number
+        assert saved["config"]["gradient_accumulation_steps"] == accumulation
+        assert [entry["step"] for entry in history] == [entry["step"] for entry in complete]
+        for one, two in zip(history, complete):
+            assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+
+
 def test_untied_embeddings(data, tmp_path: Path):
     "The head then has a bias that nothing uses: DDP must not wait for its gradient. Both processes train to the end."
     losses = []
@@ -120,3 +146,57 @@ def test_a_script_may_exit_at_once(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+START = """
+import sys
+from langmlm import tasks
+
+def main():
+    folder, failing = sys.argv[1:]
+    settings = {"n_gpus": 2, "use_cpu": True, "output_dir": folder, **SETTINGS}
+    task = tasks.create_mlm(**DATA, model_config=ARCHITECTURE, training_config=settings)
+    if failing == "yes":
+        task._arguments["tokenizer"] = "gone"
+    assert [entry["step"] for entry in task.train(stop_at_step=4).log_history] == [3]
+    assert [entry["step"] for entry in task.train().log_history] == [3, 6, 9]
+
+"""
+
+
+def start_script(data, tmp_path: Path, guarded: bool, failing: str = "no") -> subprocess.CompletedProcess:
+    "Run a script that trains with two processes, as a user would start it."
+    settings = {**SETTINGS, "gradient_accumulation_steps": 1, "max_steps": 9, "save_steps": 100}
+    given = {name: str(path) for name, path in data.items()}
+    constants = f"SETTINGS = {settings!r}\nDATA = {given!r}\nARCHITECTURE = {ARCHITECTURE!r}\n"
+    script = tmp_path / "script.py"
+    script.write_text(constants + START + ('if __name__ == "__main__":\n    main()' if guarded else "main()"))
+    command = [sys.executable, script, tmp_path / "run", failing]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
+def test_n_gpus_starts_processes(data, tmp_path: Path):
+    "From a plain script: two processes train, and a further call resumes in two processes."
+    finished = start_script(data, tmp_path, guarded=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    saved = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert saved["global_step"] == 9 and saved["langmlm"]["environment"]["processes"] == 2
+    assert saved["langmlm"]["identity"]["gradient_accumulation_steps x processes"] == 2
+    assert (tmp_path / "run" / "final_model" / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guarded": False}, 'n_gpus starts new processes, which import this script.*\n\nif __name__ == "__main__":\n'),
+        ({"guarded": True, "failing": "yes"}, "RuntimeError: process [01] of 2 failed: .*gone"),
+    ],
+)
+def test_errors_of_started_processes(data, tmp_path: Path, options: dict, message: str):
+    "A script without the guard gets the lines to add; the error of a process is raised in the script."
+    finished = start_script(data, tmp_path, **options)
+    assert finished.returncode == 1 and re.search(message, finished.stderr), finished.stderr[-3000:]
+    assert not (tmp_path / "run").exists()

@@ -64,7 +64,7 @@ def test_sequences_of_the_plan(loader: BatchLoader):
             ids = batch.input_ids.clone()
             ids[batch.masked_positions] = batch.labels
             assert sequences(ids, batch.cu_seqlens) == sorted(loader.dataset[row].tolist() for row in own)
-    first_epoch = range(loader.plan.epoch_ends[0])
+    first_epoch = range(loader.plan.steps_per_epoch)
     assert sum(loader.load(step).tokens for step in first_epoch) == loader.dataset.tokens
 
 

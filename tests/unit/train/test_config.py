@@ -114,6 +114,7 @@ def test_device_type():
         assert (device_type(CONFIG), device_type(on_cpu)) == ("cuda", "cpu")
         with patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
             assert device_type(CONFIG) == "cpu"
+        assert device_type(replace(CONFIG, use_cpu=False, n_gpus=0)) == "cpu"
     with patch("torch.accelerator.is_available", lambda: False):
         assert device_type(CONFIG) == "cpu"
 
@@ -223,8 +224,7 @@ def test_fill_batches():
 def test_long_documents_are_packed_as_before():
     "More than half of `max_length` on average: nothing changes."
     plan, full = plan_batches(LONG, CONFIG), plan_batches(LONG, replace(CONFIG, fill_batches=True))
-    assert vars(plan) | {"epoch_ends": 0} == vars(full) | {"epoch_ends": 0}
-    assert np.array_equal(plan.epoch_ends, full.epoch_ends)
+    assert vars(plan) == vars(full)
 
 
 def test_longest_sequence_fits_the_limited_budget():

@@ -19,6 +19,7 @@ from langmlm.train.launch import (
     StopRequest,
     agree_to_stop,
     check_processes,
+    count_processes,
     explain_inexact,
     make_accelerator,
     signal_exit,
@@ -121,6 +122,36 @@ def test_processes():
         check_processes(replace(CONFIG, n_gpus=64))
     for n_gpus in (None, 0, 1):
         check_processes(replace(CONFIG, n_gpus=n_gpus))
+
+
+GPUS = {"is_available": lambda: True, "current_accelerator": lambda: torch.device("cuda"), "device_count": lambda: 4}
+
+
+@pytest.mark.parametrize(("n_gpus", "expected"), [(None, 1), (0, 1), (1, 1), (2, 2), (4, 4)])
+def test_processes_to_start(monkeypatch: pytest.MonkeyPatch, caplog, n_gpus: int | None, expected: int):
+    "As many as `n_gpus`, but none under a launcher; a warning says so if GPUs are not used by default."
+    monkeypatch.delenv("RANK", raising=False)
+    with patch.multiple("torch.accelerator", **GPUS):
+        assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == expected
+        warnings = ["one of 4 visible GPUs is used: set n_gpus=4 to train on all of them"] if n_gpus is None else []
+        assert caplog.messages == warnings
+        monkeypatch.setenv("RANK", "0")
+        assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == 1
+
+
+def test_more_processes_than_devices(monkeypatch: pytest.MonkeyPatch):
+    "GPUs, CPU cores, or a CPU that was not asked for: the error says what there is."
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert count_processes(replace(CONFIG, n_gpus=2)) == 2
+    with pytest.raises(ValueError, match="n_gpus must be at most the number of CPU cores, 2, got 3"):
+        count_processes(replace(CONFIG, n_gpus=3))
+    with patch.multiple("torch.accelerator", **GPUS):
+        with pytest.raises(ValueError, match="n_gpus must be at most the number of visible GPUs, 4, got 8"):
+            count_processes(replace(CONFIG, use_cpu=False, n_gpus=8))
+    with patch("torch.accelerator.is_available", lambda: False):
+        with pytest.raises(ValueError, match="n_gpus=2, but no GPU is visible: set n_gpus=None, or use_cpu=True"):
+            count_processes(replace(CONFIG, use_cpu=False, n_gpus=2))
 
 
 def test_no_trackers():

@@ -16,7 +16,8 @@ import transformers
 from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import find_starting_point
-from langmlm.train.state import TrainState, describe_run, make_trainer_state, restore_state
+from langmlm.train.config import TrainingConfig
+from langmlm.train.state import TrainState, describe_run, keep_global_batch, make_trainer_state, restore_state
 
 LOSS_HISTORY = 256  # Latest steps whose losses are remembered
 
@@ -259,6 +260,19 @@ def test_another_environment(run: tasks.MLMTask, checkpoint: Path, caplog: pytes
     assert "threads: then 0, now " in message and "python" not in message
 
 
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_another_order_of_the_data(run: tasks.MLMTask, checkpoint: Path, caplog, version: int | None):
+    "A checkpoint of another version of the batch plan, or of the first, which stored none, is resumed with a warning."
+    caplog.set_level("WARNING", "langmlm")
+    trainer_state = deepcopy(find_starting_point(checkpoint).trainer_state)
+    assert trainer_state["langmlm"]["environment"].pop("batch plan") == run.loader.plan.version == 2
+    if version is not None:
+        trainer_state["langmlm"]["environment"]["batch plan"] = version
+    assert restore(run, trainer_state).step == 7
+    (message,) = caplog.messages
+    assert "shuffled the data differently" in message and "some sequences of the present epoch are seen twice" in message
+
+
 def test_what_decides_rounding(start_run: Callable, run: tasks.MLMTask, checkpoint: Path, monkeypatch, caplog):
     "Compiling, also when it is the automatic choice, and the precision of matrix products; on a GPU, CUDA's version."
     caplog.set_level("WARNING", "langmlm")
@@ -302,6 +316,25 @@ def test_loss_scale(run: tasks.MLMTask, checkpoint: Path):
     restore(run, saved)
     restore(run, find_starting_point(checkpoint).trainer_state, accelerator=with_scaler)
     scaler.load_state_dict.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "expected"),
+    [(1, 3, 12), (2, 3, 6), (4, 3, 3), (6, 3, 2), (12, 3, 1), (1, 12, 12), (2, 6, 6), (1, 4, 4), (8, 1, 1)],
+)
+def test_global_batch_is_kept(processes: int, given: int, expected: int):
+    "Twelve micro-batches of four processes; another number of accumulation steps is a choice, and compared later."
+    saved = {"identity": {"gradient_accumulation_steps x processes": 12}, "config": {"gradient_accumulation_steps": 3}}
+    config = TrainingConfig(gradient_accumulation_steps=given)
+    assert keep_global_batch(config, {"langmlm": saved}, processes).gradient_accumulation_steps == expected
+    assert keep_global_batch(config, None, processes) is config
+
+
+def test_processes_that_cannot_share_a_batch():
+    "The error names the possible numbers."
+    saved = {"identity": {"gradient_accumulation_steps x processes": 12}, "config": {"gradient_accumulation_steps": 3}}
+    with pytest.raises(ValueError, match="12 micro-batches, which 8 processes .* with 1 or 2 or 3 or 4 or 6 or 12 proc"):
+        keep_global_batch(TrainingConfig(gradient_accumulation_steps=3), {"langmlm": saved}, 8)
 
 
 def test_restored_state_is_a_copy(run: tasks.MLMTask, checkpoint: Path):
