@@ -81,7 +81,8 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
     has_default = default not in (None, Parameter.empty, ()) and not shown.startswith("<factory")
     options["help"] = f"{comment or ''}{f' [{shown}]' if has_default else ''}".replace("%", "%%")
     action = group.add_argument(f"--{name}" if is_option else name, **options)
-    action.complete = _FILES if PathLike in kinds or not is_option else None
+    if PathLike in kinds or not is_option:
+        action.complete = _FILES
 
 # %% ../nbs/arguments.ipynb #0e86675e
 def add_arguments(

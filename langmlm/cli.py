@@ -152,7 +152,10 @@ def _fill_mask(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    predict = pipeline("fill-mask", model=_find_model(model), top_k=top_k)
+    try:
+        predict = pipeline("fill-mask", model=_find_model(model), top_k=top_k)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"MODEL={model!r} is neither the folder nor the Hub name of a masked language model: {error}") from error
     for line in text:
         found = predict(line.replace("<mask>", predict.tokenizer.mask_token))
         print(line)
@@ -294,7 +297,7 @@ tokenizer {0}/text.txt --vocab_size 4000 --max_length 128 --path_to_save_tokeniz
 train --tokenizer {0}/tokenizer --tokenized_dataset {0}/dataset --output_dir {0}/run --stop_at_step 1000
   --num_hidden_layers 2 --hidden_size 128 --num_attention_heads 2 --intermediate_size 512 --initializer_range 0.06
   --hidden_dropout_prob 0 --attention_probs_dropout_prob 0 --per_device_train_batch_size 4
-  --gradient_accumulation_steps 1 --num_train_epochs 4 --learning_rate 1e-3 --logging_steps 250 --save_steps 1000
+  --gradient_accumulation_steps 1 --num_train_epochs 3 --learning_rate 1e-3 --logging_steps 250 --save_steps 1000
   --save_total_limit 2
 resume {0}/run
 info {0}/run
@@ -307,7 +310,7 @@ def _demo(
     folder: str = "langmlm_demo",  # New folder for all results
     /,
 ) -> int:
-    "Tokenize, train, stop, resume and use a small model, in two minutes."
+    "Tokenize, train, stop, resume and use a small model, which takes a few minutes."
     if os.path.lexists(folder):
         raise FileExistsError(f"FOLDER={folder!r} exists: name a new folder")
     from langmlm.text.corpus import docstrings
@@ -430,7 +433,8 @@ def _show_progress() -> AbstractContextManager:
 def _describe_error(error: Exception) -> list[str]:
     "Describe an error in one line, or the errors of a config in one line each."
     if isinstance(error, ConfigError):
-        return [f"{error.name}: {line}" for line in error.errors]
+        prefix = "" if error.name == "arguments" else f"{error.name}: "
+        return [prefix + line for line in error.errors]
     if isinstance(error, OSError) and error.strerror:
         return [": ".join(str(part) for part in (error.filename, error.strerror) if part)]
     text = " ".join(str(error).split())
@@ -455,8 +459,9 @@ def main(
             status = _COMMANDS[name](*[call.pop(key) for key in first if key in call], **call) or 0
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not str(error):  # Otherwise the training has said how to resume
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # The reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left in the buffer goes nowhere
