@@ -66,7 +66,8 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
     "Add a parameter as an option or a positional argument."
     name, default, kinds = parameter.name, parameter.default, _kinds(parameter.annotation)
     is_needed, is_list = default is Parameter.empty, _is_list(parameter.annotation)
-    is_option = parameter.kind is Parameter.KEYWORD_ONLY or not (is_needed or parameter.kind is Parameter.POSITIONAL_ONLY)
+    may_be_first = is_needed or parameter.kind is Parameter.POSITIONAL_ONLY
+    is_option = parameter.kind is Parameter.KEYWORD_ONLY or not may_be_first
     metavars = {PathLike: "PATH", bool: "BOOL", float: "FLOAT", int: "INT"}
     metavar = next((text for kind, text in metavars.items() if kind in kinds), "TEXT")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
@@ -128,9 +129,7 @@ def read_options(
         errors.append(f"{key!r} belongs into {' or '.join(sections)}" if sections else unknown)
     if errors:
         raise ConfigError(str(file), sorted(errors))
-    made = facts.get("tokenizer_config") or {}  # Says where `langmlm tokenizer` puts its results
-    places = {"tokenizer": made.get("path_to_save_tokenizer"), "tokenized_dataset": made.get("path_to_save_dataset")}
-    return {name: place for name, place in places.items() if place} | facts
+    return facts
 
 # %% ../nbs/arguments.ipynb #a4d4cd32
 def collect_arguments(
@@ -139,7 +138,12 @@ def collect_arguments(
 ) -> dict[str, Any]:  # Arguments of `command`; configs are dicts with the options that are given
     "Merge a configuration file with the command line, which wins, and convert the values."
     facts, call, errors = read_options(given["config"]) if "config" in given else {}, {}, []
-    for name, parameter in signature(command).parameters.items():
+    parameters = signature(command).parameters
+    if "tokenizer_config" not in parameters:  # What `langmlm tokenizer` writes is what the command reads
+        options = facts.get("tokenizer_config") or {}
+        written = {"tokenizer": "path_to_save_tokenizer", "tokenized_dataset": "path_to_save_dataset"}
+        facts = {name: options[option] for name, option in written.items() if option in options} | facts
+    for name, parameter in parameters.items():
         if is_dataclass(parameter.annotation):
             known = signature(parameter.annotation).parameters
             options = (facts.get(name) or {}) | {option: given[option] for option in known if option in given}

@@ -64,8 +64,8 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
     else:
-        config = task.model.config
-        rest = {"model_config": {entry.name: getattr(config, entry.name, entry.default) for entry in fields(ModelConfig)}}
+        names = [entry.name for entry in fields(ModelConfig)]
+        rest = {"model_config": {name: getattr(task.model.config, name) for name in names}}
     absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
     return absolute | rest | {"training_config": training}
 
@@ -155,12 +155,14 @@ def _fill_mask(
     try:
         predict = pipeline("fill-mask", model=_find_model(model), top_k=top_k)
     except (OSError, ValueError) as error:
-        raise ValueError(f"MODEL={model!r} is neither the folder nor the Hub name of a masked language model: {error}") from error
+        problem = "is neither the folder nor the Hub name of a masked language model"
+        raise ValueError(f"MODEL={model!r} {problem}: {error}") from error
     for line in text:
         found = predict(line.replace("<mask>", predict.tokenizer.mask_token))
         print(line)
         for predictions in found if isinstance(found[0], list) else [found]:
-            print(" ", ", ".join(f"{entry['token_str'].strip() or '(space)'} {entry['score']:.1%}" for entry in predictions))
+            tokens = [(entry["token_str"].strip() or "(space)", entry["score"]) for entry in predictions]
+            print(" ", ", ".join(f"{token} {score:.1%}" for token, score in tokens))
 
 
 def _evaluate(model: str, data: str, **options: Any) -> None:
