@@ -16,7 +16,7 @@ help:  ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1: \2/p' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## Train, stop and resume a small model on Python's own docstrings
-	$(BIN)/python examples/demo.py
+	$(BIN)/langmlm demo demo_run
 
 test: $(INSTALLED_DEV)  ## Run every check
 	@$(BIN)/python tools/checks.py

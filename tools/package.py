@@ -14,10 +14,10 @@ from packaging.utils import canonicalize_name
 
 # From the lowest layer up: a module imports from its own layer's sub-package and from lower layers
 LAYERS = (("config", "progress", "disk"), ("text",), ("tokens",), ("data",), ("model",), ("train",), ("probe", "tasks"))
-LAYERS += (("cli", "testing"),)
+LAYERS += (("arguments", "cli", "testing"),)
 NO_FILES = ("model", "data.batching", "data.masking")  # These modules reach nothing that reads files:
 READ_FILES = ("disk", "text", "tokens", "data.dataset")
-MAX_MODULES, MAX_LINES, MAX_PUBLIC_NAMES, MAX_CHAIN = 36, 8_250, 200, 12  # Lines: the aim is 6,000, and this falls toward it
+MAX_MODULES, MAX_LINES, MAX_PUBLIC_NAMES, MAX_CHAIN = 38, 8_250, 200, 12  # Lines: the aim is 6,000, and this falls toward it
 # Imported in notebooks only; on GPUs only, where torch brings it; by `evaluate` only, which has an extra
 OPTIONAL = {"IPython", "triton", "sklearn"}
 
@@ -31,7 +31,7 @@ class Imported(NamedTuple):
 
 def read_package(folder: Path) -> dict[str, str]:
     "The source of every module by its name inside the package, such as `text.files`."
-    files = [path for path in sorted(folder.rglob("*.py")) if path.name not in ("__init__.py", "_modidx.py")]
+    files = [path for path in sorted(folder.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py", "_modidx.py")]
     return {
         ".".join(path.relative_to(folder).with_suffix("").parts): path.read_text(encoding="utf-8") for path in files
     }

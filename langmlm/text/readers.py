@@ -20,11 +20,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..config import DOCUMENTS, ENCODING_ERRORS
 from .files import check_ratio
-
-# %% ../../nbs/text/02_readers.ipynb #ab0c0d78
-DOCUMENTS = ("line", "blank-line", "file")
-ENCODING_ERRORS = ("strict", "replace", "skip")
 
 # %% ../../nbs/text/02_readers.ipynb #01d6caab
 @dataclass(frozen=True)

@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-
-import torch
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, parse_flag_from_env
+from typing import TYPE_CHECKING
 
 from ..config import ConfigError, Options, find_path_error, find_type_errors, show_value
-from ..data.batching import BatchPlan
-from ..data.dataset import TokenizedDataset
-from .optim import OPTIMIZERS, SCHEDULES, choose_precision, learning_rate_scale
+
+if TYPE_CHECKING:
+    from langmlm.data.batching import BatchPlan
+    from langmlm.data.dataset import TokenizedDataset
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
 def _new_run_name() -> str:
@@ -59,7 +57,7 @@ class _DerivedValues:
     def trackers(self) -> list[str]:
         "Names of the trackers to report to."
         names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to)
-        return _INSTALLED_TRACKERS if "all" in names else [name for name in names if name != "none"]
+        return _installed_trackers() if "all" in names else [name for name in names if name != "none"]
 
 # %% ../../nbs/train/01_config.ipynb #2aaf3a68
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +122,13 @@ def _is_epochs(value: float) -> bool:
     return 1 <= value <= 100_000 and value == int(value)
 
 
-RECIPES = ("efficient",)
 def _are_sentences(values: list | tuple) -> bool:
     return len(values) <= 100 and all(isinstance(text, str) and not _SURROGATES.search(text) for text in values)
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters, so that no file can hold them
+RECIPES = ("efficient",)
 _STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
-_CHOICES = {"recipe": RECIPES, "lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
 _RULES = [  # Names of options, check of their value, description of valid values
     ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
     ("per_device_train_batch_size gradient_accumulation_steps", lambda value: 1 <= value <= 10**6, "1 to 1,000,000"),
@@ -145,15 +142,25 @@ _RULES = [  # Names of options, check of their value, description of valid value
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("run_name", bool, "a non-empty string"),
     ("probe_sentences", _are_sentences, "at most 100 strings of valid Unicode"),
-    *((name, known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()),
 ]
-_INSTALLED_TRACKERS = [str(name) for name in get_available_trackers()]
+
+
+def _installed_trackers() -> list[str]:
+    "Return the names of the trackers whose packages are installed."
+    from accelerate.tracking import get_available_trackers
+
+    return [str(name) for name in get_available_trackers()]
 
 # %% ../../nbs/train/01_config.ipynb #76ad83f9
 def _find_errors(config: TrainingConfig) -> list[str]:
     "Return one sentence per invalid value of a config whose types are valid."
-    errors = []
-    for names, is_valid, expected in _RULES:
+    from accelerate.utils import LoggerType
+
+    from langmlm.train.optim import OPTIMIZERS, SCHEDULES, choose_precision
+
+    errors, choices = [], {"recipe": RECIPES, "lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
+    rules = [(name, known.__contains__, f"one of {', '.join(known)}") for name, known in choices.items()]
+    for names, is_valid, expected in _RULES + rules:
         values = {name: getattr(config, name) for name in names.split()}
         invalid = {name: value for name, value in values.items() if value is not None and not is_valid(value)}
         errors += [f"{name} must be {expected}, got {show_value(value)}" for name, value in invalid.items()]
@@ -168,7 +175,7 @@ def _find_errors(config: TrainingConfig) -> list[str]:
     for name in config.trackers:
         if name not in known:
             errors.append(f"report_to must be one of {', '.join(known)}, all, none, got {show_value(name)}")
-        elif name not in _INSTALLED_TRACKERS:
+        elif name not in _installed_trackers():
             errors.append(f"report_to={name!r} needs a package that is not installed: pip install {name}")
     try:
         choose_precision(device_type(config), config.bf16, config.fp16)
@@ -181,6 +188,9 @@ def device_type(
     config: TrainingConfig,  # `use_cpu` and Accelerate's environment override the hardware
 ) -> str:  # "cpu", "cuda", or another device type of PyTorch
     "Return the type of the device that a run uses."
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
     on_cpu = config.use_cpu or config.n_gpus == 0 or parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu or not torch.accelerator.is_available():
         return "cpu"
@@ -220,7 +230,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
 _MAX_PACKING_RATIO = 4
 
 
-def _limit_packing(dataset: TokenizedDataset, config: TrainingConfig) -> tuple[int, int]:
+def _limit_packing(dataset: "TokenizedDataset", config: TrainingConfig) -> tuple[int, int]:
     "Return the token budget of a micro-batch, and how many times as many sequences as configured it holds."
     full = config.per_device_train_batch_size * dataset.max_length
     if config.fill_batches or not config.packing:
@@ -231,11 +241,13 @@ def _limit_packing(dataset: TokenizedDataset, config: TrainingConfig) -> tuple[i
 
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
-    dataset: TokenizedDataset,  # Only `lengths` and `max_length` are used
+    dataset: "TokenizedDataset",  # Only `lengths` and `max_length` are used
     config: TrainingConfig,  # Batch sizes, packing, seed and length of the run are used
     num_processes: int = 1,  # Processes that share each optimizer step
-) -> BatchPlan:
+) -> "BatchPlan":
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
+    from langmlm.data.batching import BatchPlan
+
     batch_size = config.per_device_train_batch_size
     token_budget, packing_ratio = _limit_packing(dataset, config)
     plan = BatchPlan(
@@ -284,6 +296,8 @@ class Arithmetic:
             f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         )
         if self.packing_ratio > 1:
+            from langmlm.train.optim import learning_rate_scale
+
             given = self.learning_rate / learning_rate_scale(self.packing_ratio)
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step"
             text += f", so the peak learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
@@ -301,12 +315,14 @@ class Arithmetic:
 
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
-    dataset: TokenizedDataset,  # Only `lengths` and `tokens` are used
-    plan: BatchPlan,  # From `plan_batches`
+    dataset: "TokenizedDataset",  # Only `lengths` and `tokens` are used
+    plan: "BatchPlan",  # From `plan_batches`
     parameters: int,  # Number of parameters of the model
     config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
+    from langmlm.train.optim import learning_rate_scale
+
     epochs = plan.epochs_done(plan.total_steps)
     steps, batch_size = plan.total_steps, config.per_device_train_batch_size
     size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)

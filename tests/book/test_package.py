@@ -1,7 +1,7 @@
 "The package is what the notebooks export, keeps to its layers and budgets, and installs with what it declares."
 
-import shutil
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from package import (
 )
 from sandbox import ROOT, changes, demand_none, run_command, snapshot, tool
 
+from langmlm.cli import main
+
 PACKAGE = "langmlm"
 SOURCES = read_package(ROOT / PACKAGE)
 
@@ -28,7 +30,8 @@ SOURCES = read_package(ROOT / PACKAGE)
 def test_export_is_fresh(project: Path):
     "The committed package is what the notebooks export."
     before = snapshot(project / PACKAGE)
-    shutil.rmtree(project / PACKAGE)
+    for module in set((project / PACKAGE).rglob("*.py")) - {project / PACKAGE / "__main__.py"}:  # Written by hand
+        module.unlink()
     run_command([tool("nbdev_export")], project, project)
     demand_none(changes(before, snapshot(project / PACKAGE)))
 
@@ -75,6 +78,21 @@ def test_constraints_are_in_step():
     demand_none(pin_problems(requirements, (ROOT / "constraints.txt").read_text(encoding="utf-8")))
 
 
+def test_ruff_finds_nothing():
+    "In scripts, tests and notebooks; `ruff.toml` has the rules."
+    run_command([tool("ruff"), "check", "--no-cache", "."], ROOT)
+
+
+def test_the_command_is_installed():
+    "The entry point and `python -m langmlm` are the same function, the types are part of the package."
+    settings = read_settings(ROOT)
+    (command,) = settings["console_scripts"].split()
+    entry = EntryPoint(*command.split("="), group="console_scripts")
+    assert (entry.name, entry.load()) == (PACKAGE, main)
+    output = run_command([sys.executable, "-m", PACKAGE, "--version"], ROOT, ROOT)
+    assert output.strip() == settings["version"] and (ROOT / PACKAGE / "py.typed").is_file()
+
+
 @pytest.mark.slow
 def test_wheel(project: Path):
     "The built wheel runs DESIGN's example in an empty environment, with the newest fastcore and without nbdev."
@@ -89,3 +107,4 @@ def test_wheel(project: Path):
     empty.mkdir()
     python = install(wheel, constraints, folder / "environment")
     run_command([python, project / "tests" / "integration" / "snippet.py", "--without-nbdev"], empty)
+    assert "commands:" in run_command([python.parent / PACKAGE, "--help"], empty)

@@ -1,0 +1,468 @@
+"The command line: options are the fields of the configs, errors have one line, and the tasks get what was given."
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from fastcore.docments import docments
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from langmlm import cli, tasks
+from langmlm.arguments import collect_arguments, list_options, parse_value, read_options, save_options
+from langmlm.config import ConfigError, ModelConfig, TokenizerConfig
+from langmlm.testing import tiny_run
+from langmlm.train.config import TrainingConfig
+
+SECTIONS = {"tokenizer_config": TokenizerConfig, "model_config": ModelConfig, "training_config": TrainingConfig}
+TRAIN = {"tokenizer": "tokenizer", "tokenized_dataset": "tokenized_dataset", "checkpoint_path": None, "resume": "auto"}
+TRAIN |= {"model_config": {}, "training_config": {}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder with `tokenizer`, `dataset` and a finished `run`; tests leave it as it is."
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_run(folder).train()
+    return folder
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    "What `create_tokenizer` and `create_mlm` are called with, in an empty working directory; they do nothing."
+    found = []
+
+    def create_mlm(**call) -> SimpleNamespace:
+        found.append(call)
+        plan, config = SimpleNamespace(total_steps=10), TrainingConfig(output_dir="run")
+        task = {"config": config, "loader": SimpleNamespace(plan=plan), "model": SimpleNamespace(config=ModelConfig())}
+        task |= {
+            "accelerator": SimpleNamespace(is_main_process=True),
+            "train": lambda stop: found.append({"stop": stop}),
+        }
+        return SimpleNamespace(state=SimpleNamespace(step=10, initial_weights=None), **task)
+
+    def create_tokenizer(*call) -> SimpleNamespace:
+        found.append(call)
+        return SimpleNamespace(config=TokenizerConfig(), train=lambda: "report")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks, "create_mlm", create_mlm)
+    monkeypatch.setattr(tasks, "create_tokenizer", create_tokenizer)
+    return found
+
+
+def fail(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
+    "Run a command that fails; return its exit status and the lines on stderr."
+    capsys.readouterr()
+    try:
+        status = cli.main(words)
+    except SystemExit as ended:
+        status = ended.code
+    return status, capsys.readouterr().err.splitlines()
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("2e-4", float, 2e-4),
+        ("1_000", int, 1_000),
+        ("3", int | float, 3),
+        ("3.0", int | float, 3.0),
+        ("3.5", int, "3.5"),
+        ("True", bool, True),
+        ("false", bool | None, False),
+        ("None", bool | None, None),
+        ("null", int | None, None),
+        ("none", str, "none"),
+        ("no", str, "no"),
+        ("no", bool, "no"),
+        ("1", str | None, "1"),
+        (["0", "2"], tuple | list | None, [0, 2]),
+        (["none"], tuple | list | None, None),
+        (["none"], list | tuple | str, ["none"]),
+        (["1e-3"], Sequence[float], [1e-3]),
+        (["1", "x"], Sequence[int], [1, "x"]),
+    ],
+)
+def test_values(text, annotation, value):
+    "The annotation decides what text becomes; what does not fit stays as it is."
+    parsed = parse_value(text, annotation)
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([TrainingConfig, ModelConfig, TokenizerConfig]),
+    st.dictionaries(
+        st.sampled_from(["run_name", "output_dir", "text_column"]),
+        st.text(
+            st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]),
+            min_size=1,
+            max_size=30,
+        ),
+    ),
+    st.floats(1e-300, 1e300),
+    st.sampled_from(["steps", "epoch", "no"]),
+)
+def test_every_config_survives_a_file(tmp_path_factory, kind, names, rate, strategy):
+    "What is written as YAML is read back as the same config, for every type of option."
+    known = {entry.name for entry in fields(kind)}
+    changes = names | {"learning_rate": rate, "layer_norm_eps": rate, "save_strategy": strategy, "shard": [0, 3]}
+    changes = {"run_name": "2024", "report_to": ["none"]} | changes
+    options = {name: getattr(kind(), name) for name in known} | {n: v for n, v in changes.items() if n in known}
+    options |= {"special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]} if kind is TokenizerConfig else {}
+    section = next(name for name, config in SECTIONS.items() if config is kind)
+
+    def command(**sections):
+        "Take options."
+
+    parameter = signature(cli._train).parameters["model_config"].replace(name=section, annotation=kind)
+    command.__signature__ = signature(command).replace(parameters=[parameter])
+    assume(not {"none", "null", "~"}.intersection(map(str.lower, names.values())))  # No names of folders in a shell
+    file = save_options(tmp_path_factory.mktemp("options"), {section: options})
+    assert collect_arguments(command, {"config": file}) == {section: options}
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [("tokenizer", [TokenizerConfig]), ("train", [ModelConfig, TrainingConfig]), ("resume", [TrainingConfig])],
+)
+def test_help_has_one_line_for_each_field(command: str, kinds: list, capsys: pytest.CaptureFixture):
+    "With the comment of the field."
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    for kind in kinds:
+        comments = docments(kind)
+        for entry in fields(kind):
+            (line,) = [line for line in lines if line.startswith(f"  --{entry.name} ")]
+            assert comments[entry.name] in line
+
+
+def test_names_of_a_command_are_unique():
+    "No option of a command is in two configs."
+    assert not {entry.name for entry in fields(ModelConfig)} & {entry.name for entry in fields(TrainingConfig)}
+    arguments = {*signature(cli._train).parameters} | {*signature(cli._resume).parameters}
+    assert not arguments & {entry.name for kind in SECTIONS.values() for entry in fields(kind)}
+
+
+def test_help_imports_nothing_slow():
+    "The help of all commands that do not need PyTorch for it."
+    program = (
+        "import sys\nfrom langmlm.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+    )
+    program += "print({'torch', 'transformers', 'accelerate', 'datasets', 'numpy', 'matplotlib'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_train_passes_what_is_given(calls: list):
+    "Nothing else, so that a task fills in the defaults."
+    assert cli.main(["train"]) == 0
+    assert calls == [TRAIN, {"stop": None}]
+
+
+def test_spellings_of_options(calls: list, capsys: pytest.CaptureFixture):
+    "Hyphens, `=`, booleans with and without a value, lists."
+    words = "train --hidden-size 64 --learning_rate=1e-3 --bf16 --packing false --report_to tensorboard wandb"
+    assert cli.main([*words.split(), "--fp16=False", "--eval_steps", "none", "--stop-at-step", "5"]) == 0
+    options = {"learning_rate": 1e-3, "bf16": True, "packing": False, "report_to": ["tensorboard", "wandb"]}
+    options |= {"fp16": False, "eval_steps": None}
+    assert calls == [TRAIN | {"model_config": {"hidden_size": 64}, "training_config": options}, {"stop": 5}]
+    assert capsys.readouterr().out == "run/final_model\n"
+
+
+def test_a_model_to_start_from_needs_no_architecture(calls: list):
+    "`model_config` is None unless an option of it is given."
+    cli.main(["train", "--checkpoint_path", "roberta-base", "--resume", "weights"])
+    cli.main(["train", "--checkpoint_path", "roberta-base", "--hidden_size", "768"])
+    assert [call["model_config"] for call in calls[::2]] == [None, {"hidden_size": 768}]
+
+
+def test_tokenizer_arguments(calls: list):
+    "A boolean before the text does not swallow it."
+    assert cli.main(["tokenizer", "--lowercase", "a.txt", "b.txt", "--shard", "0", "2"]) == 0
+    assert cli.main(["tokenizer", "a.txt", "--tokenizer", "old"]) == 0
+    assert calls == [(["a.txt", "b.txt"], {"lowercase": True, "shard": [0, 2]}, None), (["a.txt"], {}, "old")]
+
+
+def test_command_line_wins(calls: list):
+    "Over a configuration file, which is one for all commands."
+    Path("run.yaml").write_text(
+        "data_path: text.txt\ntokenizer_config:\n  path_to_save_tokenizer: t\n  path_to_save_dataset: d\n  vocab_size: 300\n"
+        "training_config:\n  learning_rate: 1e-3\n  save_strategy: no\n  max_steps: 5\nmodel_config:\n"
+    )
+    assert cli.main(["tokenizer", "--config", "run.yaml", "--vocab_size", "400"]) == 0
+    assert cli.main(["train", "--config", "run.yaml", "--max_steps", "6"]) == 0
+    options = {"path_to_save_tokenizer": "t", "path_to_save_dataset": "d", "vocab_size": 400}
+    assert calls[0] == ("text.txt", options, None)
+    training = {"learning_rate": 1e-3, "save_strategy": "no", "max_steps": 6}
+    assert calls[1] == TRAIN | {"tokenizer": "t", "tokenized_dataset": "d", "training_config": training}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rate: 1", "'learning_rate' belongs into training_config"),
+        ("vocab_size: 1", "'vocab_size' belongs into tokenizer_config or model_config"),
+        ("traning_config: {}", "did you mean 'training_config'?"),
+        ("training_config: [1]", "training_config must hold options"),
+        ("- 1", "it must have keys"),
+        ("a: [", "it is not YAML"),
+    ],
+)
+def test_invalid_files(tmp_path: Path, content: str, message: str):
+    "The error names the file and what is wrong."
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_options(tmp_path / "run.yaml")
+    assert message in str(error.value) and "run.yaml is invalid" in str(error.value)
+    assert all("\n" not in line for line in error.value.errors)
+
+
+def test_files_of_options_are_never_overwritten(tmp_path: Path):
+    "The same options again write no file, others the next one."
+    for number in range(12):
+        assert save_options(tmp_path / "run", {"training_config": {"max_steps": number}}).exists()
+        save_options(tmp_path / "run", {"training_config": {"max_steps": number}})
+    saved = list_options(tmp_path / "run")
+    assert [yaml.safe_load(file.read_text())["training_config"]["max_steps"] for file in saved] == list(range(12))
+
+
+def test_resume_takes_the_paths_of_the_run(calls: list):
+    "From the latest options in its folder, also for one of its checkpoints; nothing else is taken from there."
+    Path("run/checkpoint-5").mkdir(parents=True)
+    save_options(Path("run"), {"tokenizer": "first", "tokenized_dataset": "d", "training_config": {"max_steps": 7}})
+    save_options(Path("run"), {"tokenizer": "t", "tokenized_dataset": "d", "training_config": {"max_steps": 7}})
+    for run in ("run", "run/checkpoint-5"):
+        assert cli.main(["resume", run, "--save_steps", "3"]) == 0
+        expected = {"tokenizer": "t", "tokenized_dataset": "d", "training_config": {"save_steps": 3}}
+        assert calls[-2] == expected | {"checkpoint_path": run, "resume": "full"}
+        Path("run/options-3.yaml").unlink()  # Of the session above
+    assert cli.main(["resume", "run", "--tokenized_dataset", "moved"]) == 0
+    assert (calls[-2]["tokenizer"], calls[-2]["tokenized_dataset"]) == ("t", "moved")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --learnin_rate 1", "'learnin_rate' is not an option; did you mean 'learning_rate'?"),
+        ("train --push_to_hub", "upload the folder final_model when the run is done"),
+        ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),
+        ("train text.txt", "unexpected arguments: text.txt"),
+        ("train --hidden_size", "--hidden_size: expected one argument"),
+        ("train --hidden_size many", "model_config: hidden_size must be int, got 'many'"),
+        ("train --stop_at_step soon", "stop_at_step must be a number, got 'soon'"),
+        ("tokenizer", "DATA is missing"),
+        ("fill-mask model text", "TEXT must contain <mask>, got 'text'"),
+        ("fill-mask model <mask> --top_k 0", "top_k must be at least 1, got 0"),
+        ("plot run", "--output"),
+        ("", "name a command"),
+        ("nothing", "invalid choice: 'nothing'"),
+        ("--print_completion sh", "print_completion must be one of"),
+    ],
+)
+def test_wrong_usage(words: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch):
+    "One line on stderr and status 2, before anything is written."
+    monkeypatch.chdir(tmp_path)
+    status, lines = fail(words.split(), capsys)
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith("langmlm") and message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_invalid_options_have_a_line_each(capsys: pytest.CaptureFixture):
+    "Of both configs."
+    status, lines = fail("train --learning_rate -1 --mlm_probability 2 --hidden_size 0".split(), capsys)
+    assert status == 2 and len(lines) == 3
+    assert all(line.startswith("langmlm train: error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("tokenizer no.txt", "no.txt"),
+        ("train", "tokenizer='tokenizer' is neither a tokenizer folder nor a name on the Hub"),
+        ("train --config no.yaml", "no.yaml: No such file or directory"),
+        ("resume nowhere", "RUN='nowhere' is not a folder"),
+        ("resume .", "contains neither a checkpoint nor a model"),
+        ("info nowhere", "PATH='nowhere' is not a folder"),
+        ("info .", "is neither a tokenizer nor a dataset, checkpoint, model or run"),
+        ("fill-mask nowhere <mask>", "MODEL='nowhere' is neither the folder nor the Hub name"),
+        ("plot nowhere --output a.png", "RUN='nowhere' has no log.jsonl"),
+        ("demo .", "FOLDER='.' exists: name a new folder"),
+    ],
+)
+def test_errors(words: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch):
+    "One line on stderr, without a traceback, and status 1."
+    monkeypatch.chdir(tmp_path)
+    status, lines = fail(words.split(), capsys)
+    assert status == 1 and message in lines[-1] and lines[-1].startswith(f"langmlm {words.split()[0]}: error: ")
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_debug_shows_the_traceback(position: str):
+    "Before or after the name of the command."
+    words = ["--debug", "info", "nowhere"] if position == "before" else ["info", "nowhere", "--debug"]
+    with pytest.raises(FileNotFoundError):
+        cli.main(words)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+        (KeyboardInterrupt("stopped after step 3"), 130, []),
+        (SystemExit(143), 143, []),
+        (
+            ConfigError("training_config", ["a", "b"]),
+            2,
+            ["langmlm train: error: training_config: a", "langmlm train: error: training_config: b"],
+        ),
+        (ValueError("first\n  second"), 1, ["langmlm train: error: first second"]),
+        (KeyError("x"), 1, ["langmlm train: error: KeyError: 'x' (--debug shows the traceback)"]),
+        (OSError(28, "No space left on device", "file"), 1, ["langmlm train: error: file: No space left on device"]),
+    ],
+)
+def test_exit_status(error: BaseException, status: int, expected: list[str], capsys, monkeypatch, tmp_path: Path):
+    "Of what a task raises."
+
+    def create_mlm(**call):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks, "create_mlm", create_mlm)
+    assert fail(["train"], capsys) == (status, expected)
+
+
+def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pytest.LogCaptureFixture):
+    "With the command to type."
+    create_mlm = tasks.create_mlm
+
+    def interrupted(**call) -> SimpleNamespace:
+        def train(stop: int | None) -> None:
+            raise KeyboardInterrupt("SIGINT")
+
+        task = create_mlm(**call)
+        task.train = train
+        return task
+
+    monkeypatch.setattr(tasks, "create_mlm", interrupted)
+    assert cli.main(["train"]) == 130
+    assert "to resume: langmlm resume run" in caplog.messages
+
+
+# Results
+
+
+def test_info(finished: Path, capsys: pytest.CaptureFixture):
+    "Every kind of folder is named with its sizes and settings."
+    expected = {
+        "tokenizer": ["kind             ", "tokenizer", "vocab_size", "600"],
+        "dataset": ["dataset", "max_length", "32", "documents", "300"],
+        "run": ["run", "checkpoint-130, final_model", "130 of 130", "learning_rate", "0.002", "num_hidden_layers"],
+        "run/checkpoint-130": ["checkpoint", "130 of 130", "hidden_size"],
+        "run/final_model": ["model", "hidden_size", "32"],
+    }
+    for name, parts in expected.items():
+        assert cli.main(["info", str(finished / name)]) == 0
+        shown = capsys.readouterr().out
+        assert all(part in shown for part in parts), name
+    assert "save_total_limit" not in shown
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "dataset", "run/checkpoint-130", "run"])
+def test_info_finds_damage(finished: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
+    "A changed byte in any file is reported, with status 1."
+    shutil.copytree(finished / name, tmp_path / "copy")
+    largest = max((path for path in (tmp_path / "copy").rglob("*") if path.is_file()), key=os.path.getsize)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert cli.main(["info", str(tmp_path / "copy")]) == 1
+    assert f"{largest.name} has other content" in capsys.readouterr().out
+
+
+def test_info_on_a_damaged_manifest_and_on_other_tools(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "A manifest that cannot be read is damage; none at all leaves the question open."
+    shutil.copytree(finished / "run" / "final_model", tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").write_text("{")
+    assert cli.main(["info", str(tmp_path / "model")]) == 1
+    assert "manifest.json is damaged" in capsys.readouterr().out
+    (tmp_path / "model" / "manifest.json").unlink()
+    assert cli.main(["info", str(tmp_path / "model")]) == 0
+    assert "model without a manifest" in capsys.readouterr().out
+
+
+def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "One curve for each run, with its name; a run without a loss is an error."
+    log = [{"step": step, "loss": 5.0 - step, "eval_loss": 6.0 - step} for step in (1, 2)]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    image = tmp_path / "loss.svg"
+    assert cli.main(["plot", str(finished / "run"), str(tmp_path / "other"), "--output", str(image)]) == 0
+    assert capsys.readouterr().out == f"{image}\n"
+    drawn = image.read_text()
+    assert drawn.count('<g id="line2d_') >= 3 and drawn.startswith("<?xml")
+    (tmp_path / "other" / "log.jsonl").write_text("")
+    assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
+    assert image.read_text() == drawn
+
+
+def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
+    "The folder of a run stands for its final model; every mask has a line."
+    assert cli.main(["fill-mask", str(finished / "run"), "The <mask> of <mask>.", "A <mask>.", "--top_k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "The <mask> of <mask>." and lines[3] == "A <mask>." and len(lines) == 5
+    assert all(line.count("%") == 3 for line in (lines[1], lines[2], lines[4]))
+
+
+def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    "Lists of numbers included."
+    found = {}
+    annotations = signature(cli._documented("evaluate"))
+
+    def evaluate(model, data, **options):
+        found.update(options, model=model, data=data)
+        return "a table"
+
+    evaluate.__signature__ = annotations
+    monkeypatch.setattr("langmlm.probe.evaluate", evaluate)
+    words = f"evaluate {finished / 'run'} data.csv --learning_rates 1e-3 2e-4 --folds 3 --epochs none --seeds 1 2"
+    assert cli.main(words.split()) == 0
+    assert found["model"] == str(finished / "run" / "final_model")
+    assert (found["learning_rates"], found["folds"], found["epochs"], found["seeds"]) == ([1e-3, 2e-4], 3, None, [1, 2])
+    assert capsys.readouterr().out == "a table\n"
+
+
+def test_completion(capsys: pytest.CaptureFixture, tmp_path: Path):
+    "A shell completes commands and options."
+    assert cli.main(["--print_completion", "bash"]) == 0
+    (tmp_path / "completion.bash").write_text(capsys.readouterr().out)
+    words = [("re", 1), ("train --learning_r", 2)]
+    for (typed, position), expected in zip(words, ("resume", "--learning_rate")):
+        program = f"source completion.bash; COMP_WORDS=(langmlm {typed}) COMP_CWORD={position}; _shtab_langmlm"
+        command = ["bash", "-c", f'{program}; echo "${{COMPREPLY[@]}}"']
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout.split() == [expected]
