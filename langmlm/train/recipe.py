@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['tokens_per_step', 'recipe_learning_rate', 'recipe_options', 'mean_tokens_per_step']
 
-# %% ../../nbs/train/11_recipe.ipynb #223aa64d
+# %% ../../nbs/train/11_recipe.ipynb #4962923b
 import math
 from dataclasses import replace
 
 from ..data.dataset import TokenizedDataset
 from .config import TrainingConfig, plan_batches
 
-# %% ../../nbs/train/11_recipe.ipynb #5cf75bb1
-_TOKENS, _TOKENS_PER_STEP = 1e6, 1_024  # A budget, and the tokens of its steps
-_MAX_TOKENS_PER_STEP = 2**19
+# %% ../../nbs/train/11_recipe.ipynb #59a89a2a
+_TOKENS, _TOKENS_PER_STEP = 1e6, 2_048  # A budget, and the tokens of its steps
+_LEAST, _MOST = 1_024, 2**19  # Tokens per step
 _MICRO_BATCH = 16_384  # Tokens that are computed at once; larger steps accumulate gradients
 
 
@@ -25,9 +25,9 @@ def tokens_per_step(
     "Choose the size of a step for a budget."
     if total_tokens is None:
         total_tokens = steps**2 * _TOKENS_PER_STEP**2 / _TOKENS  # Solves steps * tokens_per_step = total_tokens
-    return min(_MAX_TOKENS_PER_STEP, max(_TOKENS_PER_STEP, _TOKENS_PER_STEP * math.sqrt(total_tokens / _TOKENS)))
+    return min(_MOST, max(_LEAST, _TOKENS_PER_STEP * math.sqrt(total_tokens / _TOKENS)))
 
-# %% ../../nbs/train/11_recipe.ipynb #fb63aa9c
+# %% ../../nbs/train/11_recipe.ipynb #636d763b
 def recipe_learning_rate(
     layers: int,  # Of the model
     width: int,  # `hidden_size` of the model
@@ -35,7 +35,7 @@ def recipe_learning_rate(
     "Choose the peak learning rate for a model."
     return 2e-3 * math.sqrt(4 / layers * 256 / width)
 
-# %% ../../nbs/train/11_recipe.ipynb #c54842e1
+# %% ../../nbs/train/11_recipe.ipynb #74e16c11
 _FEW_EPOCHS = 4
 
 
@@ -52,7 +52,8 @@ def recipe_options(
     total = None if steps else config.num_train_epochs * dataset.tokens
     size = tokens_per_step(total, steps)
     training = _choose_batch(config, size / num_processes, dataset)
-    training |= {"fill_batches": True, "mlm_probability": 0.3, "learning_rate": recipe_learning_rate(layers, width)}
+    training |= {"fill_batches": True, "mlm_probability": 0.3, "optim": "muon"}
+    training |= {"learning_rate": recipe_learning_rate(layers, width)}
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
         model |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -73,7 +74,7 @@ def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDatas
         "gradient_accumulation_steps": accumulated,
     }
 
-# %% ../../nbs/train/11_recipe.ipynb #bdbb74bf
+# %% ../../nbs/train/11_recipe.ipynb #244c152a
 def mean_tokens_per_step(
     dataset: TokenizedDataset,  # Only `lengths`, `tokens` and `max_length` are used
     config: TrainingConfig,  # Batch sizes and packing are used
