@@ -175,7 +175,7 @@ def save_options(
 
     heading = f"# The options of this run. Run it again: langmlm train --config FILE\n# langmlm {__version__}\n"
     plain = json.loads(json.dumps(call, default=os.fspath))  # Paths become text, tuples become lists
-    text, saved = heading + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), list_options(run_folder)
+    text, saved = heading + yaml.safe_dump(plain, sort_keys=False), list_options(run_folder)
     if saved and saved[-1].read_text(encoding="utf-8") == text:
         return saved[-1]
     run_folder.mkdir(parents=True, exist_ok=True)

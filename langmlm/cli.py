@@ -72,12 +72,24 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
 
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
+    from langmlm.disk import lock_folder
     from langmlm.tasks import create_mlm
 
-    task = create_mlm(**call)
+    try:
+        task = create_mlm(**call)
+    except ValueError as error:
+        for name in _PATHS:
+            if str(error).startswith(f"{name}={name!r} ") and not os.path.exists(name):
+                remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
+                raise FileNotFoundError(f"there is no folder {name!r} here: {remedy}") from error
+        raise
     folder, is_main = task.config.run_folder, task.accelerator.is_main_process
     if is_main:
-        logger.info("the options are in %s", save_options(folder, _complete_call(task, call)))
+        lock = lock_folder(folder, "output_dir")  # Raises an error if another run uses the folder
+        try:
+            logger.info("the options are in %s", save_options(folder, _complete_call(task, call)))
+        finally:
+            lock.release()
     try:
         task.train(stop_at_step)
     except (KeyboardInterrupt, SystemExit):

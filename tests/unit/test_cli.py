@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from langmlm import cli, tasks
 from langmlm.arguments import collect_arguments, list_options, parse_value, read_options, save_options
 from langmlm.config import ConfigError, ModelConfig, TokenizerConfig
+from langmlm.disk import lock_folder
 from langmlm.testing import tiny_run
 from langmlm.train.config import TrainingConfig
 
@@ -56,6 +57,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         return SimpleNamespace(config=TokenizerConfig(), train=lambda: "report")
 
     monkeypatch.chdir(tmp_path)
+    for name in ("tokenizer", "tokenized_dataset"):
+        (tmp_path / name).mkdir()
     monkeypatch.setattr(tasks, "create_mlm", create_mlm)
     monkeypatch.setattr(tasks, "create_tokenizer", create_tokenizer)
     return found
@@ -302,7 +305,8 @@ def test_several_invalid_options_have_a_line_each(capsys: pytest.CaptureFixture)
     ("words", "message"),
     [
         ("tokenizer no.txt", "no.txt"),
-        ("train", "tokenizer='tokenizer' is neither a tokenizer folder nor a name on the Hub"),
+        ("train", "there is no folder 'tokenizer' here: make it with langmlm tokenizer"),
+        ("train --tokenizer t --tokenized_dataset d", "tokenizer='t' is neither a tokenizer folder nor a name on the Hub"),
         ("train --config no.yaml", "no.yaml: No such file or directory"),
         ("resume nowhere", "RUN='nowhere' is not a folder"),
         ("resume .", "contains neither a checkpoint nor a model"),
@@ -345,15 +349,14 @@ def test_debug_shows_the_traceback(position: str):
         (OSError(28, "No space left on device", "file"), 1, ["langmlm train: error: file: No space left on device"]),
     ],
 )
-def test_exit_status(error: BaseException, status: int, expected: list[str], capsys, monkeypatch, tmp_path: Path):
+def test_exit_status(error: BaseException, status: int, expected: list[str], capsys, monkeypatch):
     "Of what a task raises."
 
     def create_mlm(**call):
         raise error
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tasks, "create_mlm", create_mlm)
-    assert fail(["train"], capsys) == (status, expected)
+    assert fail(["train", "--tokenizer", "t", "--tokenized_dataset", "d"], capsys) == (status, expected)
 
 
 def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pytest.LogCaptureFixture):
@@ -371,6 +374,16 @@ def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pyte
     monkeypatch.setattr(tasks, "create_mlm", interrupted)
     assert cli.main(["train"]) == 130
     assert "to resume: langmlm resume run" in caplog.messages
+
+
+def test_a_folder_in_use_gets_no_options(calls: list, capsys: pytest.CaptureFixture):
+    "Those of the run that uses it stay the latest."
+    lock = lock_folder(Path("run"), "output_dir")
+    status, lines = fail(["train"], capsys)
+    lock.release()
+    assert status == 1 and "output_dir='run' is in use by another run" in lines[-1]
+    assert list_options(Path("run")) == []
+    assert cli.main(["train"]) == 0 and len(list_options(Path("run"))) == 1
 
 
 # Results
