@@ -212,4 +212,4 @@ def unigram_entropy(
     counts[: len(found)] = found
     counts[list(special_ids)] = 0
     shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return abs(float((shares * np.log(shares)).sum()))

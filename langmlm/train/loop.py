@@ -95,8 +95,7 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    watched = _monitor(model, loader, run_folder, state)
-    with run_folder.hold(state.step), stop_on_signals() as stop, watched as monitor:
+    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
