@@ -124,7 +124,7 @@ def test_every_config_survives_a_file(tmp_path_factory, kind, names, rate, strat
     "What is written as YAML is read back as the same config, for every type of option."
     known = {entry.name for entry in fields(kind)}
     changes = names | {"learning_rate": rate, "layer_norm_eps": rate, "save_strategy": strategy, "shard": [0, 3]}
-    changes = {"run_name": "2024", "report_to": ["none"]} | changes
+    changes = {"run_name": "2024", "report_to": ["none"], "probe_sentences": []} | changes
     options = {name: getattr(kind(), name) for name in known} | {n: v for n, v in changes.items() if n in known}
     options |= {"special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]} if kind is TokenizerConfig else {}
     section = next(name for name, config in SECTIONS.items() if config is kind)

@@ -87,7 +87,7 @@ def test_resumed_run_keeps_what_was_chosen(data, tmp_path: Path):
         final.append(task)
     arguments = {"model_config": ARCHITECTURE, "training_config": {"recipe": "efficient"}}
     resumed = tasks.create_mlm(**data, **arguments, checkpoint_path=tmp_path / "parts")
-    chosen = [replace(task.config, output_dir=None, run_name="run", report_to="none") for task in (resumed, final[0])]
+    chosen = [replace(task.config, output_dir=None, run_name="run", report_to="none", probe_sentences=()) for task in (resumed, final[0])]
     assert chosen[0] == chosen[1] and chosen[0].mlm_probability == 0.3
     resumed.train()
     weights = [task.model.state_dict() for task in (final[0], resumed)]
