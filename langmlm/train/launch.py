@@ -111,6 +111,7 @@ def explain_inexact(
 
 # %% ../../nbs/train/04_launch.ipynb #1a0c4e02
 _LAUNCHING = "LANGMLM_LAUNCHING"  # Set while processes are started
+_REPLACED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # PyTorch's launcher handles these
 _UNGUARDED = """n_gpus starts new processes, which import this script, so it must not begin to train when it is imported:
 
 if __name__ == "__main__":
@@ -149,6 +150,7 @@ def launch_processes(
     "Call a function in new processes that are connected, and wait for all; the first error ends them."
     options = {"min_nodes": 1, "max_nodes": 1, "run_id": "langmlm", "max_restarts": 0, "start_method": "spawn"}
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}  # 0: any free port
+    handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
     os.environ[_LAUNCHING] = "1"
     try:
         elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options, **meeting), function)(*args)
@@ -158,6 +160,9 @@ def launch_processes(
         raise RuntimeError(f"process {rank} of {num_processes} failed: {message}") from error
     finally:
         del os.environ[_LAUNCHING]
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 # %% ../../nbs/train/04_launch.ipynb #335da7d5
 @dataclass

@@ -149,8 +149,10 @@ def test_a_script_may_exit_at_once(tmp_path: Path):
 
 
 START = """
-import sys
+import signal, sys
 from langmlm import tasks
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def main():
     folder, failing = sys.argv[1:]
@@ -158,8 +160,10 @@ def main():
     task = tasks.create_mlm(**DATA, model_config=ARCHITECTURE, training_config=settings)
     if failing == "yes":
         task._arguments["tokenizer"] = "gone"
+    before = [signal.getsignal(number) for number in SIGNALS]
     assert [entry["step"] for entry in task.train(stop_at_step=4).log_history] == [3]
     assert [entry["step"] for entry in task.train().log_history] == [3, 6, 9]
+    assert [signal.getsignal(number) for number in SIGNALS] == before  # The launcher of PyTorch replaces them
 
 """
 
