@@ -92,7 +92,7 @@ def test_signals(work: Path, number: int, status: int):
     [
         (["train", "--hiden_size", "3"], 2),
         (["train", *MODEL, "--max_position_embeddings", "10"], 2),
-        (["tokenizer", "my text.txt", "--path_to_save_dataset", "."], 1),
+        (["tokenizer", "missing.txt"], 1),
     ],
 )
 def test_errors_have_one_line(work: Path, words: list[str], status: int):

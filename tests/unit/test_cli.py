@@ -282,7 +282,7 @@ def test_resume_takes_the_paths_of_the_run(calls: list):
         ("plot run", "--output"),
         ("", "name a command"),
         ("nothing", "invalid choice: 'nothing'"),
-        ("--print_completion sh", "print_completion must be one of"),
+        ("--print_completion sh", "invalid choice: 'sh'"),
     ],
 )
 def test_wrong_usage(words: str, message: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch):
