@@ -64,8 +64,8 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
     else:
-        names = [entry.name for entry in fields(ModelConfig)]
-        rest = {"model_config": {name: getattr(task.model.config, name) for name in names}}
+        options = asdict(task.architecture).items()
+        rest = {"model_config": {name: getattr(task.model.config, name, value) for name, value in options}}
     absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
     return absolute | rest | {"training_config": training}
 
