@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
 
-from ..config import TokenizerConfig
+from ..config import SPECIAL_TOKENS, TokenizerConfig  # noqa: F401  Users import both from here, too
 from ..disk import atomic_folder, check_replaceable, hash_json, is_intact
 from ..disk import read_json, write_json, write_manifest
 from ..text.corpus import Corpus
