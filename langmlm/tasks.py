@@ -167,9 +167,8 @@ class MLMTask:
         config: TrainingConfig,
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
-        architecture: ModelConfig | None = None,  # Options of a new model; None: of an existing one
     ):
-        self.model, self.tokenizer, self.dataset, self.architecture = model, tokenizer, dataset, architecture
+        self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         plan = plan_batches(dataset, config, accelerator.num_processes)
@@ -357,10 +356,8 @@ def create_mlm(
         return LaunchedMLMTask(config, given | {"checkpoint_path": checkpoint_path, "resume": resume})
     if start.trainer_state is None:
         config, architecture = _plan_run(config, architecture, shape, loaded, dataset)
-    if model:
-        return MLMTask(model, loaded, dataset, config, start, validation)
-    model = _new_model(architecture, config, loaded, dataset)
-    return MLMTask(model, loaded, dataset, config, start, validation, architecture)
+    model = model or _new_model(architecture, config, loaded, dataset)
+    return MLMTask(model, loaded, dataset, config, start, validation)
 
 # %% ../nbs/tasks.ipynb #90fe3e0d
 def _plan_run(

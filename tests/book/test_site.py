@@ -103,7 +103,8 @@ def test_landing_page_code_runs(tmp_path):
     ]
     small = {
         'data_path="data.txt"': 'data_path="data.txt", tokenizer_config={"vocab_size": 400, "max_length": 32}',
-        '{"hidden_size": 768}': '{"hidden_size": 24, "num_hidden_layers": 1}, training_config={"max_steps": 2, "bf16": False}',
+        '{"hidden_size": 768}': '{"hidden_size": 24, "num_hidden_layers": 1}',
+        '"budget_minutes": 240': '"max_steps": 2, "bf16": False',
     }
     for shown, replacement in small.items():
         assert snippet.count(shown) == 1
