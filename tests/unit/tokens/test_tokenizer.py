@@ -10,7 +10,7 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, RobertaTokenizer
 
-from langmlm.config import ConfigError, find_type_errors
+from langmlm.config import _CHOICES, ConfigError, find_type_errors
 from langmlm.disk import find_damage, is_intact, read_manifest
 from langmlm.text.corpus import TextError, docstrings, open_corpus
 from langmlm.tokens import tokenizer as module
@@ -71,7 +71,7 @@ def test_valid_values():
     assert not find_type_errors(config)
     assert TokenizerConfig(max_train_bytes=2**31 - 1).max_train_bytes < 2**31
     names = {entry.name for entry in fields(TokenizerConfig)}
-    assert set(module._CHOICES) <= names and set(VOCABULARY_OPTIONS) <= names
+    assert set(_CHOICES) <= names and set(VOCABULARY_OPTIONS) <= names
     assert len(ByteLevel.alphabet()) == 256
 
 
