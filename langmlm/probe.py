@@ -446,9 +446,8 @@ def evaluate(
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
     splits = _make_splits(sizes, labels, folds, seeds)
-    runs = _score_all(contenders, splits, labels)
     return Evaluation(
         examples=len(table), train_examples=len(splits[0].train), classes=len(classes), truncated=truncated,
-        scores={name: [run.scores for run in parts] for name, parts in runs.items()},
+        scores={name: [run.scores for run in parts] for name, parts in _score_all(contenders, splits, labels).items()},
         differences={name: _difference(runs["the model"], runs[name]) for name in contenders if name != "the model"},
     )  # fmt: skip

@@ -110,7 +110,7 @@ def detect_loss_spike(
     if spike := _find_spike(state.recent_losses()):
         return spike
     spike = _find_loss_above_uniform(state, vocab_size, warmup_steps)
-    if spike and config.on_loss_spike == "warn":  # The run goes on with this loss: one report is enough
+    if spike and config.on_loss_spike == "warn":  # The run continues: one report is enough
         is_reported = any("loss_spike" in entry and entry["step"] > spike.onset for entry in state.log_history)
         return None if is_reported else spike
     return spike
