@@ -392,8 +392,7 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
 # %% ../nbs/probe.ipynb #f6f6ba60
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[BatchEncoding, int]:
     "Tokenize all texts, once, and count those that are truncated."
-    inputs = tokenizer(texts, verbose=False)
-    truncated = sum(len(ids) > max_length for ids in inputs["input_ids"])
+    truncated = sum(len(ids) > max_length for ids in (inputs := tokenizer(texts, verbose=False))["input_ids"])
     return tokenizer(texts, truncation=True, max_length=max_length) if truncated else inputs, truncated
 
 
@@ -446,8 +445,9 @@ def evaluate(
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
     splits = _make_splits(sizes, labels, folds, seeds)
+    runs = _score_all(contenders, splits, labels)
     return Evaluation(
         examples=len(table), train_examples=len(splits[0].train), classes=len(classes), truncated=truncated,
-        scores={name: [run.scores for run in parts] for name, parts in _score_all(contenders, splits, labels).items()},
+        scores={name: [run.scores for run in parts] for name, parts in runs.items()},
         differences={name: _difference(runs["the model"], runs[name]) for name in contenders if name != "the model"},
     )  # fmt: skip
