@@ -392,7 +392,8 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
 # %% ../nbs/probe.ipynb #f6f6ba60
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[BatchEncoding, int]:
     "Tokenize all texts, once, and count those that are truncated."
-    truncated = sum(len(ids) > max_length for ids in (inputs := tokenizer(texts, verbose=False))["input_ids"])
+    inputs = tokenizer(texts, verbose=False)
+    truncated = sum(len(ids) > max_length for ids in inputs["input_ids"])
     return tokenizer(texts, truncation=True, max_length=max_length) if truncated else inputs, truncated
 
 
@@ -435,12 +436,11 @@ def evaluate(
     classes, labels = np.unique(table.label, return_inverse=True)
     config, weights, tokenizer = _load_encoder(model, len(classes))
     inputs, truncated = _tokenize(tokenizer, table.text.tolist(), _max_length(config, tokenizer))
-    shared = {"tokenizer": tokenizer, "inputs": inputs, "labels": labels, "epochs": epochs, "batch_size": batch_size}
-    fine_tuning = partial(_FineTuning, config, **shared)
+    shared = tokenizer, inputs, labels, epochs, batch_size
     contenders = {
-        "the model": (fine_tuning(weights), learning_rates),
+        "the model": (_FineTuning(config, weights, *shared), learning_rates),
         "bag of words": (_bag_of_words(table.text.tolist(), labels), _REGULARIZATION),
-        "from scratch": (fine_tuning(None), learning_rates),
+        "from scratch": (_FineTuning(config, None, *shared), learning_rates),
         "majority class": (lambda train, test, *_: np.full(len(test), np.bincount(labels[train]).argmax()), (0.0,)),
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
