@@ -64,8 +64,9 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
     else:
-        options = asdict(task.architecture).items()
-        rest = {"model_config": {name: getattr(task.model.config, name, value) for name, value in options}}
+        present = [entry.name for entry in fields(ModelConfig) if hasattr(task.model.config, entry.name)]
+        model = {name: getattr(task.model.config, name) for name in present}
+        rest = {"model_config": (call.get("model_config") or {}) | model}  # The given one has the initialization
     absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
     return absolute | rest | {"training_config": training}
 

@@ -16,7 +16,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 # %% ../../nbs/model/06_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
-_CONTEXTS = 2_048  # Tokens that count as neighbors
+_CONTEXTS = 2_048  # Tokens that count as neighbors, at most
+_CELLS = 2**28  # Of the table, which is 1 GB: fewer contexts with a very large vocabulary
 
 
 def count_neighbors(
@@ -117,7 +118,7 @@ def initialize_from_corpus(
     config, occurrences = model.config, np.zeros(model.config.vocab_size)
     occurrences[: len(counts)] = counts
     occurrences[list(special_ids)] = 0
-    frequent = np.argsort(-occurrences, kind="stable")[:_CONTEXTS]
+    frequent = np.argsort(-occurrences, kind="stable")[: min(_CONTEXTS, _CELLS // (2 * config.vocab_size))]
     table = count_neighbors(blocks, frequent[occurrences[frequent] > 0], config.vocab_size)
     table[list(special_ids)] = 0
     found = embed_neighbors(table, config.hidden_size, config.initializer_range * math.sqrt(config.hidden_size), seed)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['tokens_per_step', 'recipe_learning_rate', 'recipe_options', 'mean_tokens_per_step']
 
-# %% ../../nbs/train/11_recipe.ipynb #4962923b
+# %% ../../nbs/train/11_recipe.ipynb #0252cca8
 import math
 from dataclasses import replace
 
 from ..data.dataset import TokenizedDataset
 from .config import TrainingConfig, plan_batches
 
-# %% ../../nbs/train/11_recipe.ipynb #59a89a2a
+# %% ../../nbs/train/11_recipe.ipynb #72e024bf
 _TOKENS, _TOKENS_PER_STEP = 1e6, 2_048  # A budget, and the tokens of its steps
 _LEAST, _MOST = 1_024, 2**19  # Tokens per step
 _MICRO_BATCH = 16_384  # Tokens that are computed at once; larger steps accumulate gradients
@@ -27,7 +27,7 @@ def tokens_per_step(
         total_tokens = steps**2 * _TOKENS_PER_STEP**2 / _TOKENS  # Solves steps * tokens_per_step = total_tokens
     return min(_MOST, max(_LEAST, _TOKENS_PER_STEP * math.sqrt(total_tokens / _TOKENS)))
 
-# %% ../../nbs/train/11_recipe.ipynb #636d763b
+# %% ../../nbs/train/11_recipe.ipynb #18d2ce54
 def recipe_learning_rate(
     layers: int,  # Of the model
     width: int,  # `hidden_size` of the model
@@ -35,8 +35,9 @@ def recipe_learning_rate(
     "Choose the peak learning rate for a model."
     return 2e-3 * math.sqrt(4 / layers * 256 / width)
 
-# %% ../../nbs/train/11_recipe.ipynb #74e16c11
+# %% ../../nbs/train/11_recipe.ipynb #adbe7068
 _FEW_EPOCHS = 4
+_MUON_TOKENS = 6  # Tokens of a step per unit of width, from which Muon pays
 
 
 def recipe_options(
@@ -52,8 +53,9 @@ def recipe_options(
     total = None if steps else config.num_train_epochs * dataset.tokens
     size = tokens_per_step(total, steps)
     training = _choose_batch(config, size / num_processes, dataset)
-    training |= {"fill_batches": True, "mlm_probability": 0.3, "optim": "muon"}
-    training |= {"learning_rate": recipe_learning_rate(layers, width)}
+    training |= {"fill_batches": True, "mlm_probability": 0.3, "learning_rate": recipe_learning_rate(layers, width)}
+    if size >= _MUON_TOKENS * width:
+        training["optim"] = "muon"
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
         model |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -74,7 +76,7 @@ def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDatas
         "gradient_accumulation_steps": accumulated,
     }
 
-# %% ../../nbs/train/11_recipe.ipynb #244c152a
+# %% ../../nbs/train/11_recipe.ipynb #16f02570
 def mean_tokens_per_step(
     dataset: TokenizedDataset,  # Only `lengths`, `tokens` and `max_length` are used
     config: TrainingConfig,  # Batch sizes and packing are used

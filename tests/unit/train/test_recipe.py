@@ -41,6 +41,14 @@ def test_steps_have_the_chosen_size(tokens: int, epochs: int, processes: int):
     )
 
 
+def test_muon_needs_large_steps():
+    "Its cost does not depend on the tokens of a step."
+    config = TrainingConfig(num_train_epochs=1)
+    assert "optim" not in recipe_options(config, 4, 256, make_corpus(300_000))[0]
+    assert recipe_options(config, 4, 256, make_corpus(3_000_000))[0]["optim"] == "muon"
+    assert "optim" not in recipe_options(config, 12, 768, make_corpus(3_000_000))[0]
+
+
 def test_max_steps_and_tokens_lead_to_the_same_step():
     for tokens in (1e6, 3e7, 1e9):
         assert tokens_per_step(None, tokens / tokens_per_step(tokens)) == pytest.approx(tokens_per_step(tokens))
