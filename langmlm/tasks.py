@@ -13,13 +13,13 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -57,7 +57,7 @@ from .train.launch import count_processes, explain_inexact, launch_processes, ma
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
-from .train.recipe import mean_tokens_per_step, recipe_options, tokens_per_step
+from .train.recipe import plan_run, sample_blocks
 from .train.run_folder import RunFolder, check_run_folder
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
 
@@ -330,89 +330,35 @@ def create_mlm(
     training_config: dict | TrainingConfig | None = None,  # Options of `TrainingConfig`
     checkpoint_path: str | PathLike | None = None,  # Checkpoint or run folder to resume, or a model to start from
     resume: str = "auto",  # "auto": as the path suggests; "full": resume or raise an error; "weights": a new run
-) -> "MLMTask | LaunchedMLMTask":  # Call its `train` method; the second starts `n_gpus` processes
+) -> MLMTask:  # Call its `train` method; with `n_gpus`, a `LaunchedMLMTask`, which starts processes
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
-    tokenizer, tokenized_dataset = map(os.path.expanduser, (tokenizer, tokenized_dataset))
-    checkpoint_path = None if checkpoint_path is None else os.path.expanduser(checkpoint_path)
+    tokenizer, tokenized_dataset, checkpoint_path = map(_expand_user, (tokenizer, tokenized_dataset, checkpoint_path))
     start = find_starting_point(checkpoint_path, resume)
     architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
     config = _expand_home(config)
     check_run_folder(config.run_folder, start)
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
     _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
-    loaded, dataset = load_tokenizer(tokenizer), open_dataset(tokenized_dataset)
-    optional = bool(config.probe_sentences)
-    validation = open_dataset(tokenized_dataset, "validation", optional) if config.eval_steps else None
-    for split in filter(None, (dataset, validation)):
-        check_tokenizer(split, loaded)
+    loaded = load_tokenizer(tokenizer)
+    dataset, validation = _open_splits(tokenized_dataset, config, loaded)
     model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
     shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
-    name = f"checkpoint_path={start.weights!r}" if model else "model_config"
-    _check_validation_lengths(name, shape, loaded, validation)
+    _check_validation_lengths(start, shape, loaded, validation)
     if count_processes(config) > 1:
-        given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "model_config": model_config}
-        return LaunchedMLMTask(config, given | {"checkpoint_path": checkpoint_path, "resume": resume})
+        return LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
     if start.trainer_state is None:
-        config, architecture = _plan_run(config, architecture, shape, loaded, dataset)
+        make_trial = partial(_make_trial, shape, loaded, dataset)
+        config, architecture = plan_run(config, architecture, shape, dataset, make_trial)
     model = model or _new_model(architecture, config, loaded, dataset)
     return MLMTask(model, loaded, dataset, config, start, validation)
 
-# %% ../nbs/tasks.ipynb #90fe3e0d
-def _plan_run(
-    config: TrainingConfig,
-    architecture: ModelConfig,
-    shape: RobertaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: TokenizedDataset,
-) -> tuple[TrainingConfig, ModelConfig]:
-    "Replace `recipe` and `budget_minutes` by the options that they lead to."
-    if config.recipe is None and config.budget_minutes is None:
-        return config, architecture
-    processes = make_accelerator(config).num_processes
-
-    def choose(max_steps: int | None) -> tuple[TrainingConfig, ModelConfig]:
-        if config.recipe is None:
-            return config, architecture
-        sizes = shape.num_hidden_layers, shape.hidden_size
-        training, model = recipe_options(config, *sizes, dataset, processes, max_steps)
-        return config.fill_in(training), architecture.fill_in(model)
-
-    if config.budget_minutes is None:
-        planned, model = choose(None)
-    else:
-        trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, eval_steps=None)
-        tokens = _affordable_tokens(MLMTask(build_model(shape, config.seed), tokenizer, dataset, trial), config)
-        planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
-        steps = max(1, int(tokens / mean_tokens_per_step(dataset, planned, processes)))
-        planned = replace(planned, budget_minutes=None, max_steps=steps)
-    _log_choices((config, planned), (architecture, model))
-    return planned, model
-
-
-_TRIAL_STEPS = 1_000  # Of the run that is measured; a recipe chooses its batch size by them
-
-
-def _affordable_tokens(task: MLMTask, config: TrainingConfig) -> float:
-    "Measure how many tokens all processes can train on in `budget_minutes`."
-    seconds = torch.tensor(task.estimate().seconds_per_step, device=task.accelerator.device)
-    slowest = task.accelerator.gather(seconds[None]).max().item()
-    return task.arithmetic().tokens_per_step * config.budget_minutes * 60 / slowest
-
-
-def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConfig, ModelConfig]) -> None:
-    "Log the options that differ between what was given and what is planned."
-    changed = [
-        f"{entry.name}={show_value(getattr(planned, entry.name))}"
-        for given, planned in pairs
-        for entry in fields(given)
-        if getattr(given, entry.name) != getattr(planned, entry.name)
-    ]
-    logger.info("planned: %s", ", ".join(changed) or "all options were given")
-
 # %% ../nbs/tasks.ipynb #c7cf64c8
-_SAMPLED_TOKENS = 20_000_000  # Enough to count the neighbors of tokens
+def _make_trial(
+    shape: RobertaConfig, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset, config: TrainingConfig
+) -> MLMTask:
+    return MLMTask(build_model(shape, config.seed), tokenizer, dataset, config)
 
 
 def _new_model(
@@ -421,20 +367,34 @@ def _new_model(
     "Create a model with the initial weights that its config asks for."
     model = build_model(roberta_config(architecture, tokenizer, dataset.max_length), config.seed)
     if architecture.initialization == "corpus":
-        count = min(len(dataset), math.ceil(_SAMPLED_TOKENS * len(dataset) / dataset.tokens))
-        rows = np.array_split(np.linspace(0, len(dataset) - 1, count).astype(np.int64), math.ceil(count / 1_000))
-        sample = ((dataset.flat(part), dataset.lengths[part]) for part in rows)
-        logger.info("initial weights are computed from %s sequences", f"{count:,}")
+        sample = sample_blocks(dataset)
         initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, config.seed)
     return model
 
 # %% ../nbs/tasks.ipynb #daa141a7
+def _expand_user(path: str | PathLike | None) -> str | None:
+    return path if path is None else os.path.expanduser(path)
+
+
+def _open_splits(
+    folder: str, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+    "Open the training split, and the validation split if there are evaluations; both must suit the tokenizer."
+    optional = bool(config.probe_sentences)
+    validation = open_dataset(folder, "validation", optional) if config.eval_steps else None
+    splits = open_dataset(folder), validation
+    for split in filter(None, splits):
+        check_tokenizer(split, tokenizer)
+    return splits
+
+
 def _check_validation_lengths(
-    name: str, config: RobertaConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
+    start: StartingPoint, config: RobertaConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
 ) -> None:
     "Raise an error if the model has too few positions for a sequence of the validation split."
     errors = find_mismatches(config, tokenizer, int(validation.lengths.max())) if validation else []
     if errors:
+        name = "model_config" if start.weights is None else f"checkpoint_path={start.weights!r}"
         raise ConfigError(name, [f"for the split 'validation', {error}" for error in errors])
 
 # %% ../nbs/tasks.ipynb #a85dfc86

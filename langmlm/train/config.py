@@ -297,10 +297,9 @@ class Arithmetic:
         )
         if self.packing_ratio > 1:
             from langmlm.train.optim import learning_rate_scale
-
+            text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step, so the peak"
             given = self.learning_rate / learning_rate_scale(self.packing_ratio)
-            text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step"
-            text += f", so the peak learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
+            text += f" learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
         return text
 
     def advice(self) -> str | None:
@@ -310,8 +309,8 @@ class Arithmetic:
         if self.by_max_steps or smaller == self.batch_size:
             remedy = f"raise {'max_steps' if self.by_max_steps else 'num_train_epochs'}"
         remedy += "" if self.by_recipe else ", or let recipe='efficient' choose"
-        advice = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more): {remedy}"
-        return advice if self.steps < _FEW_STEPS else None
+        few = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more)"
+        return f"{few}: {remedy}" if self.steps < _FEW_STEPS else None
 
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(

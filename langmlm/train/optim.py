@@ -66,7 +66,7 @@ def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], s
         result = a * result + (b * gram + c * gram @ gram) @ result
     return (result.mT if wide is not matrices else result).to(matrices.dtype)
 
-
+# %% ../../nbs/train/02_optim.ipynb #79e9e9a9
 class _StackedMuon(Muon):
     "PyTorch's Muon, computed for all matrices of a shape together."
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langmlm import tasks
 from langmlm.config import ConfigError
 from langmlm.train.config import TrainingConfig, plan_batches
-from langmlm.train.recipe import mean_tokens_per_step, recipe_options, tokens_per_step
+from langmlm.train.recipe import _mean_tokens_per_step, recipe_options, tokens_per_step
 
 RECIPE = {"recipe": "efficient", "bf16": False, "disable_tqdm": True}
 
@@ -36,7 +36,7 @@ def test_steps_have_the_chosen_size(tokens: int, epochs: int, processes: int):
     assert abs(rows - wanted) <= processes * chosen.gradient_accumulation_steps or rows == processes
     assert chosen.per_device_train_batch_size * corpus.max_length <= 16_384
     plan = plan_batches(corpus, chosen, processes)
-    assert mean_tokens_per_step(corpus, chosen, processes) == pytest.approx(
+    assert _mean_tokens_per_step(corpus, chosen, processes) == pytest.approx(
         corpus.tokens * epochs / plan.total_steps, rel=0.01
     )
 
@@ -115,7 +115,7 @@ def test_existing_model_keeps_its_weights(data, tmp_path: Path):
 @pytest.mark.parametrize("recipe", [None, "efficient"])
 def test_budget_becomes_steps(data, tmp_path: Path, recipe: str | None, caplog: pytest.LogCaptureFixture):
     config = {"recipe": recipe, "budget_minutes": 0.05, "output_dir": tmp_path / "run", "bf16": False}
-    with caplog.at_level(logging.INFO, "langmlm.tasks"):
+    with caplog.at_level(logging.INFO, "langmlm.train.recipe"):
         task = tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=config)
     assert task.config.max_steps >= 1 and task.config.budget_minutes is None
     assert f"max_steps={task.config.max_steps}" in caplog.text
