@@ -12,13 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..config import ConfigError, Options, find_path_error, find_type_errors, show_value
-
-if TYPE_CHECKING:
-    from langmlm.data.batching import BatchPlan
-    from langmlm.data.dataset import TokenizedDataset
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
 def _new_run_name() -> str:
@@ -230,7 +226,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
 _MAX_PACKING_RATIO = 4
 
 
-def _limit_packing(dataset: "TokenizedDataset", config: TrainingConfig) -> tuple[int, int]:
+def _limit_packing(dataset: Any, config: TrainingConfig) -> tuple[int, int]:
     "Return the token budget of a micro-batch, and how many times as many sequences as configured it holds."
     full = config.per_device_train_batch_size * dataset.max_length
     if config.fill_batches or not config.packing:
@@ -241,10 +237,10 @@ def _limit_packing(dataset: "TokenizedDataset", config: TrainingConfig) -> tuple
 
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
-    dataset: "TokenizedDataset",  # Only `lengths` and `max_length` are used
+    dataset: Any,  # `TokenizedDataset`: only `lengths` and `max_length` are used
     config: TrainingConfig,  # Batch sizes, packing, seed and length of the run are used
     num_processes: int = 1,  # Processes that share each optimizer step
-) -> "BatchPlan":
+) -> Any:  # `BatchPlan`
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
     from langmlm.data.batching import BatchPlan
 
@@ -314,8 +310,8 @@ class Arithmetic:
 
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
-    dataset: "TokenizedDataset",  # Only `lengths` and `tokens` are used
-    plan: "BatchPlan",  # From `plan_batches`
+    dataset: Any,  # `TokenizedDataset`: only `lengths` and `tokens` are used
+    plan: Any,  # `BatchPlan`, from `plan_batches`
     parameters: int,  # Number of parameters of the model
     config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
 ) -> Arithmetic:

@@ -118,7 +118,7 @@ def test_training_config(place: Path, given_options: dict):
     arguments = {"tokenizer": "tokenizer", "tokenized_dataset": "dataset", "model_config": ARCHITECTURE}
     task = call(tasks.create_mlm, place, **arguments, training_config=config)
     if task is not None:
-        assert isinstance(task, tasks.LaunchedMLMTask) or 0 < task.arithmetic().steps <= 10**9
+        assert isinstance(task, tasks._LaunchedMLMTask) or 0 < task.arithmetic().steps <= 10**9
         for name, value in given_options.items():
             assert getattr(task.config, name) == value
 
