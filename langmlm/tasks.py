@@ -20,7 +20,6 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer

@@ -145,7 +145,7 @@ def plan_run(
         trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, **unevaluated)
         tokens = _affordable_tokens(make_trial(trial), config.budget_minutes)
         planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
-        steps = max(1, int(tokens / _mean_tokens_per_step(dataset, planned, processes)))
+        steps = min(10**9, max(1, int(tokens / _mean_tokens_per_step(dataset, planned, processes))))
         planned = replace(planned, budget_minutes=None, max_steps=steps)
     _log_choices((config, planned), (architecture, model))
     return planned, model

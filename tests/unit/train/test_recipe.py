@@ -125,7 +125,7 @@ def test_budget_becomes_steps(data, tmp_path: Path, recipe: str | None, caplog: 
 def test_budget_with_other_lengths():
     with pytest.raises(ConfigError, match="leave out max_steps=5"):
         TrainingConfig(budget_minutes=3, max_steps=5)
-    with pytest.raises(ConfigError, match="budget_minutes must be above 0, got 0"):
+    with pytest.raises(ConfigError, match="budget_minutes must be above 0 and at most 10,000,000, got 0"):
         TrainingConfig(budget_minutes=0)
     with pytest.raises(ConfigError, match="recipe must be one of efficient, got 'fast'"):
         TrainingConfig(recipe="fast")
