@@ -97,11 +97,8 @@ def train(work: Path, config: dict, model: dict, seconds: float, folder: str) ->
     per_step, size = cpu_seconds(lambda: trial.estimate(8)) / 9, trial.arithmetic().tokens_per_step
     tokens = seconds / per_step * size
     steps = max(1, round(tokens / (tokens_per_step(tokens) if "recipe" in config else size)))
-    task = make_task(work, config | {"max_steps": steps}, model, folder)
-    every = max(1, steps // POINTS)
-    validation = task.validation
-    task = make_task(work, config | {"max_steps": steps, "eval_steps": every}, model, folder)
-    evaluation = cpu_seconds(lambda: evaluate(task.module, validation, task.accelerator))
+    task = make_task(work, config | {"max_steps": steps, "eval_steps": max(1, steps // POINTS)}, model, folder)
+    evaluation = cpu_seconds(lambda: evaluate(task.module, task.validation, task.accelerator))
     began = time.process_time()
     log = [entry for entry in task.train().log_history if "eval_loss" in entry]
     used, size = time.process_time() - began - evaluation * len(log), task.arithmetic().tokens_per_step

@@ -97,6 +97,10 @@ def _clean_up(path: str | PathLike) -> None:
 _PATHS = ("path_to_save_tokenizer", "path_to_save_dataset", "output_dir", "logging_dir")
 
 
+def _expand_user(path: str | PathLike | None) -> str | None:
+    return path if path is None else os.path.expanduser(path)
+
+
 def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | TrainingConfig:
     "Replace `~` in the paths of a config."
     paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
@@ -133,7 +137,7 @@ def create_tokenizer(
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
     config = _expand_home(make_config(TokenizerConfig, "tokenizer_config", tokenizer_config))
-    tokenizer = None if tokenizer is None else os.path.expanduser(tokenizer)
+    tokenizer = _expand_user(tokenizer)
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
     _check_overlaps(written, {"data_path": _named_paths(data_path), "tokenizer": used})
@@ -358,20 +362,15 @@ def _make_trial(
     return MLMTask(build_model(shape, config.seed), tokenizer, dataset, config)
 
 # %% ../nbs/tasks.ipynb #daa141a7
-def _expand_user(path: str | PathLike | None) -> str | None:
-    return path if path is None else os.path.expanduser(path)
-
-
 def _open_splits(
     folder: str, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     "Open the training split, and the validation split if there are evaluations; both must suit the tokenizer."
-    optional = bool(config.probe_sentences)
+    dataset, optional = open_dataset(folder), bool(config.probe_sentences)
     validation = open_dataset(folder, "validation", optional) if config.eval_steps else None
-    splits = open_dataset(folder), validation
-    for split in filter(None, splits):
+    for split in filter(None, (dataset, validation)):
         check_tokenizer(split, tokenizer)
-    return splits
+    return dataset, validation
 
 
 def _check_validation_lengths(

@@ -91,7 +91,10 @@ class _StackedMuon(Muon):
 
     def _momentum(self, weight: Tensor) -> Tensor:
         "Return the momentum of a weight, zero at first."
-        return self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        return state["momentum_buffer"]
 
 # %% ../../nbs/train/02_optim.ipynb #e5dc03fb
 class _MuonWithAdamW(Optimizer):
