@@ -28,6 +28,7 @@ from workloads import PEERS, train_job
 
 SEED = 42
 POINTS = 12  # Of a learning curve
+TYPICAL_STEPS = 1_000  # Of the run whose speed is measured; a recipe chooses the size of a step by them
 SEEDS = (0, 1, 2)  # Of the fine-tuning
 
 
@@ -278,13 +279,20 @@ def pretrain_all(preset: Preset, options: dict, prepared: dict, place: Place, pi
     changes = {"options": options}
     settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options}
     speed = pieces.get("speed", settings, lambda: measure_speed("langmlm", preset, prepared, place, changes))
-    per_step, step_tokens = speed["seconds"] / speed["steps"], speed["tokens"] / speed["steps"]
-    steps = whole_points(preset.minutes * 60 / per_step if preset.minutes else preset.tokens / step_tokens)
+    steps = whole_points(count_steps(preset, speed, bool(options.get("recipe"))))
     yield "langmlm", (own := make("langmlm", "langmlm", steps, changes))
     steps = whole_points(own["tokens"] / rows)
     yield "trainer-same-tokens", (same := make("trainer-same-tokens", trainer(preset), steps, {}))
     steps = whole_points(steps * own["seconds"] / same["seconds"])
     yield "trainer-same-time", make("trainer-same-time", trainer(preset), steps, {})
+
+
+def count_steps(preset: Preset, speed: dict, by_recipe: bool) -> float:
+    "Return the steps of a budget of time or tokens; a recipe makes the steps of a longer run larger."
+    from langmlm.train.recipe import tokens_per_step
+
+    tokens = preset.minutes * 60 * speed["tokens"] / speed["seconds"] if preset.minutes else preset.tokens
+    return tokens / (tokens_per_step(tokens) if by_recipe else speed["tokens"] / speed["steps"])
 
 
 def whole_points(steps: float) -> int:
@@ -307,12 +315,12 @@ def training_job(name: str, peer: str, preset: Preset, steps: int, prepared: dic
 
 def measure_speed(peer: str, preset: Preset, prepared: dict, place: Place, changes: dict) -> dict:
     "Return steps, tokens and seconds of a short run."
-    steps = 4 * POINTS
-    job = training_job("speed", peer, preset, steps, prepared, place, changes)
+    steps = 2 * POINTS
+    job = training_job("speed", peer, preset, TYPICAL_STEPS, prepared, place, changes) | {"logging_steps": steps}
     with Contender(place, PEERS[peer].environment, PEERS[peer].script, job) as contender:
         contender.receive()
-        contender.ask(do="round", steps=steps // 2)
-        return contender.ask(do="round", steps=steps // 2)["round"]
+        contender.ask(do="round", steps=steps)
+        return contender.ask(do="round", steps=steps)["round"]
 
 
 def pretrain(name: str, peer: str, preset: Preset, steps: int, prepared: dict, place: Place, changes: dict) -> dict:
