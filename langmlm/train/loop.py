@@ -221,8 +221,7 @@ class _Monitor:
     def _diagnose(self) -> None:
         "Warn if the loss does not fall below the unigram entropy."
         if should_diagnose(self._state.step, self._plan.total_steps, self._config):
-            losses, peak = self._state.recent_losses(), self._config.learning_rate * self._state.learning_rate_factor
-            if advice := diagnose_plateau(losses, self._unigram_entropy, self._config, peak):
+            if advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, self._config):
                 logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:

@@ -206,7 +206,6 @@ def diagnose_plateau(
     losses: Sequence[Sequence[float]],  # Step and mean loss of the latest steps
     unigram_entropy: float,  # In nats, of the training split
     config: TrainingConfig,  # Its settings are named
-    learning_rate: float,  # Peak, after rollbacks
 ) -> str | None:
     "Say which settings to change if the loss has not fallen below the unigram entropy, else return None."
     latest = [loss for _, loss in losses[-max(_WINDOWS) :]]
@@ -216,8 +215,8 @@ def diagnose_plateau(
     more = (
         "take more steps: raise num_train_epochs or max_steps, or lower per_device_train_batch_size="
         f"{config.per_device_train_batch_size} or gradient_accumulation_steps={config.gradient_accumulation_steps}"
-    )
-    rate = f"learning_rate={learning_rate:g}"
+    ) + ("" if config.recipe else "; recipe='efficient' chooses these settings")
+    rate = f"learning_rate={config.learning_rate:g}"
     if np.mean(latest) > (1 + _MIN_GAIN) * unigram_entropy:
         return f"{found}: the model knows less than the token frequencies. {rate} may be too high or too low; else {more}"
     return f"{found}: the model predicts by token frequency alone. Raise {rate}, or {more}"
