@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from .data.loader import BatchLoader, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
+from .model.memory import StepMemory, is_out_of_memory, measure_memory
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
@@ -48,7 +50,7 @@ from langmlm.train.checkpoint import (
     load_model,
     load_optimizer,
 )
-from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
+from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import count_processes, explain_inexact, launch_processes, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
@@ -105,7 +107,7 @@ def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | 
     "Replace `~` in the paths of a config."
     paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
     changed = {name: home for name, path in paths.items() if (home := os.path.expanduser(path)) != os.fspath(path)}
-    return replace(config, **changed) if changed else config
+    return config.change(**changed) if changed else config
 
 
 def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
@@ -153,7 +155,7 @@ def create_tokenizer(
         logger.warning(message, str(tokenizer), ", ".join(ignored))
     loaded = load_tokenizer(tokenizer)
     if not isinstance(tokenizer_config, TokenizerConfig) and "max_length" not in given:
-        config = replace(config, max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
+        config = config.change(max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
     return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/tasks.ipynb #f289f0cc
@@ -197,6 +199,13 @@ class MLMTask:
         "Estimate how long the run will take, from a few steps that are done and undone."
         return _measure_steps(self, steps)
 
+    def memory(self) -> StepMemory:  # Prints as a sentence
+        "Estimate the memory that a step needs, from two forward passes."
+        length, module = self.dataset.max_length, self.accelerator.unwrap_model(self.module).train()
+        sequences = -(-self.loader.plan.token_budget // length)
+        with keep_random_state(self.accelerator.device):
+            return measure_memory(module, sequences, length, self.config.mlm_probability)
+
     def train(
         self,
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
@@ -207,9 +216,16 @@ class MLMTask:
             head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
             if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
                 logger.warning("this run is not reproducible bit for bit: %s", reason)
+        if self.state.step == 0:
+            _check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
-        return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+        try:
+            return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
 
 # %% ../nbs/tasks.ipynb #765c5e98
 @patch
@@ -305,6 +321,13 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
         scaler.load_state_dict(scale)
     steps_left = task.loader.plan.total_steps - task.state.step
     return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), steps_left)
+
+
+def _check_memory(task: MLMTask) -> None:
+    "Warn if a step does not fit into memory."
+    memory = task.memory()  # In every process, since sharded weights are gathered by all
+    if not memory.fits and task.accelerator.is_main_process:
+        logger.warning("%s: %s", memory, explain_memory(task.config, memory.most_sequences()))
 
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
@@ -409,6 +432,9 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
+    if given.get("per_device_train_batch_size") == "auto":  # Was decided when the run began
+        decided = "per_device_train_batch_size", "gradient_accumulation_steps"
+        given = {name: value for name, value in given.items() if name not in decided}
     return saved | given
 
 # %% ../nbs/tasks.ipynb #f3365fa3
