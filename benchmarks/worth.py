@@ -30,6 +30,14 @@ SEED = 42
 POINTS = 12  # Of a learning curve
 TYPICAL_STEPS = 1_000  # Of the run whose speed is measured; a recipe chooses the size of a step by them
 SEEDS = (0, 1, 2)  # Of the fine-tuning
+SENTENCES = (  # Not in the texts
+    "The government of the United <mask> has decided.",
+    "This package contains the documentation and the <mask> files.",
+    "A library for reading and <mask> images.",
+    "The captain looked at the <mask> and said nothing.",
+    "They voted <mask> the law.",
+    "It is a simple tool <mask> in Python.",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what pretraining is worth, and write the results.")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="raw text (.txt or .xz)")
     parser.add_argument("--labelled", type=Path, nargs="+", required=True, help="CSV tables: split, label, text")
+    parser.add_argument("--tagged", type=Path, nargs="*", default=[], help="words and tags, one pair per line")
     parser.add_argument(
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
     )
@@ -140,6 +149,12 @@ def main() -> None:
         for name, result in finetune_all(table, preset, results["pretraining"], pieces):
             results["finetuning"].setdefault(set_name(table), {})[name] = result
             write(arguments.out, results)
+    for file in arguments.tagged:
+        for name, result in tag_all(file, preset, results["pretraining"], pieces):
+            results["finetuning"].setdefault(set_name(file), {})[name] = result
+            write(arguments.out, results)
+    results["filled_masks"] = fill_all(results["pretraining"], pieces)
+    write(arguments.out, results)
     print(summary(results), flush=True)
 
 
@@ -383,6 +398,34 @@ def finetune(table: Path, preset: Preset, model: str, baselines: list[str]) -> d
     )
     print(evaluation, flush=True)
     return asdict(evaluation) | {"verdict": evaluation.verdict}
+
+
+def tag_all(file: Path, preset: Preset, pretraining: dict, pieces: Pieces):
+    "Yield the scores of every pretrained model as a tagger; those of langmlm include the baselines."
+    from tagging import evaluate_tagger
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name, made in pretraining.items():
+        sizes = preset.train_examples, preset.test_examples
+        arguments = (file, made["model"], *sizes, SEEDS, name == "langmlm", preset.device)
+        settings = {"made": made, "sizes": sizes, "file": digest}
+        yield name, pieces.get(f"tag-{set_name(file)}-{name}", settings, lambda: {"scores": evaluate_tagger(*arguments)})
+
+
+def fill_all(pretraining: dict, pieces: Pieces) -> dict:
+    "Return what every model predicts for the masks of some sentences."
+    from transformers import pipeline
+
+    def fill(model: str) -> dict:
+        predict = pipeline("fill-mask", model=model, top_k=5)
+        found = {text: predict(text) for text in SENTENCES}
+        return {text: [(entry["token_str"], entry["score"]) for entry in entries] for text, entries in found.items()}
+
+    settings = {"sentences": SENTENCES}
+    return {
+        name: pieces.get(f"masks-{name}", settings | {"made": made}, lambda: {"masks": fill(made["model"])})["masks"]
+        for name, made in pretraining.items()
+    }
 
 
 def summary(results: dict) -> str:
