@@ -71,19 +71,25 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     return absolute | rest | {"training_config": training}
 
 # %% ../nbs/cli.ipynb #c803421c
-def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
-    "Start or resume a run, and print the folder of its result."
-    from langmlm.disk import lock_folder
+def _create(call: dict[str, Any]) -> Any:
+    "Create a run; where the default folders are missing, the error says how to make them."
     from langmlm.tasks import create_mlm
 
     try:
-        task = create_mlm(**call)
+        return create_mlm(**call)
     except ValueError as error:
         for name in _PATHS:
             if str(error).startswith(f"{name}={name!r} ") and not os.path.exists(name):
                 remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
                 raise FileNotFoundError(f"there is no folder {name!r} here: {remedy}") from error
         raise
+
+
+def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
+    "Start or resume a run, and print the folder of its result."
+    from langmlm.disk import lock_folder
+
+    task = _create(call)
     folder, is_main = task.config.run_folder, task.accelerator.is_main_process
     if is_main:
         lock = lock_folder(folder, "output_dir")  # Raises an error if another run uses the folder
@@ -135,6 +141,24 @@ def _resume(
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
+
+# %% ../nbs/cli.ipynb #benchcode1
+def _bench(
+    *,
+    tokenizer: str | PathLike = "tokenizer",  # Folder or Hub name; the one that the dataset was made with
+    tokenized_dataset: str | PathLike = "tokenized_dataset",  # Folder that `langmlm tokenizer` has written
+    checkpoint_path: str | PathLike | None = None,  # Model, in a folder or on the Hub, to start from; None: a new one
+    steps: int = 10,  # Optimizer steps to measure, at least 1
+    model_config: ModelConfig,  # model options
+    training_config: TrainingConfig,  # training options
+) -> None:
+    "Measure speed and memory of a run, without starting it."
+    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "training_config": training_config}
+    call |= {"model_config": model_config if checkpoint_path is None or model_config else None}
+    task = _create(call | {"checkpoint_path": checkpoint_path, "resume": "auto" if checkpoint_path is None else "weights"})
+    size, estimate = task.arithmetic(), task.estimate(steps)
+    speed = size.tokens_per_step / estimate.seconds_per_step
+    print(size.size(), str(task.memory()), f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
 
 # %% ../nbs/cli.ipynb #4944f916
 def _list_checkpoints(folder: Path) -> list[Path]:
@@ -309,11 +333,9 @@ def _plot(
 _DEMO = """
 tokenizer {0}/text.txt --vocab_size 4000 --max_length 128 --path_to_save_tokenizer {0}/tokenizer
   --path_to_save_dataset {0}/dataset
-train --tokenizer {0}/tokenizer --tokenized_dataset {0}/dataset --output_dir {0}/run --stop_at_step 1000
-  --num_hidden_layers 2 --hidden_size 128 --num_attention_heads 2 --intermediate_size 512 --initializer_range 0.06
-  --hidden_dropout_prob 0 --attention_probs_dropout_prob 0 --per_device_train_batch_size 4
-  --gradient_accumulation_steps 1 --num_train_epochs 3 --learning_rate 1e-3 --logging_steps 250 --save_steps 1000
-  --save_total_limit 2
+train --tokenizer {0}/tokenizer --tokenized_dataset {0}/dataset --output_dir {0}/run --stop_at_step 250
+  --num_hidden_layers 2 --hidden_size 128 --num_attention_heads 2 --intermediate_size 512
+  --recipe efficient --num_train_epochs 2 --logging_steps 100 --save_steps 250 --save_total_limit 2
 resume {0}/run
 info {0}/run
 plot {0}/run --output {0}/loss.png
@@ -342,7 +364,7 @@ def _demo(
 # %% ../nbs/cli.ipynb #3b40ad97
 _COMMANDS: dict[str, Callable] = {
     "tokenizer": _tokenizer, "train": _train, "resume": _resume, "fill-mask": _fill_mask, "evaluate": _evaluate,
-    "info": _info, "plot": _plot, "export": _export, "demo": _demo,
+    "info": _info, "plot": _plot, "bench": _bench, "export": _export, "demo": _demo,
 }  # fmt: skip
 _EXAMPLE = """example, from a text with one document per line to filled masks:
   langmlm tokenizer data.txt

@@ -443,6 +443,23 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert image.read_text() == drawn
 
 
+def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    "A run of the same options would have these steps; an existing model and a measured number of steps are accepted."
+    before = sorted(finished.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    data = ["--tokenizer", str(finished / "tokenizer"), "--tokenized_dataset", str(finished / "dataset")]
+    words = ["bench", *data, "--max_steps", "50", "--steps", "2", "--use_cpu", "--report_to", "none"]
+    for model in (["--num_hidden_layers", "1", "--hidden_size", "32"], ["--checkpoint_path", str(finished / "run")]):
+        assert cli.main([*words, *model]) == (0 if model[0] == "--checkpoint_path" else 2)
+        output = capsys.readouterr()
+        if model[0] == "--checkpoint_path":
+            size, memory, speed = output.out.splitlines()
+            assert " = 50 steps of " in size and "a step needs about" in memory and " tokens/s: " in speed
+        else:
+            assert "hidden_size must be a multiple of num_attention_heads=12" in output.err
+    assert not list(tmp_path.iterdir()) and sorted(finished.rglob("*")) == before
+
+
 def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
     "The folder of a run stands for its final model; every mask has a line."
     assert cli.main(["fill-mask", str(finished / "run"), "The <mask> of <mask>.", "A <mask>.", "--top_k", "3"]) == 0
