@@ -189,10 +189,11 @@ def load_model(
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
         with _without_progress_bars():
-            options = {"dtype": torch.float32, "output_loading_info": True, "weights_only": True}
-            model, loading = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, **options)
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {error}") from error
+    model, loading = loaded
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
