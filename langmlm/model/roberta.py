@@ -56,6 +56,7 @@ def find_mismatches(
         errors.append(f"vocab_size={config.vocab_size} is too small: the tokenizer has {len(tokenizer)} tokens")
     if config.max_position_embeddings < (needed := max_length + first_position):
         reason = f"sequences of {max_length} tokens need {needed}, as positions start at {first_position}"
+        reason += f"; it suffices for max_length={max(0, config.max_position_embeddings - first_position)}"
         errors.append(f"max_position_embeddings={config.max_position_embeddings} is too small: {reason}")
     ids = _special_ids(tokenizer)
     for name in ids if config.model_type == "roberta" else ["pad_token_id"]:  # Others may have outdated ones
