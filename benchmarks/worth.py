@@ -88,6 +88,7 @@ def read_arguments() -> argparse.Namespace:
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
     )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
+    parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config"
@@ -145,16 +146,14 @@ def main() -> None:
     for name, result in pretrain_all(preset, options, prepared, place, pieces):
         results["pretraining"][name] = result
         write(arguments.out, results)
-    for table in arguments.labelled:
-        for name, result in finetune_all(table, preset, results["pretraining"], pieces):
-            results["finetuning"].setdefault(set_name(table), {})[name] = result
-            write(arguments.out, results)
-    for file in arguments.tagged:
-        for name, result in tag_all(file, preset, results["pretraining"], pieces):
+    results["filled_masks"] = fill_all(results["pretraining"], pieces)
+    tuned = {name: made for name, made in results["pretraining"].items() if name in (arguments.finetune or [name])}
+    for file, finetune_models in [(file, tag_all) for file in arguments.tagged] + [
+        (table, finetune_all) for table in arguments.labelled
+    ]:
+        for name, result in finetune_models(file, preset, tuned, pieces):
             results["finetuning"].setdefault(set_name(file), {})[name] = result
             write(arguments.out, results)
-    results["filled_masks"] = fill_all(results["pretraining"], pieces)
-    write(arguments.out, results)
     print(summary(results), flush=True)
 
 
