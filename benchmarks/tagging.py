@@ -65,8 +65,12 @@ def linear_tags(train: list[Sentence], sentences: list[Sentence]) -> list[list[s
             endings = [f"ends with {word[-size:]}" for size in (1, 2, 3)]
             yield [word.lower(), f"after {before}", f"before {after}", f"capital {word[:1].isupper()}", *endings]
 
-    classifier = make_pipeline(FeatureHasher(2**18, input_type="string"), SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0))
-    classifier.fit([entry for words, _ in train for entry in features(words)], [tag for _, tags in train for tag in tags])
+    classifier = make_pipeline(
+        FeatureHasher(2**18, input_type="string"), SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0)
+    )
+    classifier.fit(
+        [entry for words, _ in train for entry in features(words)], [tag for _, tags in train for tag in tags]
+    )
     return [list(classifier.predict(list(features(words)))) for words, _ in sentences]
 
 
@@ -81,7 +85,10 @@ class Tagger:
 
     def batch(self, sentences: list[Sentence]) -> dict[str, torch.Tensor]:
         "Tokenize sentences; `labels` has the tag at the first token of each word."
-        words, options = [words for words, _ in sentences], {"truncation": True, "padding": True, "return_tensors": "pt"}
+        words, options = (
+            [words for words, _ in sentences],
+            {"truncation": True, "padding": True, "return_tensors": "pt"},
+        )
         limit = self.config.max_position_embeddings - 2
         inputs = self.tokenizer(words, is_split_into_words=True, max_length=limit, **options)
         labels = torch.full(inputs["input_ids"].shape, IGNORED)
@@ -96,7 +103,9 @@ class Tagger:
         "Fine-tune with AdamW and a linear schedule."
         torch.manual_seed(seed)
         kind = AutoModelForTokenClassification
-        loaded = kind.from_pretrained(self.weights, config=self.config) if self.weights else kind.from_config(self.config)
+        loaded = (
+            kind.from_pretrained(self.weights, config=self.config) if self.weights else kind.from_config(self.config)
+        )
         self.model, generator = loaded.to(self.device).train(), np.random.default_rng(seed)
         optimizer = torch.optim.AdamW(self.model.parameters(), rate, weight_decay=0.01)
         total = EPOCHS * math.ceil(len(sentences) / BATCH_SIZE)

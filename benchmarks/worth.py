@@ -408,7 +408,10 @@ def tag_all(file: Path, preset: Preset, pretraining: dict, pieces: Pieces):
         sizes = preset.train_examples, preset.test_examples
         arguments = (file, made["model"], *sizes, SEEDS, name == "langmlm", preset.device)
         settings = {"made": made, "sizes": sizes, "file": digest}
-        yield name, pieces.get(f"tag-{set_name(file)}-{name}", settings, lambda: {"scores": evaluate_tagger(*arguments)})
+        yield (
+            name,
+            pieces.get(f"tag-{set_name(file)}-{name}", settings, lambda: {"scores": evaluate_tagger(*arguments)}),
+        )
 
 
 def fill_all(pretraining: dict, pieces: Pieces) -> dict:

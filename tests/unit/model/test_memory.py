@@ -132,5 +132,5 @@ def test_limits_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_batch_size_is_a_number_or_auto():
-    with pytest.raises(ValueError, match='1 to 1,000,000, or "auto", got \'large\''):
+    with pytest.raises(ValueError, match="1 to 1,000,000, or \"auto\", got 'large'"):
         TrainingConfig(per_device_train_batch_size="large")
