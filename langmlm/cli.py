@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
@@ -58,7 +58,7 @@ _PATHS = ("tokenizer", "tokenized_dataset")
 def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     "Return the arguments that start a run like this one anew, from any working directory."
     paths = {name: call[name] for name in _PATHS}
-    training = asdict(task.config)
+    training = task.config.without_secrets()
     for name in ("run_name", "output_dir", "logging_dir"):
         del training[name]
     if weights := task.state.initial_weights:
