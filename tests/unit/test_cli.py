@@ -270,7 +270,7 @@ def test_resume_takes_the_paths_of_the_run(calls: list):
     ("words", "message"),
     [
         ("train --learnin_rate 1", "'learnin_rate' is not an option; did you mean 'learning_rate'?"),
-        ("train --push_to_hub", "upload the folder final_model when the run is done"),
+        ("train --hub_always_push", "the final model is uploaded at the end of the run: set push_to_hub"),
         ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),
         ("train text.txt", "unexpected arguments: text.txt"),
         ("train --hidden_size", "--hidden_size: expected one argument"),
