@@ -159,12 +159,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         content = file.read_bytes() if file.is_file() and file.stat().st_size <= _MAX_MANIFEST else b""
         manifest = json.loads(content)
         facts = {name: value for name, value in manifest.items() if name != "digest"}
-        intact = content == _json_bytes(facts | {"digest": hash_json(facts)}) and isinstance(facts["files"], dict)
-    except (ValueError, AttributeError, KeyError, RecursionError):
+        listed = facts["files"] | facts.get("editable", {})
+        intact = content == _json_bytes(facts | {"digest": hash_json(facts)}) and isinstance(listed, dict)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise ValueError(f"{file} is damaged")
-    if outside := [name for name in facts["files"] if not _is_inside(name)]:
+    if outside := [name for name in listed if not _is_inside(name)]:
         raise ValueError(f"{file} names files outside the folder: {', '.join(ascii(name)[1:-1] for name in outside[:5])}")
     return manifest
 
