@@ -88,7 +88,9 @@ def start_trackers(
     if config.trackers:
         options = config.without_secrets().items()
         values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in options}
-        accelerator.init_trackers("langmlm", values, init_kwargs={"wandb": {"name": config.run_name}})
+        names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
+        init_kwargs = {tracker: {argument: config.run_name} for tracker, argument in names.items()}
+        accelerator.init_trackers("langmlm", values, init_kwargs=init_kwargs)
 
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
 def explain_inexact(

@@ -178,7 +178,8 @@ def save_log(self: RunFolder, state: TrainState) -> None:
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     values = {name: value for entry in entries for name, value in entry.items()}
     numbers = {name: value for name, value in values.items() if not isinstance(value, (dict, list))}
-    filled = format_filled_masks(values.get("filled_masks", []))
+    own = [filled for filled in values.get("filled_masks", []) if "held_out" not in filled]  # Not text of the corpus
+    filled = format_filled_masks(own)
     lines = [f"    {text} -> {found}" for text, _, found in filled]  # Indented: code in Markdown, which keeps `<mask>`
     try:
         self.accelerator.log(numbers, step=state.step)
