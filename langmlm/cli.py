@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
@@ -58,7 +58,7 @@ _PATHS = ("tokenizer", "tokenized_dataset")
 def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     "Return the arguments that start a run like this one anew, from any working directory."
     paths = {name: call[name] for name in _PATHS}
-    training = asdict(task.config)
+    training = task.config.without_secrets()
     for name in ("run_name", "output_dir", "logging_dir"):
         del training[name]
     if weights := task.state.initial_weights:
@@ -202,11 +202,27 @@ def _fill_mask(
             print(" ", ", ".join(f"{token} {score:.1%}" for token, score in tokens))
 
 
-def _evaluate(model: str, data: str, **options: Any) -> None:
+def _evaluate(
+    model: str,  # Folder of a run or a model, or name on the Hub
+    data: str,  # CSV, TSV, Parquet or JSON lines file with labelled text
+    *,
+    test_data: str | PathLike | None = None,  # The same for a test split; None: cross-validation
+    validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
+    text_column: str = "text",
+    label_column: str = "label",  # Strings or integers
+    folds: int = 5,  # Of the cross-validation; not used with `test_data`
+    seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
+    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
+    epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
+    batch_size: int = 16,
+    max_train_examples: int = 2_000,  # In a training run, as a stratified sample
+    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
+) -> None:
     "Fine-tune a model on labelled text, and compare it with simple baselines."
+    options = locals() | {"model": _find_model(model)}
     from langmlm.probe import evaluate
 
-    print(evaluate(_find_model(model), data, **options))
+    print(evaluate(**options))
 
 
 def _export(
@@ -388,19 +404,11 @@ def _make_parser(commands: Sequence[str]) -> tuple[OneLineParser, dict[str, OneL
         about = command.__doc__
         parsers[name] = choices.add_parser(name, prog=f"langmlm {name}", description=about, help=about.rstrip("."))
         if name in commands:
-            add_arguments(parsers[name], _documented(name))
+            add_arguments(parsers[name], command)
             parsers[name].add_argument("--debug", **debug | {"default": argparse.SUPPRESS})
             parsers[name].usage = re.sub(r"\[-.*\] ", "[OPTIONS] ", parsers[name].format_usage()[7:].strip())
     return parser, parsers
 
-
-def _documented(name: str) -> Callable:
-    "Return the function whose parameters are the options of a command."
-    if name != "evaluate":
-        return _COMMANDS[name]
-    from langmlm.probe import evaluate
-
-    return evaluate
 
 # %% ../nbs/cli.ipynb #d2e6c077
 def _parse(words: Sequence[str]) -> dict[str, Any]:
@@ -459,11 +467,11 @@ def main(
         if shell:
             _print_completion(shell)
             return 0
-        command = _documented(name)
+        command = _COMMANDS[name]
         call = collect_arguments(command, given)
         first = [key for key, item in signature(command).parameters.items() if item.kind is Parameter.POSITIONAL_ONLY]
         with _show_progress():
-            status = _COMMANDS[name](*[call.pop(key) for key in first if key in call], **call) or 0
+            status = command(*[call.pop(key) for key in first if key in call], **call) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as error:

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from transformers.utils import logging as transformers_logging
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
-from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
+from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_file, write_json, write_manifest
 from ..model.roberta import MODEL_TYPES
 from ..tokens.tokenizer import write_tokenizer_files
 
@@ -44,12 +44,15 @@ def save_model(
     folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything else than a model
     model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
     folder = Path(folder)
     with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
-        write_manifest(partial, "model")
+        if card is not None:
+            write_file(partial / "README.md", card.encode())
+        write_manifest(partial, "model", editable=["README.md"])
         try:
             check_replaceable(folder, "model", "final_model")
         except FileExistsError as error:

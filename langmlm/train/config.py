@@ -8,7 +8,7 @@ __all__ = ['TrainingConfig', 'device_type', 'plan_batches', 'Arithmetic', 'run_a
 # %% ../../nbs/train/01_config.ipynb #19f25ce9
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -48,6 +48,15 @@ class _DerivedValues:
     def run_folder(self) -> Path:
         "Folder of checkpoints and final model."
         return Path(self.output_dir or self.run_name)
+
+    @property
+    def repo_name(self) -> str:
+        "Name of the repository on the Hub, with or without its owner."
+        return self.hub_model_id or self.run_folder.absolute().name
+
+    def without_secrets(self) -> dict[str, Any]:
+        "Return all options but the token, for files and trackers."
+        return {name: value for name, value in asdict(self).items() if name != "hub_token"}
 
     @property
     def trackers(self) -> list[str]:
@@ -105,6 +114,14 @@ class TrainingConfig(_DerivedValues, Options):
     save_strategy: str = "steps"  # Save checkpoints every `save_steps` ("steps"), after each "epoch", or never ("no")
     save_steps: int = 100  # Steps between checkpoints
     save_total_limit: int | None = 10  # Number of checkpoints to keep, and of superseded ones; None: all
+    # Sharing
+    language: str | None = None  # Of the text, for the model card: a code of ISO 639 such as "de", or "multilingual"
+    license: str | None = None  # Of the model, for the model card: a name that the Hub knows, such as "apache-2.0"
+    push_to_hub: bool = False  # Upload `final_model` to the Hugging Face Hub at the end of the run
+    hub_model_id: str | None = None  # Repository to upload to, "owner/name" or "name"; None: the name of the run folder
+    hub_private_repo: bool = True  # Create a private repository, and never upload to a public one
+    hub_token: str | None = field(default=None, repr=False)  # Saved nowhere; None: `HF_TOKEN`, or `hf auth login`
+    hub_strategy: str = "end"  # When to upload: "end"
     disable_tqdm: bool | None = None  # Hide progress bar and table; None: show them in terminals and notebooks only
 
     def __post_init__(self):
@@ -129,6 +146,7 @@ def _are_sentences(values: list | tuple) -> bool:
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters, so that no file can hold them
 _RECIPES = ("efficient",)
 _STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
+_STRATEGIES |= {"hub_strategy": ("end",)}
 _RULES = [  # Names of options, check of their value, description of valid values
     ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
     ("per_device_train_batch_size", lambda value: value == "auto" or _is_batch(value), '1 to 1,000,000, or "auto"'),
@@ -143,8 +161,20 @@ _RULES = [  # Names of options, check of their value, description of valid value
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
     ("run_name", bool, "a non-empty string"),
+    ("language license", re.compile("[a-z][a-z0-9.-]*").fullmatch, "lowercase letters, digits, '.' and '-'"),
     ("probe_sentences", _are_sentences, "at most 100 strings of valid Unicode"),
 ]
+
+
+def _find_repo_error(name: str) -> str | None:
+    "Say why a repository on the Hub cannot have a name."
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        return f"hub_model_id must be the name of a repository, got {show_value(name)}: {error}"
+    return None
 
 
 def _installed_trackers() -> list[str]:
@@ -173,6 +203,8 @@ def _find_errors(config: TrainingConfig) -> list[str]:
             errors.append(f"{name} {problem}")
     if config.probe_sentences and config.eval_steps is None:
         errors.append("probe_sentences needs eval_steps, the steps between two evaluations, which fill their masks")
+    if config.push_to_hub and (problem := _find_repo_error(config.repo_name)):
+        errors.append(problem)
     known = [str(name) for name in LoggerType if name != LoggerType.ALL]
     for name in config.trackers:
         if name not in known:
@@ -200,13 +232,13 @@ def device_type(
 
 # %% ../../nbs/train/01_config.ipynb #f604fa3c
 _IN_A_THREAD = "batches are prepared one step ahead in a thread, without worker processes"
-_UPLOAD = "upload the folder final_model when the run is done"
+_UPLOAD = "the final model is uploaded at the end of the run: set push_to_hub"
 _SHARDING = "sharded training is not supported; processes hold whole models"
 _EVALUATION = "set eval_steps, the steps between two evaluations"
 _BEST = "final_model holds the last weights, and save_total_limit=None keeps every checkpoint to choose from"
 _NOT_OPTIONS = {  # Names of other tools -> reason
     **dict.fromkeys(("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"), _IN_A_THREAD),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"), _UPLOAD),
+    **dict.fromkeys(("hub_always_push", "hub_revision", "push_to_hub_model_id", "push_to_hub_token"), _UPLOAD),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _SHARDING),
     **dict.fromkeys(("eval_strategy", "evaluation_strategy", "do_eval"), _EVALUATION),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import sleep
@@ -86,9 +86,11 @@ def start_trackers(
 ) -> None:
     "Start the trackers of a config, if it has any, and report its options to them."
     if config.trackers:
-        options = asdict(config).items()
+        options = config.without_secrets().items()
         values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in options}
-        accelerator.init_trackers("langmlm", values, init_kwargs={"wandb": {"name": config.run_name}})
+        names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
+        init_kwargs = {tracker: {argument: config.run_name} for tracker, argument in names.items()}
+        accelerator.init_trackers("langmlm", values, init_kwargs=init_kwargs)
 
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
 def explain_inexact(

@@ -167,10 +167,9 @@ def test_names_of_a_command_are_unique():
 
 
 def test_help_imports_nothing_slow():
-    "The help of all commands that do not need PyTorch for it."
-    program = (
-        "import sys\nfrom langmlm.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
-    )
+    "The help of all commands."
+    program = f"import sys\nfrom langmlm.cli import main\nfor name in {list(cli._COMMANDS)}:\n"
+    program += "    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
     program += "print({'torch', 'transformers', 'accelerate', 'datasets', 'numpy', 'matplotlib'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
@@ -270,7 +269,7 @@ def test_resume_takes_the_paths_of_the_run(calls: list):
     ("words", "message"),
     [
         ("train --learnin_rate 1", "'learnin_rate' is not an option; did you mean 'learning_rate'?"),
-        ("train --push_to_hub", "upload the folder final_model when the run is done"),
+        ("train --hub_always_push", "the final model is uploaded at the end of the run: set push_to_hub"),
         ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),
         ("train text.txt", "unexpected arguments: text.txt"),
         ("train --hidden_size", "--hidden_size: expected one argument"),
@@ -469,15 +468,18 @@ def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
 
 
 def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    "Lists of numbers included."
-    found = {}
-    annotations = signature(cli._documented("evaluate"))
+    "Lists of numbers included; options and defaults are those of the function."
+    from langmlm import probe
 
-    def evaluate(model, data, **options):
-        found.update(options, model=model, data=data)
+    parameters = signature(probe.evaluate).parameters
+    defaults = {name: parameter.default for name, parameter in signature(cli._evaluate).parameters.items()}
+    assert defaults == {name: parameter.default for name, parameter in parameters.items()}
+    found = {}
+
+    def evaluate(**options):
+        found.update(options)
         return "a table"
 
-    evaluate.__signature__ = annotations
     monkeypatch.setattr("langmlm.probe.evaluate", evaluate)
     words = f"evaluate {finished / 'run'} data.csv --learning_rates 1e-3 2e-4 --folds 3 --epochs none --seeds 1 2"
     assert cli.main(words.split()) == 0
