@@ -56,6 +56,7 @@ from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
+from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
@@ -259,6 +260,7 @@ def _make_loaders(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
+        equal_counts=is_sharded_run(),
     )
     if not config.eval_steps or validation is None:
         return loader, None
@@ -274,9 +276,12 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
         model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()  # The second is the name before transformers 6
-    betas = config.adam_beta1, config.adam_beta2
+    betas, module, captured = (config.adam_beta1, config.adam_beta2), FlatMaskedLM(model), False
+    if is_sharded_run():
+        shard_module(module, accelerator.device)
     optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
-    module, captured = FlatMaskedLM(model), False
+    if is_sharded_run():  # `evaluation_mode`: without DDP
+        return accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimizer), captured
     if task._compiled:
         logger.info("the model is compiled during the first steps, which takes about a minute")
         processes, automatic = accelerator.num_processes, config.torch_compile is None

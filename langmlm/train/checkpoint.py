@@ -21,6 +21,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -31,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
 from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
 from ..tokens.tokenizer import write_tokenizer_files
+from .sharding import shard_like
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
@@ -185,7 +187,8 @@ def load_model(
     if model_type != "roberta":
         raise ValueError(f"checkpoint_path={str(name)!r} has model_type={model_type!r}; only 'roberta' can be trained")
     try:
-        with _without_progress_bars():
+        # Under FSDP, transformers would leave the weights out in all processes but the first
+        with _without_progress_bars(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
             model, loading = RobertaForMaskedLM.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, weights_only=True
             )
@@ -226,7 +229,8 @@ def load_optimizer(
     for name, state in saved.items():
         for key, value in state.items():
             on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
-            optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
+            value = value.to(weights[name].device if on_device else "cpu", copy=True)
+            optimizer.state[weights[name]][key] = value if key == "step" else shard_like(value, weights[name])
 
 # %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)

@@ -24,20 +24,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, patch_environment
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .config import TrainingConfig, device_type
 from .optim import choose_precision
+from .sharding import check_sharding, is_sharded_run
 
 # %% ../../nbs/train/04_launch.ipynb #4cdbeb0a
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/04_launch.ipynb #0b08539c
-_PLUGINS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
-_PLUGINS |= {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
+_PLUGINS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+_PLUGINS |= {"ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 
 
 def check_processes(
@@ -46,8 +47,10 @@ def check_processes(
     "Find the device and the other processes, and raise an error if these are not as many as `n_gpus`."
     for variable, plugin in _PLUGINS.items():
         if parse_flag_from_env(variable):
-            remedy = f"run `accelerate config` again without it, or unset {variable}"
-            raise ValueError(f"{plugin} is not supported, since processes hold whole models: {remedy}")
+            remedy = f"choose FSDP2 in `accelerate config` to shard a model, or unset {variable}"
+            raise ValueError(f"{plugin} is not supported: {remedy}")
+    if is_sharded_run():
+        check_sharding(config)
     on_cpu = device_type(config) == "cpu"
     state = PartialState(cpu=on_cpu)  # Without `cpu`, processes on CPUs do not find each other
     if (state.device.type == "cpu") != on_cpu:
@@ -70,14 +73,15 @@ def make_accelerator(
     precision = choose_precision(device_type(config), config.bf16, config.fp16)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Else the environment decides
-        dynamo_backend="no",  # Likewise
-        cpu=device_type(config) == "cpu",
-        log_with=config.trackers or None,
-        project_dir=config.logging_dir or Path("logs", config.run_name),
-    )
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # `shard_module` does it, and Accelerate the rest
+        return Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Else the environment decides
+            dynamo_backend="no",  # Likewise
+            cpu=device_type(config) == "cpu",
+            log_with=config.trackers or None,
+            project_dir=config.logging_dir or Path("logs", config.run_name),
+        )
 
 
 def start_trackers(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
 
@@ -31,6 +32,7 @@ from .launch import StopRequest, agree_to_stop, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter, format_filled_masks
 from .optim import learning_rate_at, learning_rate_scale, step_if_finite
 from .run_folder import RunFolder, should_save
+from .sharding import gather_run
 from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
 from .state import TrainState
 
@@ -63,6 +65,7 @@ def train_step(
             accelerator.backward(loss * factor)
         loss_sum += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm or math.inf)
+    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     if accelerator.scaler:
         optimizer.step()  # With a loss scale, it skips infinite gradients by itself
     else:
@@ -118,7 +121,7 @@ def fit(
             if should_log or spike or should_evaluate:
                 run_folder.save_log(state)
             if save:
-                run_folder.save(model, optimizer, state)
+                run_folder.save(*gather_run(model, optimizer), state)
             if should_stop:
                 break
         _finish(monitor, model, optimizer, run_folder, state, stop)
@@ -143,7 +146,7 @@ def _finish(
     "Save what is missing at the end of a session, and pass on a signal that ended it."
     monitor.log_session()
     try:
-        run_folder.finish(model, optimizer, state)
+        run_folder.finish(*gather_run(model, optimizer), state)
     except OSError as error:
         if not stop.agreed:
             raise

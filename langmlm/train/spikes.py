@@ -23,6 +23,7 @@ from ..disk import is_intact
 from ..model.roberta import build_model
 from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
+from .sharding import shard_like
 from .state import TrainState
 
 # %% ../../nbs/train/08_spikes.ipynb #66a0f9bd
@@ -173,7 +174,8 @@ def _restore_weights(
 ) -> None:
     "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
     before = load_model(source) if source else build_model(model.config, seed)
-    model.load_state_dict(before.state_dict())
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
     optimizer.state.clear()
     if stable:
         load_optimizer(stable, optimizer, model)
