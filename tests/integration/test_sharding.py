@@ -38,9 +38,13 @@ def tensors(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
     return load_file(folder / f"{name}.safetensors")
 
 
-@pytest.fixture
-def given(data) -> dict:
-    return {name: str(path) for name, path in data.items()} | {"model_config": DEEPER}
+@pytest.fixture(scope="module")
+def given(data, tmp_path_factory) -> dict:
+    "The arguments of `create_mlm`, with a dataset that has a validation split."
+    folder = tmp_path_factory.mktemp("sharding") / "dataset"
+    config = {"max_length": 32, "validation_fraction": 0.2, "path_to_save_dataset": folder}
+    tasks.create_tokenizer(data["tokenizer"].parent / "data.txt", config, tokenizer=data["tokenizer"]).train()
+    return {"tokenizer": str(data["tokenizer"]), "tokenized_dataset": str(folder), "model_config": DEEPER}
 
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "bf16": True}, {"optim": "adamw_torch"}])
@@ -68,3 +72,68 @@ def test_losses_are_those_of_one_process(given: dict, tmp_path: Path, changes: d
                 assert torch.allclose(one[key], two[key], atol=2e-4), key
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run-2" / "final_model")
     assert type(model).__name__ == "RobertaForMaskedLM" and model.config.num_hidden_layers == 3
+
+
+def test_resuming_with_and_without_shards(given: dict, tmp_path: Path):
+    "One process, two with shards, then two with whole models: the losses are those of one uninterrupted run."
+    evaluating = {"max_steps": 9, "eval_steps": 3, "probe_sentences": ["the <mask>"]}
+    complete = train_in_processes(1, given | {"training_config": settings(tmp_path / "run", 1, **evaluating)})
+    folder = tmp_path / "stopped"
+    train_in_processes(1, given | {"training_config": settings(folder, 1, **evaluating)}, stop_at_step=3)
+    resumed = {name: value for name, value in given.items() if name != "model_config"}
+    resumed |= {"checkpoint_path": str(folder), "training_config": {"output_dir": str(folder)}}
+    train_in_processes(2, resumed, stop_at_step=6, environment=FSDP)
+    assert json.loads((folder / "trainer_state.json").read_text())["langmlm"]["environment"]["sharded"] is True
+    history = train_in_processes(2, resumed)
+    assert_same_losses(history, complete)
+    assert sum("eval_loss" in entry for entry in history) == sum("filled_masks" in entry for entry in history) == 3
+
+
+SCRIPT = """
+import os, sys
+from langmlm import tasks
+from langmlm.train.spikes import handle_loss_spike, LossSpike
+
+task = tasks.create_mlm(**GIVEN)
+before = {name: weight.full_tensor().clone() for name, weight in task.model.named_parameters()}
+assert task.estimate(1).steps_left == 6
+share = sum(weight.to_local().numel() for weight in task.model.parameters())
+assert share < 0.6 * task.model.num_parameters(), share
+for name, weight in task.model.named_parameters():
+    assert weight.full_tensor().equal(before[name]), "an estimate must undo its steps"
+task.train(stop_at_step=4)
+table = task.worst_tokens(rows=2, min_count=1)  # Computed by a whole copy, in every process
+assert len(table) == 2
+saved = {name: weight.full_tensor().clone() for name, weight in task.model.named_parameters()}
+task.train(stop_at_step=6)
+spike, checkpoints = LossSpike(4, "the loss is high"), task.run_folder.rollback_checkpoints(task.state)
+event = handle_loss_spike(spike, task.model, task.optimizer, task.accelerator, task.state, task.config, checkpoints)
+assert event["rollback"]["to_step"] == 4, event
+for name, weight in task.model.named_parameters():
+    assert weight.full_tensor().equal(saved[name]), "a rollback must restore the weights"
+steps = {int(state["step"]) for state in task.optimizer.state.values()}
+assert steps == {4}, steps
+"""
+
+
+def launch(tmp_path: Path, options: dict, *arguments: str) -> subprocess.CompletedProcess:
+    "Run the script with `accelerate launch`, as a user would."
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("GIVEN", repr(options)))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2"]
+    rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [*launcher, *rest, *arguments, script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
+
+
+def test_accelerate_launch(given: dict, tmp_path: Path):
+    "A script is launched with shards; it estimates, trains, looks at tokens and rolls back. FSDP1 is an error."
+    options = given | {"training_config": settings(tmp_path / "run", 2, max_steps=6, eval_steps=100)}
+    finished = launch(tmp_path, options, "--fsdp_version", "2")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (tmp_path / "run" / "superseded-checkpoint-6" / "model.safetensors").is_file()  # After the rollback
+    options["training_config"]["output_dir"] += "-1"
+    finished = launch(tmp_path, options)
+    assert finished.returncode and "launch with --fsdp_version 2: FSDP1 is not supported" in finished.stderr
+    assert not (tmp_path / "run-1").exists()
