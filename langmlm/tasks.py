@@ -50,7 +50,7 @@ from langmlm.train.checkpoint import (
 )
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
-from .train.launch import count_processes, explain_inexact, launch_processes, make_accelerator
+from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
@@ -341,17 +341,20 @@ def create_mlm(
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
     tokenizer, tokenized_dataset, checkpoint_path = map(_expand_user, (tokenizer, tokenized_dataset, checkpoint_path))
-    start = find_starting_point(checkpoint_path, resume)
-    architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
-    config = _expand_home(config)
-    check_run_folder(config.run_folder, start)
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
-    _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
-    loaded = load_tokenizer(tokenizer)
-    dataset, validation = _open_splits(tokenized_dataset, config, loaded)
-    model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
-    shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
-    _check_validation_lengths(start, shape, loaded, validation)
+    with fail_together() as found:
+        start = find_starting_point(checkpoint_path, resume)
+        architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
+        config = _expand_home(config)
+        check_run_folder(config.run_folder, start)
+        _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
+        loaded = load_tokenizer(tokenizer)
+        dataset, validation = _open_splits(tokenized_dataset, config, loaded)
+        model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
+        shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
+        _check_validation_lengths(start, shape, loaded, validation)
+        found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
+        found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
     if start.trainer_state is None:

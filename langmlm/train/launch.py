@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_processes', 'make_accelerator', 'start_trackers', 'explain_inexact', 'count_processes', 'launch_processes',
-           'StopRequest', 'signal_exit', 'agree_to_stop', 'stop_on_signals']
+           'fail_together', 'StopRequest', 'signal_exit', 'agree_to_stop', 'stop_on_signals']
 
 # %% ../../nbs/train/04_launch.ipynb #571adffc
 import atexit
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,11 +25,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env, patch_environment
+from accelerate.utils import GradientAccumulationPlugin, gather_object, parse_flag_from_env, patch_environment
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ..tokens.processes import process_rank
 from .config import TrainingConfig, device_type
 from .optim import choose_precision
 from .sharding import check_sharding, is_sharded_run
@@ -167,6 +169,29 @@ def launch_processes(
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+# %% ../../nbs/train/04_launch.ipynb #many49233870
+@contextmanager
+def fail_together() -> Iterator[dict[str, Any]]:
+    "Raise an error of one process in all of them, and one if what they put into the dict is not the same."
+    found, error = {}, None
+    try:
+        yield found
+    except Exception as caught:
+        error = caught
+    rank, ranks = process_rank()
+    if ranks > 1:
+        own = f"process {rank} on {socket.gethostname()}"
+        failed = f"{own} failed: {type(error).__name__}: {error}" if error else None
+        others = gather_object([(own, failed, found)])
+        if failures := [text for _, text, _ in others if text]:
+            raise error or RuntimeError("; ".join(failures))
+        for key, value in others[0][2].items():
+            if different := [f"{other[2].get(key)} for {other[0]}" for other in others if other[2].get(key) != value]:
+                remedy = "copy it to all machines, or name a folder that they share"
+                raise RuntimeError(f"{key} is {value} for {others[0][0]}, but {', '.join(different)}: {remedy}")
+    if error:
+        raise error
 
 # %% ../../nbs/train/04_launch.ipynb #335da7d5
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
@@ -98,7 +98,8 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
+    locked, monitored = run_folder.hold(state.step), _monitor(model, loader, run_folder, state)
+    with _explain_lost_process(run_folder), locked, stop_on_signals() as stop, monitored as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
@@ -234,6 +235,18 @@ class _Monitor:
             logger.info("%s", self._session)
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
+@contextmanager
+def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
+    "Add to an error of the communication what it means and how to resume."
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"
+            error.add_note(f"another process of this run has ended or cannot be reached, see its log: {remedy}")
+        raise
+
+
 @contextmanager
 def _monitor(
     model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState
