@@ -77,10 +77,10 @@ class TokenizerTask:
 
     def train(self) -> Report:  # What was in the text and what became of it; also the manifest of the dataset
         "Train the tokenizer, unless it was given or exists already, and tokenize the text; resume interrupted work."
-        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_dataset)
         if self._is_given:
-            return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
+            return write_dataset(self.corpus, self.tokenizer, self.config)
+        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_tokenizer)
         with reuse_or_train_tokenizer(self.corpus, self.config, source) as self.tokenizer:
             return write_dataset(self.corpus, self.tokenizer, self.config, source=source)

@@ -158,7 +158,7 @@ def test_one_machine_dies(machines: list[Machine]):
     shutil.copytree(first.disk / "run" / checkpoints[-1].name, checkpoints[-1])
     start(machines, "resume")
     wait_until(lambda: (first.disk / "run" / f"checkpoint-{steps[1] + 4}").exists() or first.job.poll(), machines)
-    state = json.loads((first.disk / "run" / "trainer_state.json").read_text())
+    state = json.loads((first.disk / "run" / f"checkpoint-{steps[1] + 4}" / "trainer_state.json").read_text())
     logged = [entry["step"] for entry in state["log_history"]]
     assert logged == list(range(4, state["global_step"] + 1, 4)) and state["global_step"] > steps[1]
 
