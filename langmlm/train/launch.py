@@ -135,7 +135,7 @@ def count_processes(
     wanted, on_cpu = config.n_gpus or 1, device_type(config) == "cpu"
     devices = (os.cpu_count() or 1) if on_cpu else torch.accelerator.device_count()
     if config.n_gpus is None and not on_cpu and devices > 1:
-        logger.warning("one of %d visible GPUs is used: set n_gpus=%d to train on all of them", devices, devices)
+        logger.warning("one of %d visible GPUs is used, since each further one adds its batches to a step: set n_gpus=%d for all", devices, devices)
     if wanted == 1:
         return 1
     if _LAUNCHING in os.environ:
