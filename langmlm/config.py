@@ -67,6 +67,8 @@ def find_path_error(
         longest = max((len(part.encode()) for part in Path(path).parts), default=0)
     except UnicodeEncodeError:
         return f"must be a path in UTF-8, got {show_value(path)}"
+    if "://" in path:
+        return f"must be a local path, got {show_value(path)}: copy the finished folder to a server or object storage"
     if "\0" in path or longest > 255 or len(path) > 4_000:
         return f"must be a path without null characters and with at most 255 bytes in a name, got {show_value(path)}"
     return None

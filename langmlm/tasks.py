@@ -52,12 +52,13 @@ from langmlm.train.checkpoint import (
 )
 from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
-from .train.launch import count_processes, explain_inexact, launch_processes, make_accelerator
+from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
+from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
@@ -78,10 +79,10 @@ class TokenizerTask:
 
     def train(self) -> Report:  # What was in the text and what became of it; also the manifest of the dataset
         "Train the tokenizer, unless it was given or exists already, and tokenize the text; resume interrupted work."
-        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_dataset)
         if self._is_given:
-            return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
+            return write_dataset(self.corpus, self.tokenizer, self.config)
+        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_tokenizer)
         with reuse_or_train_tokenizer(self.corpus, self.config, source) as self.tokenizer:
             return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
@@ -275,6 +276,7 @@ def _make_loaders(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
+        equal_counts=is_sharded_run(),
     )
     if not config.eval_steps or validation is None:
         return loader, None
@@ -290,9 +292,12 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
         model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()  # The second is the name before transformers 6
-    betas = config.adam_beta1, config.adam_beta2
+    betas, module, captured = (config.adam_beta1, config.adam_beta2), FlatMaskedLM(model), False
+    if is_sharded_run():
+        shard_module(module, accelerator.device)
     optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
-    module, captured = FlatMaskedLM(model), False
+    if is_sharded_run():  # `evaluation_mode`: without DDP
+        return accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimizer), captured
     if task._compiled:
         logger.info("the model is compiled during the first steps, which takes about a minute")
         processes, automatic = accelerator.num_processes, config.torch_compile is None
@@ -359,17 +364,20 @@ def create_mlm(
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
     tokenizer, tokenized_dataset, checkpoint_path = map(_expand_user, (tokenizer, tokenized_dataset, checkpoint_path))
-    start = find_starting_point(checkpoint_path, resume)
-    architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
-    config = _expand_home(config)
-    check_run_folder(config.run_folder, start)
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
-    _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
-    loaded = load_tokenizer(tokenizer)
-    dataset, validation = _open_splits(tokenized_dataset, config, loaded)
-    model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
-    shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
-    _check_validation_lengths(start, shape, loaded, validation)
+    with fail_together() as found:
+        start = find_starting_point(checkpoint_path, resume)
+        architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
+        config = _expand_home(config)
+        check_run_folder(config.run_folder, start)
+        _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
+        loaded = load_tokenizer(tokenizer)
+        dataset, validation = _open_splits(tokenized_dataset, config, loaded)
+        model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
+        shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
+        _check_validation_lengths(start, shape, loaded, validation)
+        found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
+        found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
     if start.trainer_state is None:

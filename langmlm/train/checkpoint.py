@@ -21,6 +21,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,6 +33,7 @@ from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_i
 from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_file, write_json, write_manifest
 from ..model.roberta import MODEL_TYPES
 from ..tokens.tokenizer import write_tokenizer_files
+from .sharding import shard_like
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
@@ -191,7 +193,8 @@ def load_model(
         supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
-        with _without_progress_bars():
+        # Under FSDP, transformers would leave the weights out in all processes but the first
+        with _without_progress_bars(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
             options = {"dtype": torch.float32, "output_loading_info": True}
             loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:
@@ -232,7 +235,8 @@ def load_optimizer(
     for name, state in saved.items():
         for key, value in state.items():
             on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
-            optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
+            value = value.to(weights[name].device if on_device else "cpu", copy=True)
+            optimizer.state[weights[name]][key] = value if key == "step" else shard_like(value, weights[name])
 
 # %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)

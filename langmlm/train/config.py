@@ -233,7 +233,7 @@ def device_type(
 # %% ../../nbs/train/01_config.ipynb #f604fa3c
 _IN_A_THREAD = "batches are prepared one step ahead in a thread, without worker processes"
 _UPLOAD = "the final model is uploaded at the end of the run: set push_to_hub"
-_SHARDING = "sharded training is not supported; processes hold whole models"
+_SHARDING = "start the script with `accelerate launch --use_fsdp --fsdp_version 2` to shard the model; FSDP1 and DeepSpeed are not supported"
 _EVALUATION = "set eval_steps, the steps between two evaluations"
 _BEST = "final_model holds the last weights, and save_total_limit=None keeps every checkpoint to choose from"
 _NOT_OPTIONS = {  # Names of other tools -> reason

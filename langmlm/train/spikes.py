@@ -23,6 +23,8 @@ from ..disk import is_intact
 from ..model.roberta import build_model
 from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
+from .launch import fail_together
+from .sharding import shard_like
 from .state import TrainState
 
 # %% ../../nbs/train/08_spikes.ipynb #66a0f9bd
@@ -147,7 +149,8 @@ def handle_loss_spike(
         if state.rollbacks >= config.max_rollbacks:
             message += f"; the loss diverged again after max_rollbacks={config.max_rollbacks} rollbacks"
             raise FloatingPointError(message)
-        _restore_weights(model, optimizer, stable, source, config.seed)
+        with fail_together():  # The disk of another machine may lack the checkpoint
+            _restore_weights(model, optimizer, stable, source, config.seed)
         _count_rollback(state, to_step)
         if accelerator.is_main_process:
             done = f"rolled back to {stable.name if stable else 'the initial weights'}"
@@ -173,7 +176,8 @@ def _restore_weights(
 ) -> None:
     "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
     before = load_model(source) if source else build_model(model.config, seed)
-    model.load_state_dict(before.state_dict())
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
     optimizer.state.clear()
     if stable:
         load_optimizer(stable, optimizer, model)

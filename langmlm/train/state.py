@@ -25,6 +25,7 @@ from ..data.dataset import TokenizedDataset
 from ..model.compile import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
+from .sharding import is_sharded_run
 
 # %% ../../nbs/train/06_state.ipynb #79a49c71
 logger = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def describe_run(
         "threads": 0 if on_gpu else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
-        "compiled": should_compile(config.torch_compile, accelerator.device, batches),
+        "sharded": is_sharded_run(),
+        "compiled": not is_sharded_run() and should_compile(config.torch_compile, accelerator.device, batches),
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "matmul precision": torch.get_float32_matmul_precision(),
