@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +59,22 @@ def linear_tags(train: list[Sentence], sentences: list[Sentence]) -> list[list[s
     "Tag every word by a linear classifier of the word, its ending and its neighbors."
     from sklearn.feature_extraction import FeatureHasher
     from sklearn.linear_model import SGDClassifier
-    from sklearn.pipeline import make_pipeline
 
     def features(words: list[str]) -> Iterator[list[str]]:
         for before, word, after in zip(["", *words], words, [*words[1:], ""]):
             endings = [f"ends with {word[-size:]}" for size in (1, 2, 3)]
             yield [word.lower(), f"after {before}", f"before {after}", f"capital {word[:1].isupper()}", *endings]
 
-    classifier = make_pipeline(
-        FeatureHasher(2**18, input_type="string"), SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0)
+    hashing, classifier = (
+        FeatureHasher(2**16, input_type="string"),
+        SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=20),
     )
-    classifier.fit(
-        [entry for words, _ in train for entry in features(words)], [tag for _, tags in train for tag in tags]
-    )
-    return [list(classifier.predict(list(features(words)))) for words, _ in sentences]
+    classifier.set_params(random_state=0, tol=None)
+    seen = [entry for words, _ in train for entry in features(words)]
+    classifier.fit(hashing.transform(seen), [tag for _, tags in train for tag in tags])
+    asked = [entry for words, _ in sentences for entry in features(words)]
+    found = iter(classifier.predict(hashing.transform(asked)))
+    return [list(islice(found, len(words))) for words, _ in sentences]
 
 
 class Tagger:
