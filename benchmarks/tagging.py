@@ -17,7 +17,7 @@ from data import read_text
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-LEARNING_RATES, EPOCHS, BATCH_SIZE, WARM_UP = (1e-3, 2e-4), 4, 16, 0.1
+LEARNING_RATES, EPOCHS, BATCH_SIZE, WARM_UP = (1e-3, 3e-4), 8, 16, 0.1
 IGNORED = -100  # Label of what is no first token of a word
 
 Sentence = tuple[list[str], list[str]]  # Words and tags
