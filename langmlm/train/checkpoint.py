@@ -188,7 +188,8 @@ def load_model(
         supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
-        with _without_progress_bars():
+        with _without_progress_bars(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # For weights that a checkpoint does not have
             options = {"dtype": torch.float32, "output_loading_info": True}
             loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:
