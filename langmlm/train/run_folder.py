@@ -237,7 +237,7 @@ def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, sta
             f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
         )
 
-
+# %% ../../nbs/train/10_run_folder.ipynb #034d98c9
 @patch
 def _make_card(self: RunFolder, model: RobertaForMaskedLM, state: TrainState) -> str | None:
     "Describe the run in a model card; an error in it must not cost the model."
