@@ -229,8 +229,11 @@ def _export(
     model: str,  # Folder of a run or a model
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
-    print('pip install "optimum-onnx[onnxruntime]"')
-    print(f"optimum-cli export onnx --model {shlex.quote(_find_model(model))} --task fill-mask onnx_model")
+    print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
+    print("python -m venv onnx_environment")
+    print('onnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')
+    command = f"optimum-cli export onnx --model {shlex.quote(_find_model(model))} --task fill-mask onnx_model"
+    print(f"onnx_environment/bin/{command}")
 
 # %% ../nbs/cli.ipynb #7d7cd124
 def describe_folder(

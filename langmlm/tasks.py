@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from os import PathLike
@@ -162,6 +162,9 @@ def create_tokenizer(
 # %% ../nbs/tasks.ipynb #f289f0cc
 class MLMTask:
     "A run that is ready to train."
+
+    show_batch: Callable[..., ShownBatch]  # Both are defined below; type checkers look here
+    worst_tokens: Callable[..., pd.DataFrame]
 
     def __init__(
         self,

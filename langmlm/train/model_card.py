@@ -185,7 +185,7 @@ def make_model_card(
         version=__version__,
     )
 
-
+# %% ../../nbs/train/12_model_card.ipynb #43d9c16a
 def _filled_masks(log_history: list[dict], probes: list[str]) -> str:
     "Show the latest predictions for the user's sentences; sentences of the corpus are left out."
     filled = next((entry["filled_masks"] for entry in reversed(log_history) if "filled_masks" in entry), [])

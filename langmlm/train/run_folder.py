@@ -177,7 +177,7 @@ def save_log(self: RunFolder, state: TrainState) -> None:
     "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     values = {name: value for entry in entries for name, value in entry.items()}
-    numbers = {name: value for name, value in values.items() if not isinstance(value, (dict, list))}
+    numbers = {name: value for name, value in values.items() if name != "step" and not isinstance(value, (dict, list))}
     own = [filled for filled in values.get("filled_masks", []) if "held_out" not in filled]  # Not text of the corpus
     filled = format_filled_masks(own)
     lines = [f"    {text} -> {found}" for text, _, found in filled]  # Indented: code in Markdown, which keeps `<mask>`
@@ -237,7 +237,7 @@ def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, sta
             f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
         )
 
-
+# %% ../../nbs/train/10_run_folder.ipynb #034d98c9
 @patch
 def _make_card(self: RunFolder, model: RobertaForMaskedLM, state: TrainState) -> str | None:
     "Describe the run in a model card; an error in it must not cost the model."

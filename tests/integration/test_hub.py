@@ -1,4 +1,4 @@
-"The final model is uploaded to a stand-in for the Hub; what goes wrong there costs neither the run nor the model."
+"The final model is uploaded to a local server in place of the Hub; what goes wrong there costs neither the run nor the model."
 
 import os
 import shlex
