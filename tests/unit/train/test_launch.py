@@ -62,7 +62,7 @@ def test_environment_does_not_scale_gradients(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("variable", "name"),
-    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron")],
+    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron")],
 )
 def test_sharding_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
     "What is not supported is named, with the variable that asks for it."
