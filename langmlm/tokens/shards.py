@@ -281,16 +281,6 @@ def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: Token
     return job | {"key": hash_json(job)}
 
 
-def _own_files(corpus: Corpus, config: TokenizerConfig) -> Corpus | None:
-    "Return the files that one of several machines reads; None: they cannot be shared out, and it reads everything."
-    part, parts = config.shard
-    sizes = np.array([entry.size if isinstance(entry, FilePart) and entry.is_stable else None for entry in corpus.parts])
-    if config.drop_duplicates or None in sizes or max(sizes) * parts > sum(sizes):
-        return None
-    owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By the middle of each file, so that none has no file
-    return Corpus([entry for entry, owner in zip(corpus.parts, owners) if owner == part], corpus.options)
-
-
 def _shard_files(shards: _Shards, split: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     "Return the files of shards that belong to a split (None: files of hashes), and what their records say of them."
     files = [(folder / name, facts) for folder, record in shards.values() for name, facts in record["files"].items()]
@@ -326,16 +316,17 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         write_json(partial / "dataset_dict.json", {"splits": list(manifest["splits"])})
         return Report(write_manifest(partial, "dataset", manifest))
 
-# %% ../../nbs/tokens/05_shards.ipynb #395458fc
-def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
-    "Make a folder from the shards of one machine."
-    with atomic_folder(target, within) as partial:
-        for index, (folder, record) in shards.items():
-            for name in (f"shard-{index:05}.json", *record["files"]):
-                link_or_copy(folder / name, partial / name)
-        return Report(write_manifest(partial, "dataset part", _summarize(job, shards) | facts))
+# %% ../../nbs/tokens/05_shards.ipynb #many0202
+def _own_files(corpus: Corpus, config: TokenizerConfig) -> Corpus | None:
+    "Return the files that one of several machines reads; None: they cannot be shared out, and it reads everything."
+    part, parts = config.shard
+    sizes = np.array([entry.size if isinstance(entry, FilePart) and entry.is_stable else None for entry in corpus.parts])
+    if config.drop_duplicates or None in sizes or max(sizes) * parts > sum(sizes):
+        return None
+    owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By the middle of each file, so that none has no file
+    return Corpus([entry for entry, owner in zip(corpus.parts, owners) if owner == part], corpus.options)
 
-
+# %% ../../nbs/tokens/05_shards.ipynb #many0203
 def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) -> tuple[dict, _Shards, int]:
     "Number the shards of parts that have read different files, and describe the job that would have read all of them."
     shards, total, digests = {}, 0, []
@@ -344,6 +335,15 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
         total, digests = total + manifests[folder]["shards"], digests + manifests[folder]["digests"]
     job |= {"source": hash_json([digests, manifests[folders[0]]["read_options"]])}
     return job | {"key": hash_json({name: value for name, value in job.items() if name != "key"})}, shards, total
+
+# %% ../../nbs/tokens/05_shards.ipynb #395458fc
+def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
+    "Make a folder from the shards of one machine."
+    with atomic_folder(target, within) as partial:
+        for index, (folder, record) in shards.items():
+            for name in (f"shard-{index:05}.json", *record["files"]):
+                link_or_copy(folder / name, partial / name)
+        return Report(write_manifest(partial, "dataset part", _summarize(job, shards) | facts))
 
 
 def join_dataset(

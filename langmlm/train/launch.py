@@ -209,6 +209,8 @@ class StopRequest:
         frame: FrameType | None = None,  # Not used
     ) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
+        if self.received == number == signal.SIGTERM and "RANK" in os.environ:
+            return  # The launcher passes on a signal that a scheduler has sent to all processes
         if self.received:
             raise signal_exit(number)
         self.received = number

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_sharded_run', 'check_sharding', 'shard_module', 'shard_like', 'gather_model', 'gather_run']
 
-# %% ../../nbs/train/14_sharding.ipynb #3879e26c
+# %% ../../nbs/train/14_sharding.ipynb #b486f72b
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from ..model.roberta import FlatMaskedLM
 from .config import TrainingConfig
 
-# %% ../../nbs/train/14_sharding.ipynb #3673eb11
+# %% ../../nbs/train/14_sharding.ipynb #77fd72d4
 def is_sharded_run() -> bool:
     "Return whether a launcher has started several processes for FSDP."
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -44,7 +44,7 @@ def check_sharding(
     if errors := [remedy for remedy, is_broken in rules.items() if is_broken]:
         raise ValueError("FSDP (ACCELERATE_USE_FSDP): " + "; ".join(errors))
 
-# %% ../../nbs/train/14_sharding.ipynb #8fbc5e2d
+# %% ../../nbs/train/14_sharding.ipynb #ea332fcb
 def shard_module(
     module: FlatMaskedLM,  # Whole and the same in all processes; sharded in place
     device: torch.device,  # Of this process
@@ -66,7 +66,7 @@ def shard_like(
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
-# %% ../../nbs/train/14_sharding.ipynb #90467619
+# %% ../../nbs/train/14_sharding.ipynb #ee93e359
 def _is_sharded(model: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
@@ -80,7 +80,7 @@ def _gather(values: dict[str, Tensor], device: torch.device | None) -> dict[str,
             found[name] = whole.detach().to(device or "cpu")
     return found
 
-# %% ../../nbs/train/14_sharding.ipynb #cae08f4b
+# %% ../../nbs/train/14_sharding.ipynb #4db514a7
 def gather_model(
     model: nn.Module,  # A stock model; all processes must call this function
     device: torch.device | None = None,  # Of a copy for every process; None: a copy on the CPU in the main process
