@@ -190,7 +190,7 @@ def is_intact(folder: Path) -> bool:
     "Return whether a folder is what was written, byte for byte."
     return not find_damage(folder)
 
-
+# %% ../nbs/disk.ipynb #bc45d4e4
 def unlisted_files(folder: Path) -> list[str]:  # Sorted POSIX names
     "Return what is below a folder and not as in its manifest, or edited; everything, if it has no manifest."
     manifest = read_manifest(folder)

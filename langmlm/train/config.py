@@ -165,7 +165,7 @@ _RULES = [  # Names of options, check of their value, description of valid value
     ("probe_sentences", _are_sentences, "at most 100 strings of valid Unicode"),
 ]
 
-
+# %% ../../nbs/train/01_config.ipynb #2c24cedc
 def _find_repo_error(name: str) -> str | None:
     "Say why a repository on the Hub cannot have a name."
     from huggingface_hub.utils import HFValidationError, validate_repo_id

@@ -126,7 +126,6 @@ Not described yet. Like every language model, this one may reproduce parts of th
 
 ```python
 from transformers import AutoModelForSequenceClassification, pipeline
-
 pipeline("fill-mask", model={path})({example})
 AutoModelForSequenceClassification.from_pretrained({path})  # To fine-tune it
 ```
@@ -140,13 +139,11 @@ Loss in nats per masked token. {beat}
 {curve}
 {filled}
 ### Options
-
 ```json
 {options}
 ```
 
 ## Citation
-
 ```bibtex
 @software{{langmlm,
   title = {{langmlm: pretrain RoBERTa-style masked language models on your own text}},
