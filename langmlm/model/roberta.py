@@ -158,8 +158,8 @@ def _flat_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: None,  # Not used: `cu_seqlens` has the boundaries
-    cu_seqlens: Tensor,  # [sequences + 1] int32
-    blocks: list[EqualLengthBlock] | None,  # None on a CUDA device
+    cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: the caller has no flat batch
+    blocks: list[EqualLengthBlock] | None = None,  # None on a CUDA device
     bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
     seed: Tensor | None = None,  # [1] int64, decides what the Triton kernel drops
     dropout: float = 0.0,
@@ -167,6 +167,8 @@ def _flat_attention(
     **kwargs: Any,  # Options of other attention functions
 ) -> tuple[Tensor, None]:  # [1, tokens, heads, head size], and no attention weights
     "Attend in a flat batch, with the signature that transformers expects."
+    if cu_seqlens is None:
+        raise RuntimeError("the model of a run takes flat batches: load `final_model` or a checkpoint to call it directly")
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if bounds is not None:
         return attend_triton(query, key, value, bounds, dropout, scaling, seed)[None], None

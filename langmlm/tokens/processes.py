@@ -162,6 +162,9 @@ def work_folder(target: Path, key: str, parameter: str) -> Iterator[SharedFolder
                 for other in sorted({*target.parent.glob(f".{target.name}.*.unfinished")} - {path}):
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
+                if target.exists():
+                    text = "%s is of other text or options and will be replaced: to keep it, and to resume runs with it, set %s"
+                    logger.warning(text, target, parameter)
                 work.tell("ready")
             work.wait_until(lambda: work.has_told(0, "ready"))
             yield work

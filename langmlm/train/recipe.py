@@ -46,7 +46,7 @@ def _learning_rate(
     width: int,  # `hidden_size` of the model
 ) -> float:
     "Choose the peak learning rate for a model."
-    return 2e-3 * math.sqrt(4 / layers * 256 / width)
+    return float(f"{2e-3 * math.sqrt(4 / layers * 256 / width):.3g}")
 
 # %% ../../nbs/train/11_recipe.ipynb #2469e41c
 _FEW_EPOCHS = 4

@@ -14,6 +14,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from langmlm.config import ConfigError
 from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, pad_batch
 from langmlm.model import attention, roberta
+from langmlm.testing import tiny_run
 from langmlm.model.roberta import (
     LOGITS_ROWS,
     FlatMaskedLM,
@@ -193,3 +194,10 @@ def test_the_kernel_is_compiled_with_the_model(model: RobertaForMaskedLM, batch:
     monkeypatch.setattr(attention, "_has_flash_attention", lambda _: True)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(loss_and_gradients(compiled, replace(batch)), expected)
+
+
+def test_a_model_in_training_says_how_to_call_it(tmp_path):
+    "Its attention was replaced; without flat batches, transformers would call it with arguments that are missing."
+    task = tiny_run(tmp_path)
+    with pytest.raises(RuntimeError, match="load `final_model` or a checkpoint"):
+        task.model(**task.tokenizer("a", return_tensors="pt"))

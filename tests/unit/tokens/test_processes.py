@@ -97,6 +97,10 @@ def test_work_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         with work_folder(target, "b" * 32, "option") as other:
             assert other.path != work.path == unfinished_folder(target, "a" * 32)
     assert (work.path / "half").exists() and f"{work.path}: unfinished work on other text" in caplog.text
+    assert "will be replaced" not in caplog.text
+    target.mkdir()
+    with work_folder(target, "c" * 32, "option"):
+        assert f"{target} is of other text or options and will be replaced" in caplog.text
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="option=.* cannot be written to"):
         with work_folder(tmp_path / "file" / "result", "key", "option"):
