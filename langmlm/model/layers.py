@@ -81,8 +81,8 @@ def deterministic_algorithms() -> Iterator[None]:
 # the deterministic kernel for this one call, and torch.compile would generate its own kernel with atomic additions.
 @torch.library.custom_op("langmlm::embedding_gradient", mutates_args=())
 def _embedding_gradient(gradient: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
-    if rows == 1 and padding_idx < 0:  # The other kernel would add up everything in a single thread
-        return gradient.flatten(0, -2).sum(0, keepdim=True)
+    if rows <= 2 and padding_idx < 0:  # Token types, for which the other kernel would add up nearly all in one thread
+        return torch.stack([(gradient * (ids == row)[..., None]).flatten(0, -2).sum(0) for row in range(rows)])
     with deterministic_algorithms():
         return torch.ops.aten.embedding_dense_backward(gradient, ids, rows, padding_idx, False)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -28,6 +30,14 @@ from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, gr
 from .layers import replace_layers
 from .triton_attention import attend_triton, has_triton_kernel, token_bounds
 
+# %% ../../nbs/model/01_roberta.ipynb #4459aaef
+MODEL_TYPES = ("bert", "camembert", "roberta", "xlm-roberta")  # Models of `transformers` with these layers
+
+
+def _first_position(model_type: str, pad_token_id: int) -> int:
+    "Return the position of the first token of a sequence."
+    return 0 if model_type == "bert" else pad_token_id + 1
+
 # %% ../../nbs/model/01_roberta.ipynb #86e20683
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     "Return the special token ids that a config repeats, by their names there."
@@ -36,20 +46,22 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 # %% ../../nbs/model/01_roberta.ipynb #f8fdf63f
 def find_mismatches(
-    config: RobertaConfig,  # Of a new model or a loaded one
+    config: PreTrainedConfig,  # Of a new model or a loaded one
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> list[str]:  # One sentence per mismatch
     "Compare an architecture with the tokenizer and the sequences."
-    errors, first_position = [], tokenizer.pad_token_id + 1
+    errors, first_position = [], _first_position(config.model_type, tokenizer.pad_token_id)
     if config.vocab_size < len(tokenizer):
         errors.append(f"vocab_size={config.vocab_size} is too small: the tokenizer has {len(tokenizer)} tokens")
     if config.max_position_embeddings < (needed := max_length + first_position):
-        reason = f"sequences of {max_length} tokens need {needed}, as positions start at pad_token_id + 1"
+        reason = f"sequences of {max_length} tokens need {needed}, as positions start at {first_position}"
+        reason += f"; it suffices for max_length={max(0, config.max_position_embeddings - first_position)}"
         errors.append(f"max_position_embeddings={config.max_position_embeddings} is too small: {reason}")
-    for name, expected in _special_ids(tokenizer).items():
-        if getattr(config, name) != expected:
-            errors.append(f"{name}={getattr(config, name)} must be {expected}, as in the tokenizer")
+    ids = _special_ids(tokenizer)
+    for name in ids if config.model_type == "roberta" else ["pad_token_id"]:  # Others may have outdated ones
+        if getattr(config, name) != ids[name]:
+            errors.append(f"{name}={getattr(config, name)} must be {ids[name]}, as in the tokenizer")
     return errors
 
 # %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
@@ -160,7 +172,8 @@ def _flat_attention(
         return attend_triton(query, key, value, bounds, dropout, scaling, seed)[None], None
     if blocks is not None:
         return attend_equal_lengths(query, key, value, blocks, dropout, scaling)[None], None
-    max_seqlen = module.config.max_position_embeddings - module.config.pad_token_id - 1
+    config = module.config
+    max_seqlen = config.max_position_embeddings - _first_position(config.model_type, config.pad_token_id)
     return attend_varlen(query, key, value, cu_seqlens, max_seqlen, dropout, scaling)[None], None
 
 
@@ -169,7 +182,7 @@ AttentionMaskInterface.register(_FLAT_ATTENTION, lambda *args, **kwargs: None)  
 
 # %% ../../nbs/model/01_roberta.ipynb #8bb0856e
 def _attention_arguments(
-    config: RobertaConfig,
+    config: PreTrainedConfig,
     hidden: Tensor,  # [1, tokens, hidden size], the input of the first layer
     cu_seqlens: Tensor,  # [sequences + 1] int32
 ) -> list[dict[str, Any]]:  # Of each layer
@@ -189,14 +202,19 @@ class FlatMaskedLM(nn.Module):
 
     def __init__(
         self,
-        model: RobertaForMaskedLM,  # Used and trained in place; its weights and their names stay
+        model: PreTrainedModel,  # Of one of `MODEL_TYPES`; trained in place, its weights and their names stay
     ):
         super().__init__()
         self.model = model
-        if model.lm_head.bias is not model.lm_head.decoder.bias:  # With untied embeddings: an unused copy
-            model.lm_head.bias.requires_grad_(False)  # DDP would wait for its gradient
+        if self.head.bias is not self.head.decoder.bias:  # With untied embeddings: an unused copy
+            self.head.bias.requires_grad_(False)  # DDP would wait for its gradient
         model.set_attn_implementation(_FLAT_ATTENTION)
         replace_layers(model)
+
+    @property
+    def head(self) -> nn.Module:
+        "The MLM head of the model, with its `decoder`."
+        return self.model.cls.predictions if self.model.config.model_type == "bert" else self.model.lm_head
 
     def encode(
         self,
@@ -206,17 +224,20 @@ class FlatMaskedLM(nn.Module):
         masked_positions: Tensor,  # [predictions] int64, indices into `input_ids`
     ) -> Tensor:  # [predictions, hidden size], the input of the decoder
         "Encode all tokens, and transform the hidden states at the masked positions for the decoder."
-        # These modules of RobertaForMaskedLM are internal. The public alternative, the model's own forward, computes
+        # These modules of the stock models are internal. The public alternative, the model's own forward, computes
         # the last layer and the head at every position.
-        encoder, head = self.model.roberta, self.model.lm_head
-        hidden = encoder.embeddings(input_ids=input_ids[None], position_ids=position_ids[None])
+        encoder, head, config = self.model.base_model, self.head, self.model.config
+        shift = config.pad_token_id + 1 - _first_position(config.model_type, config.pad_token_id)
+        hidden = encoder.embeddings(input_ids=input_ids[None], position_ids=position_ids[None] - shift)
         *layers, last = encoder.encoder.layer
-        *arguments, last_arguments = _attention_arguments(encoder.config, hidden, cu_seqlens)
+        *arguments, last_arguments = _attention_arguments(config, hidden, cu_seqlens)
         for layer, given in zip(layers, arguments):
             hidden = layer(hidden, **given)
         attended, _ = last.attention.self(hidden, **last_arguments)
         masked = last.attention.output(attended[0, masked_positions], hidden[0, masked_positions])
         masked = last.feed_forward_chunk(masked)
+        if config.model_type == "bert":
+            return head.transform(masked)
         return head.layer_norm(gelu(head.dense(masked)))
 
     def forward(
@@ -228,5 +249,5 @@ class FlatMaskedLM(nn.Module):
         labels: Tensor,  # [predictions] int64, the original ids
     ) -> Tensor:  # Scalar float32: the sum of the cross-entropies in nats
         "Return the sum of the losses at the masked positions."
-        hidden, decoder = self.encode(input_ids, position_ids, cu_seqlens, masked_positions), self.model.lm_head.decoder
+        hidden, decoder = self.encode(input_ids, position_ids, cu_seqlens, masked_positions), self.head.decoder
         return linear_cross_entropy(hidden, decoder.weight, decoder.bias, labels)

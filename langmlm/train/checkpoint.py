@@ -21,16 +21,19 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
-from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
-from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
+from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_file, write_json, write_manifest
+from ..model.roberta import MODEL_TYPES
 from ..tokens.tokenizer import write_tokenizer_files
+from .sharding import shard_like
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
@@ -41,14 +44,17 @@ TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
 def save_model(
     folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything else than a model
-    model: RobertaForMaskedLM,  # To save
+    model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
     folder = Path(folder)
     with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
-        write_manifest(partial, "model")
+        if card is not None:
+            write_file(partial / "README.md", card.encode())
+        write_manifest(partial, "model", editable=["README.md"])
         try:
             check_replaceable(folder, "model", "final_model")
         except FileExistsError as error:
@@ -58,7 +64,7 @@ def save_model(
 
 def save_checkpoint(
     run_folder: Path,  # The checkpoint becomes `checkpoint-<step>` in it
-    model: RobertaForMaskedLM,  # To save
+    model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
     optimizer: Optimizer,  # Whose state is saved
     trainer_state: dict,  # Content of `trainer_state.json`; its `global_step` names the folder
@@ -90,7 +96,7 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _write_model(folder: Path, model: RobertaForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> None:
+def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     "Write the files of a model and its tokenizer into a folder."
     with _without_progress_bars():
         model.save_pretrained(folder, save_original_format=False)  # Otherwise old names come back: `LayerNorm.gamma`
@@ -174,23 +180,28 @@ def set_aside_newer(
 # %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
 def load_model(
     name: str | PathLike,  # Folder, or name on the Hub
-) -> RobertaForMaskedLM:  # In float32, whatever precision it was saved in
-    "Load a stock RoBERTa; other architectures raise an error, and weights that are missing are named."
+) -> PreTrainedModel:  # Of its own class, in float32, whatever precision it was saved in
+    "Load a stock model of one of `MODEL_TYPES`, or raise an error; weights that are missing are named."
     try:
-        model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"checkpoint_path={str(name)!r} is neither a model folder nor a model on the Hub: {error}"
         ) from error
-    if model_type != "roberta":
-        raise ValueError(f"checkpoint_path={str(name)!r} has model_type={model_type!r}; only 'roberta' can be trained")
+    if config.model_type not in MODEL_TYPES or config.is_decoder:
+        found = "is_decoder=True" if config.model_type in MODEL_TYPES else f"model_type={config.model_type!r}"
+        supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
+        raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
-        with _without_progress_bars():
-            model, loading = RobertaForMaskedLM.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, weights_only=True
-            )
+        # Under FSDP, transformers would leave the weights out in all processes but the first
+        everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+        with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # For weights that a checkpoint does not have
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {error}") from error
+    model, loading = loaded
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
@@ -226,7 +237,8 @@ def load_optimizer(
     for name, state in saved.items():
         for key, value in state.items():
             on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
-            optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
+            value = value.to(weights[name].device if on_device else "cpu", copy=True)
+            optimizer.state[weights[name]][key] = value if key == "step" else shard_like(value, weights[name])
 
 # %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)

@@ -27,12 +27,15 @@ from ..data.loader import BatchLoader
 from ..data.masking import IGNORE_INDEX, MaskedBatch
 from ..model.roberta import LOGITS_ROWS, FlatMaskedLM
 from ..tokens.encode import token_bytes
+from .sharding import gather_model
 
 # %% ../../nbs/train/07_evaluate.ipynb #b6a3a330
 @contextmanager
 def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[FlatMaskedLM]:
     "Compute without dropout and gradients in a block; then restore the mode and the random generators."
     flat_model, device = accelerator.unwrap_model(module), accelerator.device
+    if (whole := gather_model(flat_model.model, device)) is not flat_model.model:
+        flat_model = FlatMaskedLM(whole).train(flat_model.training)
     training, devices = flat_model.training, [device] if device.type == "cuda" else []
     flat_model.eval()
     try:
@@ -44,7 +47,7 @@ def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[Fl
 
 def _predict(flat_model: FlatMaskedLM, batch: MaskedBatch, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     "Compute the logits of a batch in chunks of rows; [rows, vocab_size] float32 each, and their labels."
-    inputs, decoder = vars(batch.to(device)), flat_model.model.lm_head.decoder
+    inputs, decoder = vars(batch.to(device)), flat_model.head.decoder
     labels = inputs.pop("labels")
     hidden, rows = flat_model.encode(**inputs), LOGITS_ROWS.get(device.type, max(LOGITS_ROWS.values()))
     for hidden_rows, label_rows in zip(hidden.split(rows), labels.split(rows)):

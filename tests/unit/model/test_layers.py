@@ -39,7 +39,7 @@ def test_fast_dropout():
     assert torch.equal(layer.eval()(hidden), hidden)
 
 
-@pytest.mark.parametrize(("rows", "padding_idx"), [(50, 1), (5, None), (1, None)])
+@pytest.mark.parametrize(("rows", "padding_idx"), [(50, 1), (5, None), (2, None), (2, 1), (1, None)])
 def test_embedding_gradient(rows: int, padding_idx: int | None):
     "The operator torch.ops.aten.embedding_dense_backward still gives the gradient of the stock embedding."
     stock, ours = nn.Embedding(rows, 8, padding_idx), DeterministicEmbedding(rows, 8, padding_idx)

