@@ -51,7 +51,7 @@ setup(
     package_data={settings["lib_name"]: ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("evaluate", "dev")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("evaluate", "near_duplicates", "dev")},
     entry_points={
         "console_scripts": settings.get("console_scripts", "").split(),
         "nbdev": [f"{settings['lib_name']} = {settings['lib_path']}._modidx:d"],

@@ -46,7 +46,10 @@ def parse_value(
     if isinstance(given, list):
         if NoneType in kinds and len(given) == 1 and parse_value(given[0], NoneType) is None:
             return None
-        item_type = kinds[0] if get_origin(annotation) is Sequence else int  # Plain lists hold texts or integers
+        if float in kinds and len(given) == 1:
+            return parse_value(given[0], float)
+        numbers = float if float in kinds else int  # Plain lists hold texts or integers, or the numbers of the union
+        item_type = kinds[0] if get_origin(annotation) is Sequence else numbers
         return [parse_value(item, item_type) for item in given]
     if not isinstance(given, str):
         return given

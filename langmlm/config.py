@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args
@@ -179,6 +180,8 @@ class TokenizerConfig(Options):
     split_on: str = "token"  # Split after any "token", or preferably after a "word" or a "sentence"
     stride: int = 0  # Tokens that a sequence repeats from the previous one of its document, below max_length - 2
     drop_duplicates: bool = False  # Keep only the first of identical documents
+    near_duplicates: float | None = None  # Similarity, 0.5 to below 1, from which documents count as duplicates; None: 1
+    mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
     shard: tuple | list | None = None  # (i, n): make part i of n, 0 <= i < n; None: make the whole dataset
     num_workers: int | None = None  # Threads that tokenize; None: one per core
@@ -197,6 +200,15 @@ _CHOICES = {
     "split_on": ("token", "word", "sentence"),
 }
 _MAX_TRAIN_BYTES = 2**31 - 1  # The trainer counts pairs in 32 bits
+_EXTRA = "the package datasketch: pip install 'langmlm[near-duplicates]'"
+
+
+def _is_mixing(mixing: list | tuple | float | None) -> bool:
+    "Return whether a value is None, weights, or an exponent."
+    if isinstance(mixing, list | tuple):
+        are_numbers = all(type(weight) in (int, float) and 0 <= weight <= 100 for weight in mixing)
+        return are_numbers and any(mixing)
+    return mixing is None or 0 <= mixing <= 1
 
 
 def _find_tokenizer_errors(config: TokenizerConfig) -> list[str]:
@@ -205,7 +217,7 @@ def _find_tokenizer_errors(config: TokenizerConfig) -> list[str]:
     folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
     errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
     same_folder = not errors and Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset)
-    part = (0, 1) if config.shard is None else config.shard
+    part, near = (0, 1) if config.shard is None else config.shard, config.near_duplicates
     is_part = len(part) == 2 and all(type(number) is int for number in part) and 0 <= part[0] < part[1]
     rules = [
         (config.vocab_size >= least, f"vocab_size must be at least {least}: 256 bytes, {len(special)} special tokens"),
@@ -221,6 +233,9 @@ def _find_tokenizer_errors(config: TokenizerConfig) -> list[str]:
         (0 <= config.validation_fraction < 1, "validation_fraction must be at least 0 and below 1"),
         (is_part, "shard must be None or (i, n) with integers 0 <= i < n"),
         (config.num_workers is None or config.num_workers >= 1, "num_workers must be None or at least 1"),
+        (near is None or 0.5 <= near < 1, "near_duplicates must be None, or 0.5 to below 1"),
+        (near is None or find_spec("datasketch"), f"near_duplicates needs {_EXTRA}"),
+        (_is_mixing(config.mixing), "mixing must be None, weights of 0 to 100 and not all 0, or an exponent of 0 to 1"),
     ]
     for name, choices in _CHOICES.items():
         rules.append((getattr(config, name) in choices, f"{name} must be one of {', '.join(map(repr, choices))}"))

@@ -51,6 +51,7 @@ from langmlm.train.checkpoint import (
     load_optimizer,
 )
 from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
+from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
@@ -144,7 +145,7 @@ def create_tokenizer(
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
     _check_overlaps(written, {"data_path": _named_paths(data_path), "tokenizer": used})
-    corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors)
+    corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors, config.mixing)
     _check_overlaps(written, {"data_path": _source_files(corpus)})
     check_replaceable(config.path_to_save_dataset, "dataset", "path_to_save_dataset")
     if tokenizer is None:

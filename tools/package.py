@@ -18,8 +18,8 @@ LAYERS += (("arguments", "cli", "testing"),)
 NO_FILES = ("model", "data.batching", "data.masking")  # These modules reach nothing that reads files:
 READ_FILES = ("disk", "text", "tokens", "data.dataset")
 MAX_MODULES, MAX_LINES, MAX_PUBLIC_NAMES, MAX_CHAIN = 39, 9_790, 205, 12  # Lines: the aim is 6,000
-# Imported in notebooks only; on GPUs only, where torch brings it; by `evaluate` only, which has an extra
-OPTIONAL = {"IPython", "triton", "sklearn"}
+# Imported in notebooks only; on GPUs only, where torch brings it; by what has an extra
+OPTIONAL = {"IPython", "triton", "sklearn", "datasketch"}
 
 
 class Imported(NamedTuple):

@@ -14,13 +14,13 @@ import re
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import IOBase
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from os import PathLike, fspath
 from pathlib import Path
 from threading import Lock
@@ -30,11 +30,12 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 from huggingface_hub import HfApi
 from xxhash import xxh3_128
 
+from ..config import ConfigError
 from ..disk import hash_file, hash_json
 from .files import SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, check_text_column, drop_empty_documents, extract_texts
 from .readers import read_arrow_batches, read_column, read_texts
-from .sampling import SpooledTexts
+from .sampling import SpooledTexts, choose_weights, count_reads
 
 # %% ../../nbs/text/03_corpus.ipynb #fb6d0625
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Part:
     options: ReadOptions
     size: int | None = None  # Bytes as stored; None: unknown
     text_size: int | None = None  # Bytes of text in UTF-8, line ends included; None: unknown before reading
+    source: int = 0  # Index of the entry of `data_path` that it belongs to
 
     @property
     def identity(self) -> Any:
@@ -269,8 +271,8 @@ def _verify(documents: Iterator[str], digest: xxh3_128, expected: str | None, na
 class Corpus:
     "Documents in a fixed order, in parts."
 
-    def __init__(self, parts: list[Part], options: ReadOptions):
-        self.parts, self.options = parts, options
+    def __init__(self, parts: list[Part], options: ReadOptions, sources: Sequence[str] = (), mixing: Any = None):
+        self.parts, self.options, self.sources, self.mixing = parts, options, sources, mixing
         self._counts = [Counter() for _ in parts]
         self._digests = [None] * len(parts)  # In the last fingerprint
         self._running = [xxh3_128() for _ in parts]  # Of the documents that the last pass has read so far
@@ -320,11 +322,36 @@ class Corpus:
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(map(self.documents, range(len(self.parts))))
 
+    @cached_property
+    def weights(self) -> list[float]:
+        "How many times an epoch reads the documents of each source; an exponent takes a pass over the text."
+        if not isinstance(self.mixing, int | float):
+            return list(self.mixing or [1.0] * len(self.sources))
+        sizes = [0] * len(self.sources)
+        for index, part in enumerate(self.parts):
+            sizes[part.source] += sum(len(document.encode()) for document in self.documents(index))
+        return choose_weights(sizes, self.mixing)
+
+    def reads(
+        self,
+        part: int,  # Index of the part
+        document: str,  # Of that part
+    ) -> int:
+        "Return how many times an epoch reads a document."
+        return 1 if self.mixing is None else count_reads(document, self.weights[self.parts[part].source])
+
+    def mixed(self) -> Iterator[str]:
+        "Read the documents of all parts as often as an epoch does."
+        for part in range(len(self.parts)):
+            for document in self.documents(part):
+                yield from repeat(document, self.reads(part, document))
+
     def fingerprint(self) -> str:  # 32 hexadecimal digits
         "Hash what the documents are made from and how they are read."
         with ThreadPoolExecutor() as pool:
             self._digests = list(pool.map(lambda part: part.digest(), self.parts))
-        return hash_json([self._digests, asdict(self.options)])
+        mixing = [] if self.mixing is None else [self.mixing, [part.source for part in self.parts]]
+        return hash_json([self._digests, asdict(self.options), *mixing])
 
 # %% ../../nbs/text/03_corpus.ipynb #b8230e62
 def open_corpus(
@@ -332,6 +359,7 @@ def open_corpus(
     text_column: str = "text",  # Column or JSON key that holds the text
     document: str = "line",  # Unit of plain text: "line", "blank-line" (a paragraph) or "file"; table rows are documents
     encoding_errors: str = "strict",  # On invalid UTF-8: "strict" raises, "replace" inserts �, "skip" drops the document
+    mixing: Sequence[float] | float | None = None,  # Weight of each entry of `data_path`, or exponent of its share; None: 1
 ) -> Corpus:
     "Find all documents, and check the beginning of every source."
     options = ReadOptions(text_column, document, encoding_errors)
@@ -342,9 +370,13 @@ def open_corpus(
         shown = ", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         text = "data_path names the same file more than once, perhaps by a link; it is read once, where it comes first: %s"
         logger.warning(text, shown)
+    sources = list(map(str, data_path)) if isinstance(data_path, (list, tuple)) else [found[0].name]
+    if isinstance(mixing, Sequence) and len(mixing) != len(sources):
+        error = f"mixing must have a weight for each of the {len(sources)} entries of data_path, got {list(mixing)}"
+        raise ConfigError("tokenizer_config", [error])
     for part in parts.values():
         part.check_beginning()
-    return Corpus(list(parts.values()), options)
+    return Corpus(list(parts.values()), options, sources, mixing)
 
 # %% ../../nbs/text/03_corpus.ipynb #c7d404d2
 def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
@@ -357,8 +389,10 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
     elif isinstance(data_path, (list, tuple)) and all(isinstance(part, (str, PathLike)) for part in data_path):
         if not data_path:
             raise FileNotFoundError("data_path is an empty list: name at least one file")
-        for part in data_path:
-            yield from _find_parts(part, options)
+        for source, entry in enumerate(data_path):
+            for part in _find_parts(entry, options):
+                part.source = source
+                yield part
     elif isinstance(data_path, Mapping) or hasattr(data_path, "columns"):
         yield IterablePart(read_column(data_path, options.text_column), options, type(data_path).__name__)
     elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, bytes, IOBase)):

@@ -14,6 +14,8 @@ from math import log
 from random import Random
 from struct import Struct
 
+from xxhash import xxh3_64_intdigest
+
 # %% ../../nbs/text/04_sampling.ipynb #2be833f7
 def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
     "Split a document into pieces of at most `limit` characters, before a space if the second half has one."
@@ -125,3 +127,15 @@ def affordable_bytes(
         return limit
     exponent = min(max(log(large_distinct / max(small_distinct, 1)) / log(large / small), 0.1), 1.0)
     return min(int(large * (limit / large_distinct) ** (1 / exponent)), sample.bytes)
+
+# %% ../../nbs/text/04_sampling.ipynb #197387d9
+def count_reads(document: str, weight: float) -> int:
+    "Round a weight up or down, by a hash of the document."
+    whole, share = divmod(weight, 1)
+    return int(whole) + (share > 0 and xxh3_64_intdigest(document.encode(), seed=1) < share * 2**64)
+
+# %% ../../nbs/text/04_sampling.ipynb #04b24ebb
+def choose_weights(sizes: list[int], alpha: float) -> list[float]:
+    "Choose the weights of sources from their sizes in bytes and the exponent of their shares."
+    powers = [size**alpha if size else 0.0 for size in sizes]
+    return [power / sum(powers) * sum(sizes) / max(1, size) for power, size in zip(powers, sizes)]

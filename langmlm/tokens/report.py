@@ -73,12 +73,14 @@ def add_statistics(
 ) -> dict[str, Any]:
     "Add up the statistics of shards."
     names = ("documents", "bytes", "words", "tokens", "unknown", "long_documents", "pieces", "duplicates", "dropped")
-    total: dict[str, Any] = dict.fromkeys(names, 0) | {"unusual": {}, "skipped": {}, "longest_token": ""}
+    total: dict[str, Any] = dict.fromkeys(names, 0) | {"unusual": {}, "skipped": {}, "sources": {}, "longest_token": ""}
     total |= {"lengths": count_lengths(np.zeros(0, int)), "used": pack_bits(np.zeros(vocab_size, bool))}
     for part in parts:
         total |= {name: total[name] + part.get(name, 0) for name in names}  # Older parts have no `unknown`
         for name in ("unusual", "skipped"):
             total[name] = dict(sorted((Counter(total[name]) + Counter(part[name])).items()))
+        for name, counts in part.get("sources", {}).items():  # Tokens in the text, and in an epoch
+            total["sources"][name] = [sum(pair) for pair in zip(counts, total["sources"].get(name, (0, 0)))]
         total["lengths"] = [sum(pair) for pair in zip(total["lengths"], part["lengths"], strict=True)]
         total["used"] = pack_bits(_unpack_bits(total["used"]) | _unpack_bits(part["used"]))
         total["longest_token"] = max(total["longest_token"], part["longest_token"], key=len)
@@ -157,6 +159,9 @@ def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     truncated = "split into {pieces:,} sequences" if manifest["long_lines"] == "split" else "truncated"
     duplicates = f"{counts['dropped']:,} dropped" if manifest["drop_duplicates"] else f"{counts['duplicates']:,}"
     long = f"{_count(counts['long_documents'], 'document')}, {truncated.format(**counts)}"
+    sources = sorted(counts.get("sources", {}).items())
+    found = manifest.get("near_duplicates_found")
+    near = [] if found is None else [("near-duplicates", f"{found:,}, exact ones included")]
     return [
         ("documents", f"{counts['documents']:,}"),
         ("bytes", f"{counts['bytes']:,}"),
@@ -170,6 +175,8 @@ def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary used", f"{used:,} of {vocab_size:,} tokens ({used / vocab_size:.1%})"),
         ("longest token", repr(counts["longest_token"])),
         ("duplicates", duplicates),
+        *near,
+        *((f"source {name}", f"{before:,} tokens, {after:,} in an epoch") for name, (before, after) in sources),
         ("unusual characters", _most_common({_character_name(name): n for name, n in counts["unusual"].items()})),
         ("skipped in reading", _most_common(counts["skipped"])),
     ]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..disk import read_json, read_manifest, write_file, write_json, write_manif
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
-from .duplicates import mark_duplicates, select_validation, write_hashes
+from .duplicates import mark_duplicates, mark_near_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
 from .processes import SharedFolder, process_rank, read_finished, reuse_finished, work_folder
@@ -62,6 +63,8 @@ class _Batch:
     first: int  # Index of its first document in the corpus
     documents: list[str] = field(default_factory=list)
     characters: int = 0
+    reads: list[int] = field(default_factory=list)  # How many times an epoch reads each document
+    sources: list[str] = field(default_factory=list)  # Entry of `data_path` that each document belongs to
     end: _Position | None = None  # Of its shard; None: the batch is not the last of the shard
     skipped: Counter = field(default_factory=Counter)  # In the parts of the corpus that end in the shard
     is_last: bool = False  # Of the corpus
@@ -85,7 +88,10 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
                     yield batch
                 batch = _Batch(begin, first=total - 1)
             batch.documents.append(document)
-            batch.characters += len(document)
+            if corpus.mixing is not None:
+                batch.reads.append(corpus.reads(part, document))
+                batch.sources.append(corpus.sources[corpus.parts[part].source])
+            batch.characters += len(document) * max([1, *batch.reads[-1:]])
             is_full = len(batch.documents) == DOCUMENTS_PER_BATCH or batch.characters >= CHARACTERS_PER_BATCH
             in_shard += batch.characters if is_full else 0
             if is_full and in_shard >= shard_characters:
@@ -125,18 +131,23 @@ class _BatchTokenizer:
         hashes = hash_documents(batch.documents, batch.first)
         ids, lengths = self.encode(batch.documents)
         validation = select_validation(hashes, self.config.validation_fraction)
-        splits = [(name, chosen) for name, chosen in zip(_SPLITS, (~validation, validation)) if chosen.any()]
-        sequences = {name: self._split(ids.astype(self.dtype), lengths, chosen) for name, chosen in splits}
-        return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences))
+        reads = np.array(batch.reads or [1] * len(batch.documents)) * ~validation, validation.astype(np.int64)
+        splits = [(name, times) for name, times in zip(_SPLITS, reads) if times.any()]
+        sequences = {name: self._split(ids.astype(self.dtype), lengths, times) for name, times in splits}
+        return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences, sum(reads)))
 
-    def _split(self, ids: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        "Split the chosen documents into sequences."
-        if not chosen.all():
-            ids, lengths = ids[np.repeat(chosen, lengths)], lengths[chosen]
+    def _split(self, ids: np.ndarray, lengths: np.ndarray, times: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+        "Split documents into sequences, each as many times as an epoch reads it."
+        if (times != 1).any():
+            shifts = np.repeat(np.cumsum(lengths) - lengths, times)
+            lengths = np.repeat(lengths, times)
+            ids = ids[np.arange(lengths.sum()) + np.repeat(shifts - np.cumsum(lengths) + lengths, lengths)]
         options = self.config.long_lines, self.config.split_on, self.config.stride
-        return int(chosen.sum()), *split_documents(ids, lengths, self.flags, self.capacity, self.ends, *options)
+        return int(times.sum()), *split_documents(ids, lengths, self.flags, self.capacity, self.ends, *options)
 
-    def _count(self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict) -> dict[str, Any]:
+    def _count(
+        self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict, reads: np.ndarray
+    ) -> dict[str, Any]:
         "Count what is in a batch."
         occurrences = np.bincount(ids, minlength=len(self.tokenizer))
         used, unknown = occurrences > 0, int(occurrences[self.unknown].sum())
@@ -145,10 +156,12 @@ class _BatchTokenizer:
         long = lengths > self.capacity
         rows = sum(len(of_split) for _, _, of_split in sequences.values())
         counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum()), "unknown": unknown}
-        counts |= {"long_documents": int(long.sum()), "pieces": rows - int((~long & (lengths > 0)).sum())}
+        counts |= {"long_documents": int(long.sum()), "pieces": rows - int(reads[~long & (lengths > 0)].sum())}
         counts |= {"lengths": count_lengths(lengths), "used": pack_bits(used), "unusual": unusual}
         counts |= {"longest_token": longest.decode(errors="replace")}
-        return counts | {"duplicates": 0, "dropped": 0, "skipped": {}}
+        sources, both = np.array(batch.sources), (lengths, lengths * reads)
+        per_source = {name: [int(sizes[sources == name].sum()) for sizes in both] for name in sorted({*batch.sources})}
+        return counts | {"duplicates": 0, "dropped": 0, "skipped": {}, "sources": per_source}
 
 # %% ../../nbs/tokens/05_shards.ipynb #0e2f653f
 def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config: TokenizerConfig, size: int) -> None:
@@ -270,6 +283,7 @@ def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, 
 # %% ../../nbs/tokens/05_shards.ipynb #d72628b6
 _DATASET_OPTIONS = ("max_length", "long_lines", "split_on", "stride", "drop_duplicates", "validation_fraction")
 _JOB = (*_DATASET_OPTIONS, "source", "tokenizer", "vocab_size", "shard_characters", "format", "key")
+_IF_SET = ("near_duplicates", "near_duplicates_found")  # In the jobs that search them
 _Shards = dict[int, tuple[Path, dict[str, Any]]]  # By index: folder and record
 
 
@@ -278,6 +292,7 @@ def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: Token
     job = {name: getattr(config, name) for name in _DATASET_OPTIONS}
     job |= {"source": source, "tokenizer": fingerprint_tokenizer(tokenizer), "vocab_size": len(tokenizer)}
     job |= {"shard_characters": characters, "format": 2}
+    job |= {"near_duplicates": config.near_duplicates} if config.near_duplicates else {}
     return job | {"key": hash_json(job)}
 
 
@@ -321,7 +336,8 @@ def _own_files(corpus: Corpus, config: TokenizerConfig) -> Corpus | None:
     "Return the files that one of several machines reads; None: they cannot be shared out, and it reads everything."
     part, parts = config.shard
     sizes = np.array([entry.size if isinstance(entry, FilePart) and entry.is_stable else None for entry in corpus.parts])
-    if config.drop_duplicates or None in sizes or max(sizes) * parts > sum(sizes):
+    reads_all = config.drop_duplicates or config.near_duplicates or corpus.mixing is not None
+    if reads_all or None in sizes or max(sizes) * parts > sum(sizes):
         return None
     owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By the middle of each file, so that none has no file
     return Corpus([entry for entry, owner in zip(corpus.parts, owners) if owner == part], corpus.options)
@@ -361,7 +377,7 @@ def join_dataset(
         raise ValueError("; ".join(overlaps))
     first = manifests[folders[0]]
     for folder, manifest in manifests.items():
-        differing = [name for name in _JOB if name != "key" and manifest[name] != first[name]]
+        differing = [name for name in (*_JOB, *_IF_SET) if name != "key" and manifest.get(name) != first.get(name)]
         differing += ["n of shard=(i, n)"] if manifest["part"][1] != first["part"][1] else []
         if differing:
             reason = f"they differ in {', '.join(differing)}"
@@ -370,7 +386,8 @@ def join_dataset(
     if missing := [f"({part}, {parts})" for part in range(parts) if part not in given]:
         raise ValueError(f"the parts are not a whole dataset: shard={', '.join(missing)} is missing")
     shards = {index: (folder, record) for folder in folders for index, record in _read_shards(folder).items()}
-    job, total = {name: first[name] for name in _JOB}, max(manifest["shards"] for manifest in manifests.values())
+    total = max(manifest["shards"] for manifest in manifests.values())
+    job = {name: first[name] for name in (*_JOB, *_IF_SET) if name in first}
     if "digests" in first:
         job, shards, total = _number_shards(job, sorted(folders, key=lambda folder: manifests[folder]["part"]), manifests)
     return _save_dataset(target, job, dict(sorted(shards.items())), total)
@@ -382,7 +399,7 @@ def _keep_finished_shards(work: SharedFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        finished = [*work.path.glob("shard-*.json"), *work.path.glob("duplicates.bits")]
+        finished = [*work.path.glob("shard-*.json"), *work.path.glob("*.bits")]
         if isinstance(error, TextError) or not finished:
             for file in finished:
                 file.unlink(missing_ok=True)
@@ -416,7 +433,8 @@ def write_dataset(
         return Report(manifest)
     check_replaceable(target, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
     with work_folder(target, job["key"], "path_to_save_dataset") as work, _keep_finished_shards(work):
-        marks = _mark_duplicates(corpus, work) if config.drop_duplicates else b""
+        marks, found = _mark_documents(corpus, work, config)
+        job |= found
         total = _write_shards(corpus, tokenizer, work.path, config, turn, shard_characters, marks, work.check)
         work.tell("done")
         if rank:
@@ -432,11 +450,22 @@ def write_dataset(
     return report
 
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1
-def _mark_duplicates(corpus: Corpus, work: SharedFolder) -> bytes:
-    "Find the duplicate documents once for all processes and interruptions."
-    file = work.path / "duplicates.bits"
+def _mark_documents(corpus: Corpus, work: SharedFolder, config: TokenizerConfig) -> tuple[bytes, dict[str, int]]:
+    "Mark the documents to drop, and count the near-duplicates if they are searched."
+    exact = _mark_once("duplicates.bits", mark_duplicates, corpus, work) if config.drop_duplicates else b""
+    if not config.near_duplicates:
+        return exact, {}
+    mark = partial(mark_near_duplicates, threshold=config.near_duplicates)
+    near = _mark_once("near-duplicates.bits", mark, corpus, work)
+    marks = bytes(first | second for first, second in zip(exact, near))  # None, unless duplicates are dropped
+    return marks, {"near_duplicates_found": int.from_bytes(near).bit_count()}
+
+
+def _mark_once(name: str, mark: Callable[[Corpus, Path], bytes], corpus: Corpus, work: SharedFolder) -> bytes:
+    "Mark documents once for all processes and interruptions."
+    file = work.path / name
     if work.rank == 0 and not file.exists():
         with TemporaryDirectory(dir=work.path) as scratch:
-            write_file(file, mark_duplicates(corpus, Path(scratch)))
+            write_file(file, mark(corpus, Path(scratch)))
     work.wait_until(file.exists)
     return file.read_bytes()

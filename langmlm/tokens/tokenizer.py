@@ -120,7 +120,7 @@ def write_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
     "Write the files of a tokenizer into a folder, which may hold other files."
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
-    if type(tokenizer) is PreTrainedTokenizerFast and tokenizer.backend_tokenizer.normalizer is not None:
+    if type(tokenizer) is PreTrainedTokenizerFast:
         settings = folder / "tokenizer_config.json"
         write_json(settings, read_json(settings) | {"trust_remote_code": True})
 
@@ -259,7 +259,7 @@ def _train_once(corpus: Corpus, config: TokenizerConfig, facts: dict[str, Any], 
         return
     try:
         shutil.rmtree(trained, ignore_errors=True)
-        save_tokenizer(train_tokenizer(corpus, config), trained, facts)
+        save_tokenizer(train_tokenizer(corpus.mixed(), config), trained, facts)
     except BaseException:
         if work.ranks == 1:
             shutil.rmtree(work.path, ignore_errors=True)

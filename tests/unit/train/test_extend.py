@@ -1,0 +1,106 @@
+"A model from a folder, with more words or positions in a new folder that trains on; the old one is not touched."
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from langmlm import tasks
+from langmlm.config import ConfigError
+from langmlm.train.checkpoint import load_model
+from langmlm.train.extend import _loss_per_byte, extend_positions, extend_tokenizer
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def run(create: Callable, tmp_path: Path) -> Path:
+    create(tmp_path / "run").train(4)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def text(data: dict[str, Path]) -> Path:
+    return data["tokenizer"].with_name("data.txt")
+
+
+def test_an_extended_model_trains_on(run: Path, text: Path, tmp_path: Path):
+    before, folder = read_all(run), tmp_path / "extended"
+    extension = extend_tokenizer(run, text, n=50, min_count=3, path_to_save=folder)
+    assert read_all(run) == before
+    assert len(extension.words) == 50 and extension.tokens[1] < extension.tokens[0]
+    report = tasks.create_tokenizer(text, {"path_to_save_dataset": tmp_path / "data", "max_length": 32}, folder).train()
+    assert (report["statistics"]["tokens"], report["statistics"]["bytes"]) == (extension.tokens[1], extension.bytes)
+    assert f"{extension.tokens[0]:,} -> {extension.tokens[1]:,}" in str(extension)
+    config = {"output_dir": tmp_path / "run-2", "max_steps": 2, "per_device_train_batch_size": 4}
+    task = tasks.create_mlm(folder, tmp_path / "data", checkpoint_path=folder, training_config=config)
+    assert task.state.step == 0 and task.model.config.vocab_size == 550
+    task.train()
+    final = tmp_path / "run-2" / "final_model"
+    filled = pipeline("fill-mask", model=str(final), tokenizer=str(final))("Return the <mask>.")
+    assert len(filled) == 5 and AutoModelForMaskedLM.from_pretrained(final).config.vocab_size == 550
+
+
+def test_given_words_are_added_in_both_spellings(run: Path, text: Path, tmp_path: Path):
+    extension = extend_tokenizer(run, text, ["quaternion"], path_to_save=tmp_path / "extended")
+    assert extension.words == [" quaternion", "quaternion"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "extended")
+    assert tokenizer.tokenize("quaternion quaternion quaternions")[:2] == ["quaternion", "Ġquaternion"]
+    assert len(tokenizer.tokenize(" quaternions")) > 2
+    assert extension.tokens[0] == extension.tokens[1]  # It is not in the text
+
+
+def test_the_loss_of_two_vocabularies_is_that_of_the_same_words(run: Path, text: Path, tmp_path: Path):
+    extension = extend_tokenizer(run, text, ["quaternion"], path_to_save=tmp_path / "extended")
+    assert extension.loss[0] == pytest.approx(extension.loss[1], abs=0.01)  # Two more outputs, no other change
+    model, tokenizer = load_model(run / "checkpoint-4").eval(), AutoTokenizer.from_pretrained(run / "checkpoint-4")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()  # All tokens are equally likely
+    uniform = _loss_per_byte(model, tokenizer, ["a" * 20] * 200)
+    tokens = len(tokenizer.tokenize("a" * 20))
+    assert uniform == pytest.approx(tokens * torch.log(torch.tensor(500.0)).item() / 20)
+
+
+def test_a_longer_model_trains_on(run: Path, text: Path, tmp_path: Path):
+    before, folder = read_all(run), tmp_path / "longer"
+    extend_positions(run, 48, folder)
+    assert read_all(run) == before and AutoTokenizer.from_pretrained(folder).model_max_length == 48
+    tasks.create_tokenizer(text, {"path_to_save_dataset": tmp_path / "data"}, folder).train()
+    config = {"output_dir": tmp_path / "run-2", "max_steps": 2, "per_device_train_batch_size": 4}
+    task = tasks.create_mlm(folder, tmp_path / "data", checkpoint_path=folder, training_config=config)
+    assert task.dataset.max_length == 48 and task.dataset.lengths.max() == 48
+    task.train()
+
+
+def test_inputs_are_never_overwritten(run: Path, text: Path, tmp_path: Path):
+    before = read_all(tmp_path)
+    for target in (run, run / "checkpoint-4", text.parent):
+        with pytest.raises((FileExistsError, ConfigError), match="path_to_save"):
+            extend_tokenizer(run, text, path_to_save=target)
+        with pytest.raises((FileExistsError, ConfigError), match="path_to_save"):
+            extend_positions(run, 48, target)
+    with pytest.raises(ConfigError, match="is inside checkpoint_path"):
+        extend_positions(run, 48, run / "longer")
+    assert read_all(tmp_path) == before
+
+
+def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tmp_path: Path):
+    folder = tmp_path / "extended"
+    wrong = [
+        ({"n": 0}, "n and min_count must be at least 1, got 0 and 10"),
+        ({"words": ["two words"]}, "'two words' is not one word"),
+        ({"words": ["the"], "tokenizer_config": {"document": "page"}}, "document must be one of"),
+        ({"min_count": 10**6}, "no word with several pieces occurs min_count=1,000,000 times"),
+        ({"words": []}, "no word to add"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            extend_tokenizer(run, text, path_to_save=folder, **options)
+    with pytest.raises(ValueError, match="max_length must be above 32"):
+        extend_positions(run, 32, folder)
+    assert not folder.exists()
