@@ -28,7 +28,16 @@ from workloads import PEERS, train_job
 
 SEED = 42
 POINTS = 12  # Of a learning curve
+TYPICAL_STEPS = 1_000  # Of the run whose speed is measured; a recipe chooses the size of a step by them
 SEEDS = (0, 1, 2)  # Of the fine-tuning
+SENTENCES = (  # Not in the texts
+    "The government of the United <mask> has decided.",
+    "This package contains the documentation and the <mask> files.",
+    "A library for reading and <mask> images.",
+    "The captain looked at the <mask> and said nothing.",
+    "They voted <mask> the law.",
+    "It is a simple tool <mask> in Python.",
+)
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,12 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what pretraining is worth, and write the results.")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="raw text (.txt or .xz)")
     parser.add_argument("--labelled", type=Path, nargs="+", required=True, help="CSV tables: split, label, text")
+    parser.add_argument("--tagged", type=Path, nargs="*", default=[], help="words and tags, one pair per line")
     parser.add_argument(
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
     )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
+    parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config"
@@ -135,9 +146,13 @@ def main() -> None:
     for name, result in pretrain_all(preset, options, prepared, place, pieces):
         results["pretraining"][name] = result
         write(arguments.out, results)
-    for table in arguments.labelled:
-        for name, result in finetune_all(table, preset, results["pretraining"], pieces):
-            results["finetuning"].setdefault(set_name(table), {})[name] = result
+    results["filled_masks"] = fill_all(results["pretraining"], pieces)
+    tuned = {name: made for name, made in results["pretraining"].items() if name in (arguments.finetune or [name])}
+    for file, finetune_models in [(file, tag_all) for file in arguments.tagged] + [
+        (table, finetune_all) for table in arguments.labelled
+    ]:
+        for name, result in finetune_models(file, preset, tuned, pieces):
+            results["finetuning"].setdefault(set_name(file), {})[name] = result
             write(arguments.out, results)
     print(summary(results), flush=True)
 
@@ -278,13 +293,20 @@ def pretrain_all(preset: Preset, options: dict, prepared: dict, place: Place, pi
     changes = {"options": options}
     settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options}
     speed = pieces.get("speed", settings, lambda: measure_speed("langmlm", preset, prepared, place, changes))
-    per_step, step_tokens = speed["seconds"] / speed["steps"], speed["tokens"] / speed["steps"]
-    steps = whole_points(preset.minutes * 60 / per_step if preset.minutes else preset.tokens / step_tokens)
+    steps = whole_points(count_steps(preset, speed, bool(options.get("recipe"))))
     yield "langmlm", (own := make("langmlm", "langmlm", steps, changes))
     steps = whole_points(own["tokens"] / rows)
     yield "trainer-same-tokens", (same := make("trainer-same-tokens", trainer(preset), steps, {}))
     steps = whole_points(steps * own["seconds"] / same["seconds"])
     yield "trainer-same-time", make("trainer-same-time", trainer(preset), steps, {})
+
+
+def count_steps(preset: Preset, speed: dict, by_recipe: bool) -> float:
+    "Return the steps of a budget of time or tokens; a recipe makes the steps of a longer run larger."
+    from langmlm.train.recipe import tokens_per_step
+
+    tokens = preset.minutes * 60 * speed["tokens"] / speed["seconds"] if preset.minutes else preset.tokens
+    return tokens / (tokens_per_step(tokens) if by_recipe else speed["tokens"] / speed["steps"])
 
 
 def whole_points(steps: float) -> int:
@@ -307,12 +329,12 @@ def training_job(name: str, peer: str, preset: Preset, steps: int, prepared: dic
 
 def measure_speed(peer: str, preset: Preset, prepared: dict, place: Place, changes: dict) -> dict:
     "Return steps, tokens and seconds of a short run."
-    steps = 4 * POINTS
-    job = training_job("speed", peer, preset, steps, prepared, place, changes)
+    steps = 2 * POINTS
+    job = training_job("speed", peer, preset, TYPICAL_STEPS, prepared, place, changes) | {"logging_steps": steps}
     with Contender(place, PEERS[peer].environment, PEERS[peer].script, job) as contender:
         contender.receive()
-        contender.ask(do="round", steps=steps // 2)
-        return contender.ask(do="round", steps=steps // 2)["round"]
+        contender.ask(do="round", steps=steps)
+        return contender.ask(do="round", steps=steps)["round"]
 
 
 def pretrain(name: str, peer: str, preset: Preset, steps: int, prepared: dict, place: Place, changes: dict) -> dict:
@@ -375,6 +397,37 @@ def finetune(table: Path, preset: Preset, model: str, baselines: list[str]) -> d
     )
     print(evaluation, flush=True)
     return asdict(evaluation) | {"verdict": evaluation.verdict}
+
+
+def tag_all(file: Path, preset: Preset, pretraining: dict, pieces: Pieces):
+    "Yield the scores of every pretrained model as a tagger; those of langmlm include the baselines."
+    from tagging import evaluate_tagger
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name, made in pretraining.items():
+        sizes = preset.train_examples, preset.test_examples
+        arguments = (file, made["model"], *sizes, SEEDS, name == "langmlm", preset.device)
+        settings = {"made": made, "sizes": sizes, "file": digest}
+        yield (
+            name,
+            pieces.get(f"tag-{set_name(file)}-{name}", settings, lambda: {"scores": evaluate_tagger(*arguments)}),
+        )
+
+
+def fill_all(pretraining: dict, pieces: Pieces) -> dict:
+    "Return what every model predicts for the masks of some sentences."
+    from transformers import pipeline
+
+    def fill(model: str) -> dict:
+        predict = pipeline("fill-mask", model=model, top_k=5)
+        found = {text: predict(text) for text in SENTENCES}
+        return {text: [(entry["token_str"], entry["score"]) for entry in entries] for text, entries in found.items()}
+
+    settings = {"sentences": SENTENCES}
+    return {
+        name: pieces.get(f"masks-{name}", settings | {"made": made}, lambda: {"masks": fill(made["model"])})["masks"]
+        for name, made in pretraining.items()
+    }
 
 
 def summary(results: dict) -> str:

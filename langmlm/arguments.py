@@ -72,6 +72,7 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
     is_option = parameter.kind is Parameter.KEYWORD_ONLY or not may_be_first
     metavars = {PathLike: "PATH", bool: "BOOL", float: "FLOAT", int: "INT"}
     metavar = next((text for kind, text in metavars.items() if kind in kinds), "TEXT")
+    metavar += "|TEXT" if int in kinds and str in kinds else ""
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "metavar": metavar}
     if is_list:
         options["nargs"] = "+" if is_option or is_needed else "*"

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
@@ -58,7 +58,7 @@ _PATHS = ("tokenizer", "tokenized_dataset")
 def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     "Return the arguments that start a run like this one anew, from any working directory."
     paths = {name: call[name] for name in _PATHS}
-    training = asdict(task.config)
+    training = task.config.without_secrets()
     for name in ("run_name", "output_dir", "logging_dir"):
         del training[name]
     if weights := task.state.initial_weights:
@@ -71,19 +71,25 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     return absolute | rest | {"training_config": training}
 
 # %% ../nbs/cli.ipynb #c803421c
-def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
-    "Start or resume a run, and print the folder of its result."
-    from langmlm.disk import lock_folder
+def _create(call: dict[str, Any]) -> Any:
+    "Create a run; where the default folders are missing, the error says how to make them."
     from langmlm.tasks import create_mlm
 
     try:
-        task = create_mlm(**call)
+        return create_mlm(**call)
     except ValueError as error:
         for name in _PATHS:
             if str(error).startswith(f"{name}={name!r} ") and not os.path.exists(name):
                 remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
                 raise FileNotFoundError(f"there is no folder {name!r} here: {remedy}") from error
         raise
+
+
+def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
+    "Start or resume a run, and print the folder of its result."
+    from langmlm.disk import lock_folder
+
+    task = _create(call)
     folder, is_main = task.config.run_folder, task.accelerator.is_main_process
     if is_main:
         lock = lock_folder(folder, "output_dir")  # Raises an error if another run uses the folder
@@ -136,6 +142,24 @@ def _resume(
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
 
+# %% ../nbs/cli.ipynb #benchcode1
+def _bench(
+    *,
+    tokenizer: str | PathLike = "tokenizer",  # Folder or Hub name; the one that the dataset was made with
+    tokenized_dataset: str | PathLike = "tokenized_dataset",  # Folder that `langmlm tokenizer` has written
+    checkpoint_path: str | PathLike | None = None,  # Model, in a folder or on the Hub, to start from; None: a new one
+    steps: int = 10,  # Optimizer steps to measure, at least 1
+    model_config: ModelConfig,  # model options
+    training_config: TrainingConfig,  # training options
+) -> None:
+    "Measure speed and memory of a run, without starting it."
+    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "training_config": training_config}
+    call |= {"model_config": model_config if checkpoint_path is None or model_config else None}
+    task = _create(call | {"checkpoint_path": checkpoint_path, "resume": "auto" if checkpoint_path is None else "weights"})
+    size, estimate = task.arithmetic(), task.estimate(steps)
+    speed = size.tokens_per_step / estimate.seconds_per_step
+    print(size.size(), str(task.memory()), f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
+
 # %% ../nbs/cli.ipynb #4944f916
 def _list_checkpoints(folder: Path) -> list[Path]:
     "List the checkpoints of a run like `langmlm.train.checkpoint`, which imports PyTorch."
@@ -178,19 +202,38 @@ def _fill_mask(
             print(" ", ", ".join(f"{token} {score:.1%}" for token, score in tokens))
 
 
-def _evaluate(model: str, data: str, **options: Any) -> None:
+def _evaluate(
+    model: str,  # Folder of a run or a model, or name on the Hub
+    data: str,  # CSV, TSV, Parquet or JSON lines file with labelled text
+    *,
+    test_data: str | PathLike | None = None,  # The same for a test split; None: cross-validation
+    validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
+    text_column: str = "text",
+    label_column: str = "label",  # Strings or integers
+    folds: int = 5,  # Of the cross-validation; not used with `test_data`
+    seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
+    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
+    epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
+    batch_size: int = 16,
+    max_train_examples: int = 2_000,  # In a training run, as a stratified sample
+    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
+) -> None:
     "Fine-tune a model on labelled text, and compare it with simple baselines."
+    options = locals() | {"model": _find_model(model)}
     from langmlm.probe import evaluate
 
-    print(evaluate(_find_model(model), data, **options))
+    print(evaluate(**options))
 
 
 def _export(
     model: str,  # Folder of a run or a model
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
-    print('pip install "optimum-onnx[onnxruntime]"')
-    print(f"optimum-cli export onnx --model {shlex.quote(_find_model(model))} --task fill-mask onnx_model")
+    print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
+    print("python -m venv onnx_environment")
+    print('onnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')
+    command = f"optimum-cli export onnx --model {shlex.quote(_find_model(model))} --task fill-mask onnx_model"
+    print(f"onnx_environment/bin/{command}")
 
 # %% ../nbs/cli.ipynb #7d7cd124
 def describe_folder(
@@ -309,11 +352,9 @@ def _plot(
 _DEMO = """
 tokenizer {0}/text.txt --vocab_size 4000 --max_length 128 --path_to_save_tokenizer {0}/tokenizer
   --path_to_save_dataset {0}/dataset
-train --tokenizer {0}/tokenizer --tokenized_dataset {0}/dataset --output_dir {0}/run --stop_at_step 1000
-  --num_hidden_layers 2 --hidden_size 128 --num_attention_heads 2 --intermediate_size 512 --initializer_range 0.06
-  --hidden_dropout_prob 0 --attention_probs_dropout_prob 0 --per_device_train_batch_size 4
-  --gradient_accumulation_steps 1 --num_train_epochs 3 --learning_rate 1e-3 --logging_steps 250 --save_steps 1000
-  --save_total_limit 2
+train --tokenizer {0}/tokenizer --tokenized_dataset {0}/dataset --output_dir {0}/run --stop_at_step 250
+  --num_hidden_layers 2 --hidden_size 128 --num_attention_heads 2 --intermediate_size 512
+  --recipe efficient --num_train_epochs 2 --logging_steps 100 --save_steps 250 --save_total_limit 2
 resume {0}/run
 info {0}/run
 plot {0}/run --output {0}/loss.png
@@ -342,7 +383,7 @@ def _demo(
 # %% ../nbs/cli.ipynb #3b40ad97
 _COMMANDS: dict[str, Callable] = {
     "tokenizer": _tokenizer, "train": _train, "resume": _resume, "fill-mask": _fill_mask, "evaluate": _evaluate,
-    "info": _info, "plot": _plot, "export": _export, "demo": _demo,
+    "info": _info, "plot": _plot, "bench": _bench, "export": _export, "demo": _demo,
 }  # fmt: skip
 _EXAMPLE = """example, from a text with one document per line to filled masks:
   langmlm tokenizer data.txt
@@ -366,19 +407,11 @@ def _make_parser(commands: Sequence[str]) -> tuple[OneLineParser, dict[str, OneL
         about = command.__doc__
         parsers[name] = choices.add_parser(name, prog=f"langmlm {name}", description=about, help=about.rstrip("."))
         if name in commands:
-            add_arguments(parsers[name], _documented(name))
+            add_arguments(parsers[name], command)
             parsers[name].add_argument("--debug", **debug | {"default": argparse.SUPPRESS})
             parsers[name].usage = re.sub(r"\[-.*\] ", "[OPTIONS] ", parsers[name].format_usage()[7:].strip())
     return parser, parsers
 
-
-def _documented(name: str) -> Callable:
-    "Return the function whose parameters are the options of a command."
-    if name != "evaluate":
-        return _COMMANDS[name]
-    from langmlm.probe import evaluate
-
-    return evaluate
 
 # %% ../nbs/cli.ipynb #d2e6c077
 def _parse(words: Sequence[str]) -> dict[str, Any]:
@@ -437,11 +470,11 @@ def main(
         if shell:
             _print_completion(shell)
             return 0
-        command = _documented(name)
+        command = _COMMANDS[name]
         call = collect_arguments(command, given)
         first = [key for key, item in signature(command).parameters.items() if item.kind is Parameter.POSITIONAL_ONLY]
         with _show_progress():
-            status = _COMMANDS[name](*[call.pop(key) for key in first if key in call], **call) or 0
+            status = command(*[call.pop(key) for key in first if key in call], **call) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as error:

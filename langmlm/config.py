@@ -67,6 +67,8 @@ def find_path_error(
         longest = max((len(part.encode()) for part in Path(path).parts), default=0)
     except UnicodeEncodeError:
         return f"must be a path in UTF-8, got {show_value(path)}"
+    if "://" in path:
+        return f"must be a local path, got {show_value(path)}: copy the finished folder to a server or object storage"
     if "\0" in path or longest > 255 or len(path) > 4_000:
         return f"must be a path without null characters and with at most 255 bytes in a name, got {show_value(path)}"
     return None
@@ -87,7 +89,25 @@ class Options:
         chosen: dict[str, Any],  # Options by name
     ) -> Self:  # A new config
         "Use the chosen values of options that were not given."
-        return replace(self, **{name: value for name, value in chosen.items() if name not in self.given})
+        return self.change(**{name: value for name, value in chosen.items() if name not in self.given})
+
+    def change(
+        self,
+        **values: Any,  # Options by name
+    ) -> Self:  # A new config
+        "Replace values; it stays on record which options were given."
+        changed = replace(self, **values)
+        object.__setattr__(changed, "given", self.given)
+        return changed
+
+    def leave_out(
+        self,
+        name: str,  # Of an option
+    ) -> Self:  # A new config
+        "Return to the default of an option, as if it had not been given."
+        changed = self.change(**{name: type(self).__dataclass_fields__[name].default})
+        object.__setattr__(changed, "given", self.given - {name})
+        return changed
 
 # %% ../nbs/config.ipynb #e4d497ec
 def describe_unknown(
@@ -137,7 +157,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # Ids 0 to 4, as i
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(Options):
     "Options of a tokenizer and of the tokenized dataset."
 
     vocab_size: int = 50_265  # Maximum number of tokens, including special tokens and the 256 bytes

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -136,12 +136,15 @@ def write_manifest(
     folder: Path,  # All its other files are written
     kind: str,  # What the folder is: "tokenizer", "dataset", "dataset part", "checkpoint" or "model"
     facts: dict[str, Any] = {},  # Anything else to store, as JSON
+    editable: Collection[str] = (),  # Files that users may change or delete: to do so is no damage
 ) -> dict[str, Any]:  # The manifest
     "List every file below a folder, with its size and digest, in a manifest."
     names = [name for name in _list_files(folder) if name != MANIFEST and (folder / name).is_file()]
     if invalid := [name for name in names if not _is_inside(name)]:
         raise ValueError(f"{folder} has files with names that a manifest cannot hold: {invalid!r}")
-    manifest = {"kind": kind, **facts, "files": {name: file_entry(folder / name) for name in names}}
+    entries = {name: file_entry(folder / name) for name in names}
+    free = {name: entries.pop(name) for name in names if name in editable}
+    manifest = {"kind": kind, **facts, **({"editable": free} if free else {}), "files": entries}
     manifest["digest"] = hash_json(manifest)
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -156,12 +159,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         content = file.read_bytes() if file.is_file() and file.stat().st_size <= _MAX_MANIFEST else b""
         manifest = json.loads(content)
         facts = {name: value for name, value in manifest.items() if name != "digest"}
-        intact = content == _json_bytes(facts | {"digest": hash_json(facts)}) and isinstance(facts["files"], dict)
-    except (ValueError, AttributeError, KeyError, RecursionError):
+        listed = facts["files"] | facts.get("editable", {})
+        intact = content == _json_bytes(facts | {"digest": hash_json(facts)}) and isinstance(listed, dict)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise ValueError(f"{file} is damaged")
-    if outside := [name for name in facts["files"] if not _is_inside(name)]:
+    if outside := [name for name in listed if not _is_inside(name)]:
         raise ValueError(f"{file} names files outside the folder: {', '.join(ascii(name)[1:-1] for name in outside[:5])}")
     return manifest
 
@@ -188,9 +192,12 @@ def is_intact(folder: Path) -> bool:
 
 
 def unlisted_files(folder: Path) -> list[str]:  # Sorted POSIX names
-    "Return what is below a folder and not in its manifest; everything, if it has none."
+    "Return what is below a folder and not as in its manifest, or edited; everything, if it has no manifest."
     manifest = read_manifest(folder)
-    known = {} if manifest is None else {MANIFEST: {}, **manifest["files"]}
+    known = set() if manifest is None else {MANIFEST, *manifest["files"]}
+    for name, entry in (manifest or {}).get("editable", {}).items():
+        if not _find_file_damage(Path(os.path.realpath(folder)), name, entry, digests=True):
+            known.add(name)
     return [name for name in _list_files(Path(folder)) if name not in known]
 
 

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from os import PathLike
@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from .data.loader import BatchLoader, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
+from .model.memory import StepMemory, is_out_of_memory, measure_memory
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
@@ -48,14 +50,15 @@ from langmlm.train.checkpoint import (
     load_model,
     load_optimizer,
 )
-from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
+from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
-from .train.launch import count_processes, explain_inexact, launch_processes, make_accelerator
+from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
 from .train.loop import fit, keep_random_state, train_step
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
+from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
@@ -76,10 +79,10 @@ class TokenizerTask:
 
     def train(self) -> Report:  # What was in the text and what became of it; also the manifest of the dataset
         "Train the tokenizer, unless it was given or exists already, and tokenize the text; resume interrupted work."
-        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_dataset)
         if self._is_given:
-            return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
+            return write_dataset(self.corpus, self.tokenizer, self.config)
+        source = self.corpus.fingerprint()
         _clean_up(self.config.path_to_save_tokenizer)
         with reuse_or_train_tokenizer(self.corpus, self.config, source) as self.tokenizer:
             return write_dataset(self.corpus, self.tokenizer, self.config, source=source)
@@ -105,7 +108,7 @@ def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | 
     "Replace `~` in the paths of a config."
     paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
     changed = {name: home for name, path in paths.items() if (home := os.path.expanduser(path)) != os.fspath(path)}
-    return replace(config, **changed) if changed else config
+    return config.change(**changed) if changed else config
 
 
 def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
@@ -153,12 +156,15 @@ def create_tokenizer(
         logger.warning(message, str(tokenizer), ", ".join(ignored))
     loaded = load_tokenizer(tokenizer)
     if not isinstance(tokenizer_config, TokenizerConfig) and "max_length" not in given:
-        config = replace(config, max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
+        config = config.change(max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
     return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/tasks.ipynb #f289f0cc
 class MLMTask:
     "A run that is ready to train."
+
+    show_batch: Callable[..., ShownBatch]  # Both are defined below; type checkers look here
+    worst_tokens: Callable[..., pd.DataFrame]
 
     def __init__(
         self,
@@ -197,6 +203,13 @@ class MLMTask:
         "Estimate how long the run will take, from a few steps that are done and undone."
         return _measure_steps(self, steps)
 
+    def memory(self) -> StepMemory:  # Prints as a sentence
+        "Estimate the memory that a step needs, from two forward passes."
+        length, module = self.dataset.max_length, self.accelerator.unwrap_model(self.module).train()
+        sequences = -(-self.loader.plan.token_budget // length)
+        with keep_random_state(self.accelerator.device):
+            return measure_memory(module, sequences, length, self.config.mlm_probability)
+
     def train(
         self,
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
@@ -207,9 +220,16 @@ class MLMTask:
             head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
             if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
                 logger.warning("this run is not reproducible bit for bit: %s", reason)
+        if self.state.step == 0:
+            _check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
-        return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+        try:
+            return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
 
 # %% ../nbs/tasks.ipynb #765c5e98
 @patch
@@ -259,6 +279,7 @@ def _make_loaders(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         pin_memory=on_gpu,
+        equal_counts=is_sharded_run(),
     )
     if not config.eval_steps or validation is None:
         return loader, None
@@ -274,9 +295,12 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
         model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()  # The second is the name before transformers 6
-    betas = config.adam_beta1, config.adam_beta2
+    betas, module, captured = (config.adam_beta1, config.adam_beta2), FlatMaskedLM(model), False
+    if is_sharded_run():
+        shard_module(module, accelerator.device)
     optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
-    module, captured = FlatMaskedLM(model), False
+    if is_sharded_run():  # `evaluation_mode`: without DDP
+        return accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimizer), captured
     if task._compiled:
         logger.info("the model is compiled during the first steps, which takes about a minute")
         processes, automatic = accelerator.num_processes, config.torch_compile is None
@@ -305,6 +329,13 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
         scaler.load_state_dict(scale)
     steps_left = task.loader.plan.total_steps - task.state.step
     return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), steps_left)
+
+
+def _check_memory(task: MLMTask) -> None:
+    "Warn if a step does not fit into memory."
+    memory = task.memory()  # In every process, since sharded weights are gathered by all
+    if not memory.fits and task.accelerator.is_main_process:
+        logger.warning("%s: %s", memory, explain_memory(task.config, memory.most_sequences()))
 
 
 def _log_arithmetic(arithmetic: Arithmetic) -> None:
@@ -336,17 +367,20 @@ def create_mlm(
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
     tokenizer, tokenized_dataset, checkpoint_path = map(_expand_user, (tokenizer, tokenized_dataset, checkpoint_path))
-    start = find_starting_point(checkpoint_path, resume)
-    architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
-    config = _expand_home(config)
-    check_run_folder(config.run_folder, start)
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
-    _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
-    loaded = load_tokenizer(tokenizer)
-    dataset, validation = _open_splits(tokenized_dataset, config, loaded)
-    model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
-    shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
-    _check_validation_lengths(start, shape, loaded, validation)
+    with fail_together() as found:
+        start = find_starting_point(checkpoint_path, resume)
+        architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
+        config = _expand_home(config)
+        check_run_folder(config.run_folder, start)
+        _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
+        loaded = load_tokenizer(tokenizer)
+        dataset, validation = _open_splits(tokenized_dataset, config, loaded)
+        model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
+        shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
+        _check_validation_lengths(start, shape, loaded, validation)
+        found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
+        found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
     if start.trainer_state is None:
@@ -409,6 +443,9 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
+    if given.get("per_device_train_batch_size") == "auto":  # Was decided when the run began
+        decided = "per_device_train_batch_size", "gradient_accumulation_steps"
+        given = {name: value for name, value in given.items() if name not in decided}
     return saved | given
 
 # %% ../nbs/tasks.ipynb #f3365fa3

@@ -48,32 +48,42 @@ def prepare(channel: Channel, job: dict) -> None:
     channel.send(tokens=made["tokens"], sequences=made["sequences"], bytes=bytes_on_disk(job["dataset"]))
 
 
+def training_config(job: dict) -> dict:
+    "Return the options of the run; with a recipe, it chooses those that are compared elsewhere."
+    config = {
+        "output_dir": job["run_folder"],
+        "max_steps": job["max_steps"],
+        "logging_steps": job["logging_steps"],
+        "save_strategy": "no",
+        "seed": job["seed"],
+        "bf16": job["precision"] == "bf16",
+        "torch_compile": job.get("torch_compile", job["device"] == "cuda"),
+        "use_cpu": job["device"] == "cpu",
+        "disable_tqdm": True,
+        **job.get("options", {}),
+    }
+    if config.get("recipe"):
+        return config
+    return {
+        "per_device_train_batch_size": job["batch_size"],
+        "gradient_accumulation_steps": 1,
+        "packing": job["packing"],
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": job["lr_scheduler_type"],
+        "warmup_steps": job["warmup_steps"],
+        **job["adamw"],
+        "mlm_probability": job["mlm_probability"],
+        **config,
+    }
+
+
 def train(channel: Channel, job: dict) -> None:
     "Train until the runner stops it."
     task = tasks.create_mlm(
         tokenizer=job["tokenizer"],
         tokenized_dataset=job["dataset"],
         model_config=job["model"],
-        training_config={
-            "output_dir": job["run_folder"],
-            "per_device_train_batch_size": job["batch_size"],
-            "gradient_accumulation_steps": 1,
-            "packing": job["packing"],
-            "learning_rate": job["learning_rate"],
-            "lr_scheduler_type": job["lr_scheduler_type"],
-            "warmup_steps": job["warmup_steps"],
-            **job["adamw"],
-            "mlm_probability": job["mlm_probability"],
-            "max_steps": job["max_steps"],
-            "logging_steps": job["logging_steps"],
-            "save_strategy": "no",
-            "seed": job["seed"],
-            "bf16": job["precision"] == "bf16",
-            "torch_compile": job.get("torch_compile", job["device"] == "cuda"),
-            "use_cpu": job["device"] == "cpu",
-            "disable_tqdm": True,
-            **job.get("options", {}),
-        },
+        training_config=training_config(job),
     )
     hook = StepHook(task)
     hook.pacer = Pacer(

@@ -6,6 +6,8 @@
 __all__ = ['TokenizedDataset', 'open_dataset', 'check_tokenizer', 'token_counts', 'unigram_entropy']
 
 # %% ../../nbs/data/01_dataset.ipynb #6083df44
+import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -16,9 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
+from filelock import FileLock
+from fsspec.core import url_to_fs
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import MANIFEST, find_damage, read_manifest
+from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_manifest
 from ..tokens.duplicates import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
@@ -106,15 +111,42 @@ def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it does not mark padding")
     return ids.values.to_numpy(), starts[lengths > 0], lengths[lengths > 0]
 
+# %% ../../nbs/data/01_dataset.ipynb #many0101
+logger = logging.getLogger(__name__)
+
+# %% ../../nbs/data/01_dataset.ipynb #many0102
+def _local_copy(folder: str | PathLike, name: str) -> Path:
+    "Return a local folder itself; one in object storage is copied into the cache of `datasets`, once per version."
+    url = os.fspath(folder)
+    if "://" not in url:
+        return Path(folder)
+    try:
+        storage, path = url_to_fs(url.rstrip("/"))
+        sizes = {file: facts["size"] for file, facts in sorted(storage.find(path, detail=True).items())}
+        manifest = f"{path}/{MANIFEST}"
+        version = storage.cat_file(manifest).decode() if storage.exists(manifest) else ""  # It has digests of all files
+    except (ImportError, ValueError, OSError) as error:
+        raise ValueError(f"{name} cannot be opened: {error}") from error
+    if not sizes:
+        raise ValueError(f"{name} has no files")
+    target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), sizes, version]))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # The processes of a machine share the copy
+        if not target.exists():
+            logger.info("copying %s, %.1f MB, to %s", url, sum(sizes.values()) / 1e6, target)
+            with atomic_folder(target) as partial:
+                storage.get(f"{path}/", f"{partial}/", recursive=True)
+    return target
+
 # %% ../../nbs/data/01_dataset.ipynb #f42c1546
 def open_dataset(
-    folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`
+    folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`; a URL such as `s3://` is copied
     split: str = "train",  # "train" or "validation"
     optional: bool = False,  # Whether the split may be missing
 ) -> TokenizedDataset | None:  # None: the optional split is missing
     "Open a dataset folder for training, or raise an error that names what is missing."
-    folder = Path(folder)
     name = f"tokenized_dataset={str(folder)!r}"
+    folder = _local_copy(folder, name)
     _check_manifest(folder, name)
     try:
         splits = load_from_disk(str(folder))

@@ -53,6 +53,7 @@ class BatchLoader:
     process_index: int = 0  # Of this process
     num_processes: int = 1  # That share the micro-batches
     pin_memory: bool = False  # True: in page-locked memory, from which a GPU copies asynchronously
+    equal_counts: bool = False  # True: a process with one micro-batch less than the first adds one without labels
 
     def __post_init__(self):
         if self.rules.word_start is not None:
@@ -66,10 +67,11 @@ class BatchLoader:
         "Build the micro-batches of a step."
         epoch, rows = self.plan.batches(step)
         own = range(self.process_index, len(rows), self.num_processes)
-        computed = own or [0]
+        least = -(-len(rows) // self.num_processes) if self.equal_counts else 1
+        computed = [*own, *[0] * (least - len(own))]
         masked = [self._mask(rows[index], epoch) for index in computed]
-        if not own:
-            masked = [replace(masked[0], masked_positions=masked[0].masked_positions[:0], labels=masked[0].labels[:0])]
+        if len(own) < least:
+            masked[-1] = replace(masked[-1], masked_positions=masked[-1].masked_positions[:0], labels=masked[-1].labels[:0])
         batches = [(index, self._finish(batch)) for index, batch in zip(computed, masked)]
         return StepBatches(
             batches,

@@ -106,7 +106,7 @@ class SharedFolder:
             if now - self._signs[rank][1] > PROCESS_TIMEOUT:
                 raise ProcessFailed(
                     f"process {rank} of {self.ranks} has shown no sign of life for {PROCESS_TIMEOUT} seconds "
-                    f"({__name__}.PROCESS_TIMEOUT): it was killed, or it reads other text or uses other options"
+                    f"({__name__}.PROCESS_TIMEOUT): it was killed, reads other text, uses other options, or has another disk"
                 )
 
     def wait_until(self, condition: Callable[[], Any]) -> None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
 from ..disk import read_json, read_manifest, write_file, write_json, write_manifest
 from ..progress import progress_bar
-from ..text.corpus import Corpus, TextError
+from ..text.corpus import Corpus, FilePart, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
 from .duplicates import mark_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
@@ -316,6 +316,26 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         write_json(partial / "dataset_dict.json", {"splits": list(manifest["splits"])})
         return Report(write_manifest(partial, "dataset", manifest))
 
+# %% ../../nbs/tokens/05_shards.ipynb #many0202
+def _own_files(corpus: Corpus, config: TokenizerConfig) -> Corpus | None:
+    "Return the files that one of several machines reads; None: they cannot be shared out, and it reads everything."
+    part, parts = config.shard
+    sizes = np.array([entry.size if isinstance(entry, FilePart) and entry.is_stable else None for entry in corpus.parts])
+    if config.drop_duplicates or None in sizes or max(sizes) * parts > sum(sizes):
+        return None
+    owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By the middle of each file, so that none has no file
+    return Corpus([entry for entry, owner in zip(corpus.parts, owners) if owner == part], corpus.options)
+
+# %% ../../nbs/tokens/05_shards.ipynb #many0203
+def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) -> tuple[dict, _Shards, int]:
+    "Number the shards of parts that have read different files, and describe the job that would have read all of them."
+    shards, total, digests = {}, 0, []
+    for folder in folders:
+        shards |= {total + index: (folder, record) for index, record in _read_shards(folder).items()}
+        total, digests = total + manifests[folder]["shards"], digests + manifests[folder]["digests"]
+    job |= {"source": hash_json([digests, manifests[folders[0]]["read_options"]])}
+    return job | {"key": hash_json({name: value for name, value in job.items() if name != "key"})}, shards, total
+
 # %% ../../nbs/tokens/05_shards.ipynb #395458fc
 def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
     "Make a folder from the shards of one machine."
@@ -350,8 +370,10 @@ def join_dataset(
     if missing := [f"({part}, {parts})" for part in range(parts) if part not in given]:
         raise ValueError(f"the parts are not a whole dataset: shard={', '.join(missing)} is missing")
     shards = {index: (folder, record) for folder in folders for index, record in _read_shards(folder).items()}
-    total = max(manifest["shards"] for manifest in manifests.values())
-    return _save_dataset(target, {name: first[name] for name in _JOB}, dict(sorted(shards.items())), total)
+    job, total = {name: first[name] for name in _JOB}, max(manifest["shards"] for manifest in manifests.values())
+    if "digests" in first:
+        job, shards, total = _number_shards(job, sorted(folders, key=lambda folder: manifests[folder]["part"]), manifests)
+    return _save_dataset(target, job, dict(sorted(shards.items())), total)
 
 # %% ../../nbs/tokens/05_shards.ipynb #cb6414a5
 @contextmanager
@@ -379,8 +401,14 @@ def write_dataset(
     source: str | None = None,  # Fingerprint of the corpus; None: compute it
 ) -> Report:  # The manifest of the dataset, with statistics of the text
     "Tokenize a corpus into a dataset folder, or make a part of it; resume where an earlier call was interrupted."
-    job = _describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
     (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.path_to_save_dataset)
+    turn, read, own = (part + parts * rank, parts * ranks), {}, config.shard and _own_files(corpus, config)
+    if own:
+        source = hash_json([[Path(entry.name).name, entry.size] for entry in corpus.parts])  # Without reading the others
+        read = {"digests": [entry.digest() for entry in own.parts], "read_options": asdict(corpus.options)}
+        corpus, turn = own, (rank, ranks)
+    job = _describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
+    job |= {"key": hash_json([job["key"], read])} if own else {}
     if config.shard:
         target = target.with_name(f"{target.name}.part-{part}-of-{parts}")
     if manifest := reuse_finished(target, job["key"]):
@@ -389,7 +417,6 @@ def write_dataset(
     check_replaceable(target, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
     with work_folder(target, job["key"], "path_to_save_dataset") as work, _keep_finished_shards(work):
         marks = _mark_duplicates(corpus, work) if config.drop_duplicates else b""
-        turn = part + parts * rank, parts * ranks
         total = _write_shards(corpus, tokenizer, work.path, config, turn, shard_characters, marks, work.check)
         work.tell("done")
         if rank:
@@ -398,7 +425,7 @@ def write_dataset(
         work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
         shards = {index: (work.path, record) for index, record in _read_shards(work.path).items()}
         if config.shard:
-            report = _save_part(target, job, shards, {"part": [part, parts], "shards": total}, work.path)
+            report = _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read, work.path)
         else:
             report = _save_dataset(target, job, shards, total, work.path)
     shutil.rmtree(work.path, ignore_errors=True)

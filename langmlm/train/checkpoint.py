@@ -21,6 +21,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,9 +30,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from transformers.utils import logging as transformers_logging
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
-from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_json, write_manifest
+from ..disk import read_json, read_manifest, remove_folder, unlisted_files, write_file, write_json, write_manifest
 from ..model.roberta import MODEL_TYPES
 from ..tokens.tokenizer import write_tokenizer_files
+from .sharding import shard_like
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
@@ -44,12 +46,15 @@ def save_model(
     folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything else than a model
     model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
     folder = Path(folder)
     with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
-        write_manifest(partial, "model")
+        if card is not None:
+            write_file(partial / "README.md", card.encode())
+        write_manifest(partial, "model", editable=["README.md"])
         try:
             check_replaceable(folder, "model", "final_model")
         except FileExistsError as error:
@@ -188,7 +193,9 @@ def load_model(
         supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
     try:
-        with _without_progress_bars(), torch.random.fork_rng(devices=[]):
+        # Under FSDP, transformers would leave the weights out in all processes but the first
+        everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+        with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # For weights that a checkpoint does not have
             options = {"dtype": torch.float32, "output_loading_info": True}
             loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
@@ -230,7 +237,8 @@ def load_optimizer(
     for name, state in saved.items():
         for key, value in state.items():
             on_device = key != "step" or optimizer.defaults.get("fused")  # An unfused optimizer counts steps on the CPU
-            optimizer.state[weights[name]][key] = value.to(weights[name].device if on_device else "cpu", copy=True)
+            value = value.to(weights[name].device if on_device else "cpu", copy=True)
+            optimizer.state[weights[name]][key] = value if key == "step" else shard_like(value, weights[name])
 
 # %% ../../nbs/train/05_checkpoint.ipynb #07ba1bc0
 @dataclass(frozen=True)

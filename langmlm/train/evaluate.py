@@ -27,12 +27,15 @@ from ..data.loader import BatchLoader
 from ..data.masking import IGNORE_INDEX, MaskedBatch
 from ..model.roberta import LOGITS_ROWS, FlatMaskedLM
 from ..tokens.encode import token_bytes
+from .sharding import gather_model
 
 # %% ../../nbs/train/07_evaluate.ipynb #b6a3a330
 @contextmanager
 def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[FlatMaskedLM]:
     "Compute without dropout and gradients in a block; then restore the mode and the random generators."
     flat_model, device = accelerator.unwrap_model(module), accelerator.device
+    if (whole := gather_model(flat_model.model, device)) is not flat_model.model:
+        flat_model = FlatMaskedLM(whole).train(flat_model.training)
     training, devices = flat_model.training, [device] if device.type == "cuda" else []
     flat_model.eval()
     try:

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['check_processes', 'make_accelerator', 'start_trackers', 'explain_inexact', 'count_processes', 'launch_processes',
-           'StopRequest', 'signal_exit', 'agree_to_stop', 'stop_on_signals']
+           'fail_together', 'StopRequest', 'signal_exit', 'agree_to_stop', 'stop_on_signals']
 
 # %% ../../nbs/train/04_launch.ipynb #571adffc
 import atexit
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import sleep
@@ -24,20 +25,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, gather_object, parse_flag_from_env, patch_environment
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ..tokens.processes import process_rank
 from .config import TrainingConfig, device_type
 from .optim import choose_precision
+from .sharding import check_sharding, is_sharded_run
 
 # %% ../../nbs/train/04_launch.ipynb #4cdbeb0a
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/04_launch.ipynb #0b08539c
-_PLUGINS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
-_PLUGINS |= {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
+_PLUGINS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+_PLUGINS |= {"ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 
 
 def check_processes(
@@ -46,8 +49,10 @@ def check_processes(
     "Find the device and the other processes, and raise an error if these are not as many as `n_gpus`."
     for variable, plugin in _PLUGINS.items():
         if parse_flag_from_env(variable):
-            remedy = f"run `accelerate config` again without it, or unset {variable}"
-            raise ValueError(f"{plugin} is not supported, since processes hold whole models: {remedy}")
+            remedy = f"choose FSDP2 in `accelerate config` to shard a model, or unset {variable}"
+            raise ValueError(f"{plugin} is not supported: {remedy}")
+    if is_sharded_run():
+        check_sharding(config)
     on_cpu = device_type(config) == "cpu"
     state = PartialState(cpu=on_cpu)  # Without `cpu`, processes on CPUs do not find each other
     if (state.device.type == "cpu") != on_cpu:
@@ -70,14 +75,15 @@ def make_accelerator(
     precision = choose_precision(device_type(config), config.bf16, config.fp16)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Else the environment decides
-        dynamo_backend="no",  # Likewise
-        cpu=device_type(config) == "cpu",
-        log_with=config.trackers or None,
-        project_dir=config.logging_dir or Path("logs", config.run_name),
-    )
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # `shard_module` does it, and Accelerate the rest
+        return Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Else the environment decides
+            dynamo_backend="no",  # Likewise
+            cpu=device_type(config) == "cpu",
+            log_with=config.trackers or None,
+            project_dir=config.logging_dir or Path("logs", config.run_name),
+        )
 
 
 def start_trackers(
@@ -86,9 +92,11 @@ def start_trackers(
 ) -> None:
     "Start the trackers of a config, if it has any, and report its options to them."
     if config.trackers:
-        options = asdict(config).items()
+        options = config.without_secrets().items()
         values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in options}
-        accelerator.init_trackers("langmlm", values, init_kwargs={"wandb": {"name": config.run_name}})
+        names = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
+        init_kwargs = {tracker: {argument: config.run_name} for tracker, argument in names.items()}
+        accelerator.init_trackers("langmlm", values, init_kwargs=init_kwargs)
 
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
 def explain_inexact(
@@ -129,7 +137,7 @@ def count_processes(
     wanted, on_cpu = config.n_gpus or 1, device_type(config) == "cpu"
     devices = (os.cpu_count() or 1) if on_cpu else torch.accelerator.device_count()
     if config.n_gpus is None and not on_cpu and devices > 1:
-        logger.warning("one of %d visible GPUs is used: set n_gpus=%d to train on all of them", devices, devices)
+        logger.warning("one of %d visible GPUs is used, since each further one adds its batches to a step: set n_gpus=%d for all", devices, devices)
     if wanted == 1:
         return 1
     if _LAUNCHING in os.environ:
@@ -164,6 +172,29 @@ def launch_processes(
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+# %% ../../nbs/train/04_launch.ipynb #many49233870
+@contextmanager
+def fail_together() -> Iterator[dict[str, Any]]:
+    "Raise an error of one process in all of them, and one if what they put into the dict is not the same."
+    found, error = {}, None
+    try:
+        yield found
+    except Exception as caught:
+        error = caught
+    rank, ranks = process_rank()
+    if ranks > 1:
+        own = f"process {rank} on {socket.gethostname()}"
+        failed = f"{own} failed: {type(error).__name__}: {error}" if error else None
+        others = gather_object([(own, failed, found)])
+        if failures := [text for _, text, _ in others if text]:
+            raise error or RuntimeError("; ".join(failures))
+        for key, value in others[0][2].items():
+            if different := [f"{other[2].get(key)} for {other[0]}" for other in others if other[2].get(key) != value]:
+                remedy = "copy it to all machines, or name a folder that they share"
+                raise RuntimeError(f"{key} is {value} for {others[0][0]}, but {', '.join(different)}: {remedy}")
+    if error:
+        raise error
+
 # %% ../../nbs/train/04_launch.ipynb #335da7d5
 @dataclass
 class StopRequest:
@@ -178,6 +209,8 @@ class StopRequest:
         frame: FrameType | None = None,  # Not used
     ) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
+        if self.received == number == signal.SIGTERM and "RANK" in os.environ:
+            return  # The launcher passes on a signal that a scheduler has sent to all processes
         if self.received:
             raise signal_exit(number)
         self.received = number

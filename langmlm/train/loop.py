@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import RobertaForMaskedLM
 
@@ -31,6 +32,7 @@ from .launch import StopRequest, agree_to_stop, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter, format_filled_masks
 from .optim import learning_rate_at, learning_rate_scale, step_if_finite
 from .run_folder import RunFolder, should_save
+from .sharding import gather_run
 from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
 from .state import TrainState
 
@@ -63,6 +65,7 @@ def train_step(
             accelerator.backward(loss * factor)
         loss_sum += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm or math.inf)
+    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     if accelerator.scaler:
         optimizer.step()  # With a loss scale, it skips infinite gradients by itself
     else:
@@ -95,7 +98,8 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
+    locked, monitored = run_folder.hold(state.step), _monitor(model, loader, run_folder, state)
+    with _explain_lost_process(run_folder), locked, stop_on_signals() as stop, monitored as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
@@ -118,7 +122,7 @@ def fit(
             if should_log or spike or should_evaluate:
                 run_folder.save_log(state)
             if save:
-                run_folder.save(model, optimizer, state)
+                run_folder.save(*gather_run(model, optimizer), state)
             if should_stop:
                 break
         _finish(monitor, model, optimizer, run_folder, state, stop)
@@ -143,7 +147,7 @@ def _finish(
     "Save what is missing at the end of a session, and pass on a signal that ended it."
     monitor.log_session()
     try:
-        run_folder.finish(model, optimizer, state)
+        run_folder.finish(*gather_run(model, optimizer), state)
     except OSError as error:
         if not stop.agreed:
             raise
@@ -221,8 +225,7 @@ class _Monitor:
     def _diagnose(self) -> None:
         "Warn if the loss does not fall below the unigram entropy."
         if should_diagnose(self._state.step, self._plan.total_steps, self._config):
-            losses, peak = self._state.recent_losses(), self._config.learning_rate * self._state.learning_rate_factor
-            if advice := diagnose_plateau(losses, self._unigram_entropy, self._config, peak):
+            if advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, self._config):
                 logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:
@@ -231,6 +234,18 @@ class _Monitor:
             logger.info("%s", self._session)
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
+@contextmanager
+def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
+    "Add to an error of the communication what it means and how to resume."
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"
+            error.add_note(f"another process of this run has ended or cannot be reached, see its log: {remedy}")
+        raise
+
+
 @contextmanager
 def _monitor(
     model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState

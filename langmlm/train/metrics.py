@@ -13,7 +13,7 @@ from functools import lru_cache
 from html import escape
 from os import PathLike
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,6 +92,7 @@ class History:
 
     log_history: list[dict] = field(default_factory=list)  # Entries, oldest first, as in `trainer_state.json`
     _live_cell = None  # Number of the notebook cell that displays the table live
+    plot: ClassVar[Callable[..., Figure]]  # Defined below; type checkers look here
 
     @property
     def unigram_entropy(self) -> float | None:

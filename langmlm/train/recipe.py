@@ -105,6 +105,17 @@ def _affordable_tokens(task, minutes: float) -> float:
     return task.arithmetic().tokens_per_step * minutes * 60 / slowest
 
 
+def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
+    "Split a step into the fewest micro-batches that fit into memory; it keeps its number of sequences."
+    task = make_trial(replace(config, max_steps=1, warmup_steps=0, eval_steps=None, probe_sentences=()))
+    most = torch.tensor(task.memory().most_sequences(), device=task.accelerator.device)
+    most = max(1, task.accelerator.gather(most[None]).min().item())
+    sequences = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    accumulated = math.ceil(sequences / most)
+    size = {"per_device_train_batch_size": math.ceil(sequences / accumulated)}
+    return replace(config, **size, gradient_accumulation_steps=accumulated)
+
+
 def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConfig, ModelConfig]) -> None:
     "Log the options that differ between what was given and what is planned."
     changed = [
@@ -127,8 +138,10 @@ def plan_run(
     make_trial: Callable,  # Makes an `MLMTask` from a config, to measure
 ) -> tuple[TrainingConfig, ModelConfig]:
     "Choose the options of a run; they are logged."
-    if config.recipe is None and config.budget_minutes is None:
+    original, automatic = config, config.per_device_train_batch_size == "auto"
+    if config.recipe is None and config.budget_minutes is None and not automatic:
         return config, architecture
+    config = config.leave_out("per_device_train_batch_size") if automatic else config
     processes = make_accelerator(config).num_processes
 
     def choose(max_steps: int | None) -> tuple[TrainingConfig, ModelConfig]:
@@ -147,7 +160,9 @@ def plan_run(
         planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
         steps = min(10**9, max(1, int(tokens / _mean_tokens_per_step(dataset, planned, processes))))
         planned = replace(planned, budget_minutes=None, max_steps=steps)
-    _log_choices((config, planned), (architecture, model))
+    if automatic:
+        planned = _fit_batch(planned, make_trial)
+    _log_choices((original, planned), (architecture, model))
     return planned, model
 
 # %% ../../nbs/train/11_recipe.ipynb #6a3b683c

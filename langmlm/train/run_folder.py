@@ -29,6 +29,7 @@ from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_asid
 from .config import TrainingConfig
 from .launch import start_trackers
 from .metrics import format_filled_masks
+from .model_card import check_upload, make_model_card, upload_model
 from .spikes import checkpoints_for_rollback
 from .state import TrainState, make_trainer_state
 
@@ -105,10 +106,11 @@ class RunFolder:
             yield
 
     def _open(self, step: int, held: ExitStack) -> None:
-        "Lock the folder until `held` is closed; the first time, also repair it."
+        "Lock the folder until `held` is closed; the first time, also check the Hub and repair the folder."
         held.callback(lock_folder(self.path, "output_dir").release)
         if not self._opened:
             check_run_folder(self.path, self.start)
+            check_upload(self.config, self.tokenizer.mask_token)
             for action in clean_up_interrupted(self.path, _OWNED):
                 logger.warning("%s: %s", self.path, action)
             set_aside_newer(self.path, step)
@@ -175,8 +177,9 @@ def save_log(self: RunFolder, state: TrainState) -> None:
     "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     values = {name: value for entry in entries for name, value in entry.items()}
-    numbers = {name: value for name, value in values.items() if not isinstance(value, (dict, list))}
-    filled = format_filled_masks(values.get("filled_masks", []))
+    numbers = {name: value for name, value in values.items() if name != "step" and not isinstance(value, (dict, list))}
+    own = [filled for filled in values.get("filled_masks", []) if "held_out" not in filled]  # Not text of the corpus
+    filled = format_filled_masks(own)
     lines = [f"    {text} -> {found}" for text, _, found in filled]  # Indented: code in Markdown, which keeps `<mask>`
     try:
         self.accelerator.log(numbers, step=state.step)
@@ -218,18 +221,32 @@ def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, sta
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
     if state.step == self.plan.total_steps:
         folder = self.path / "final_model"
-        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer), model, optimizer):
+        card = self._make_card(model, state)
+        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card), model, optimizer):
             missing.append(folder.name)
         try:  # The processes stay connected, since the caller may continue with them
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         except Exception as error:  # Trackers raise whatever their servers make them raise
             logger.warning("the trackers could not be closed: %r", error)
+        if self.config.push_to_hub and self.accelerator.is_main_process and folder.name not in missing:
+            upload_model(folder, self.config)
     if missing:
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
             f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
         )
+
+# %% ../../nbs/train/10_run_folder.ipynb #034d98c9
+@patch
+def _make_card(self: RunFolder, model: RobertaForMaskedLM, state: TrainState) -> str | None:
+    "Describe the run in a model card; an error in it must not cost the model."
+    try:
+        trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
+        return make_model_card(model, self.tokenizer, trainer_state)
+    except Exception:
+        logger.exception("the model card could not be written")
+        return None
 
 
 @patch

@@ -23,6 +23,8 @@ from ..disk import is_intact
 from ..model.roberta import build_model
 from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
+from .launch import fail_together
+from .sharding import shard_like
 from .state import TrainState
 
 # %% ../../nbs/train/08_spikes.ipynb #66a0f9bd
@@ -147,7 +149,8 @@ def handle_loss_spike(
         if state.rollbacks >= config.max_rollbacks:
             message += f"; the loss diverged again after max_rollbacks={config.max_rollbacks} rollbacks"
             raise FloatingPointError(message)
-        _restore_weights(model, optimizer, stable, source, config.seed)
+        with fail_together():  # The disk of another machine may lack the checkpoint
+            _restore_weights(model, optimizer, stable, source, config.seed)
         _count_rollback(state, to_step)
         if accelerator.is_main_process:
             done = f"rolled back to {stable.name if stable else 'the initial weights'}"
@@ -173,7 +176,8 @@ def _restore_weights(
 ) -> None:
     "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
     before = load_model(source) if source else build_model(model.config, seed)
-    model.load_state_dict(before.state_dict())
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
     optimizer.state.clear()
     if stable:
         load_optimizer(stable, optimizer, model)
@@ -206,7 +210,6 @@ def diagnose_plateau(
     losses: Sequence[Sequence[float]],  # Step and mean loss of the latest steps
     unigram_entropy: float,  # In nats, of the training split
     config: TrainingConfig,  # Its settings are named
-    learning_rate: float,  # Peak, after rollbacks
 ) -> str | None:
     "Say which settings to change if the loss has not fallen below the unigram entropy, else return None."
     latest = [loss for _, loss in losses[-max(_WINDOWS) :]]
@@ -216,8 +219,8 @@ def diagnose_plateau(
     more = (
         "take more steps: raise num_train_epochs or max_steps, or lower per_device_train_batch_size="
         f"{config.per_device_train_batch_size} or gradient_accumulation_steps={config.gradient_accumulation_steps}"
-    )
-    rate = f"learning_rate={learning_rate:g}"
+    ) + ("" if config.recipe else "; recipe='efficient' chooses these settings")
+    rate = f"learning_rate={config.learning_rate:g}"
     if np.mean(latest) > (1 + _MIN_GAIN) * unigram_entropy:
         return f"{found}: the model knows less than the token frequencies. {rate} may be too high or too low; else {more}"
     return f"{found}: the model predicts by token frequency alone. Raise {rate}, or {more}"

@@ -9,7 +9,7 @@ __all__ = ['TrainState', 'describe_run', 'make_trainer_state', 'restore_state', 
 import copy
 import logging
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from ..data.dataset import TokenizedDataset
 from ..model.compile import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
+from .sharding import is_sharded_run
 
 # %% ../../nbs/train/06_state.ipynb #79a49c71
 logger = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ def describe_run(
     config: TrainingConfig,  # All its options are stored
     plan: BatchPlan,  # From `plan_batches`
     accelerator: Accelerator,  # Just created: its precision changes with the next Accelerator of the process
-) -> dict[str, dict[str, Any]]:  # "identity", "config" and "environment", each by names that a message can use
-    "Describe a run: what must be equal to resume it, its options, and what decides how numbers are rounded."
+) -> dict[str, dict[str, Any]]:  # "identity", "config", "environment" and "data", by names that a message can use
+    "Describe a run: what must be equal to resume it, its options, what decides rounding, and the size of its data."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     options = ("seed", "packing", "fill_batches", "mlm_probability", "whole_word_masking")
     identity = {
@@ -109,15 +110,18 @@ def describe_run(
         "threads": 0 if on_gpu else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
-        "compiled": should_compile(config.torch_compile, accelerator.device, batches),
+        "sharded": is_sharded_run(),
+        "compiled": not is_sharded_run() and should_compile(config.torch_compile, accelerator.device, batches),
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "matmul precision": torch.get_float32_matmul_precision(),
         "optim": config.optim,  # Both implementations of AdamW round differently
         "batch plan": plan.version,
     }
-    given = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in asdict(config).items()}
-    return {"identity": identity, "config": given, "environment": environment}
+    given = config.without_secrets().items()
+    given = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in given}
+    data = {"documents": (dataset.manifest or {}).get("documents"), "sequences": len(dataset), "tokens": dataset.tokens}
+    return {"identity": identity, "config": given, "environment": environment, "data": data}
 
 # %% ../../nbs/train/06_state.ipynb #776176c7
 _SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights")

@@ -48,16 +48,21 @@ def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
 
 
-def train_as_one_of(number: int, rank: int, store: Path, given: dict, stop_at_step: int | None) -> None:
+def train_as_one_of(
+    number: int, rank: int, store: Path, given: dict, stop_at_step: int | None, environment: dict
+) -> None:
     "Train in a child process."
+    os.environ |= environment
     join_launch(number, rank, store)
     tasks.create_mlm(**given).train(stop_at_step)
 
 
-def train_in_processes(number: int, given: dict, stop_at_step: int | None = None) -> list[dict]:
+def train_in_processes(
+    number: int, given: dict, stop_at_step: int | None = None, environment: dict | None = None
+) -> list[dict]:
     "Train, and return the log."
-    store = Path(given["training_config"]["output_dir"]).with_suffix(f".store-{number}")
-    parts = store, given, stop_at_step
+    store = Path(given["training_config"]["output_dir"]).with_suffix(f".store-{time.monotonic_ns()}")
+    parts = store, given, stop_at_step, environment or {}
     processes = [fork_server().Process(target=train_as_one_of, args=(number, r, *parts)) for r in range(number)]
     for process in processes:
         process.start()

@@ -167,10 +167,9 @@ def test_names_of_a_command_are_unique():
 
 
 def test_help_imports_nothing_slow():
-    "The help of all commands that do not need PyTorch for it."
-    program = (
-        "import sys\nfrom langmlm.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
-    )
+    "The help of all commands."
+    program = f"import sys\nfrom langmlm.cli import main\nfor name in {list(cli._COMMANDS)}:\n"
+    program += "    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
     program += "print({'torch', 'transformers', 'accelerate', 'datasets', 'numpy', 'matplotlib'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
@@ -270,7 +269,7 @@ def test_resume_takes_the_paths_of_the_run(calls: list):
     ("words", "message"),
     [
         ("train --learnin_rate 1", "'learnin_rate' is not an option; did you mean 'learning_rate'?"),
-        ("train --push_to_hub", "upload the folder final_model when the run is done"),
+        ("train --hub_always_push", "the final model is uploaded at the end of the run: set push_to_hub"),
         ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),
         ("train text.txt", "unexpected arguments: text.txt"),
         ("train --hidden_size", "--hidden_size: expected one argument"),
@@ -443,6 +442,23 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert image.read_text() == drawn
 
 
+def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    "A run of the same options would have these steps; an existing model and a measured number of steps are accepted."
+    before = sorted(finished.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    data = ["--tokenizer", str(finished / "tokenizer"), "--tokenized_dataset", str(finished / "dataset")]
+    words = ["bench", *data, "--max_steps", "50", "--steps", "2", "--use_cpu", "--report_to", "none"]
+    for model in (["--num_hidden_layers", "1", "--hidden_size", "32"], ["--checkpoint_path", str(finished / "run")]):
+        assert cli.main([*words, *model]) == (0 if model[0] == "--checkpoint_path" else 2)
+        output = capsys.readouterr()
+        if model[0] == "--checkpoint_path":
+            size, memory, speed = output.out.splitlines()
+            assert " = 50 steps of " in size and "a step needs about" in memory and " tokens/s: " in speed
+        else:
+            assert "hidden_size must be a multiple of num_attention_heads=12" in output.err
+    assert not list(tmp_path.iterdir()) and sorted(finished.rglob("*")) == before
+
+
 def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
     "The folder of a run stands for its final model; every mask has a line."
     assert cli.main(["fill-mask", str(finished / "run"), "The <mask> of <mask>.", "A <mask>.", "--top_k", "3"]) == 0
@@ -452,15 +468,18 @@ def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
 
 
 def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    "Lists of numbers included."
-    found = {}
-    annotations = signature(cli._documented("evaluate"))
+    "Lists of numbers included; options and defaults are those of the function."
+    from langmlm import probe
 
-    def evaluate(model, data, **options):
-        found.update(options, model=model, data=data)
+    parameters = signature(probe.evaluate).parameters
+    defaults = {name: parameter.default for name, parameter in signature(cli._evaluate).parameters.items()}
+    assert defaults == {name: parameter.default for name, parameter in parameters.items()}
+    found = {}
+
+    def evaluate(**options):
+        found.update(options)
         return "a table"
 
-    evaluate.__signature__ = annotations
     monkeypatch.setattr("langmlm.probe.evaluate", evaluate)
     words = f"evaluate {finished / 'run'} data.csv --learning_rates 1e-3 2e-4 --folds 3 --epochs none --seeds 1 2"
     assert cli.main(words.split()) == 0

@@ -31,7 +31,7 @@ ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1
         ({"num_train_epochs": 10**9}, "num_train_epochs must be a whole number from 1 to 100,000"),
         ({"packing": "yes"}, "packing must be bool, got 'yes'"),
         ({"num_train_epochs": 0}, "num_train_epochs must be a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps), got 0"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 to 1,000,000, got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 to 1,000,000, or \"auto\", got 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be 1 to 1,000,000, got 0"),
         ({"eval_steps": 0}, "eval_steps must be at least 1, got 0"),
         ({"logging_steps": 0}, "logging_steps must be at least 1, got 0"),

@@ -62,7 +62,7 @@ def test_environment_does_not_scale_gradients(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("variable", "name"),
-    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron")],
+    [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron")],
 )
 def test_sharding_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
     "What is not supported is named, with the variable that asks for it."
@@ -133,7 +133,7 @@ def test_processes_to_start(monkeypatch: pytest.MonkeyPatch, caplog, n_gpus: int
     monkeypatch.delenv("RANK", raising=False)
     with patch.multiple("torch.accelerator", **GPUS):
         assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == expected
-        warnings = ["one of 4 visible GPUs is used: set n_gpus=4 to train on all of them"] if n_gpus is None else []
+        warnings = ["one of 4 visible GPUs is used, since each further one adds its batches to a step: set n_gpus=4 for all"] if n_gpus is None else []
         assert caplog.messages == warnings
         monkeypatch.setenv("RANK", "0")
         assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == 1
@@ -245,3 +245,17 @@ def test_other_threads():
     thread.start()
     thread.join()
     assert seen == [(0, handler)]
+
+
+def test_launchers_repeat_sigterm(monkeypatch: pytest.MonkeyPatch):
+    "SLURM signals all processes, and the launcher passes on its own signal: that is one request, unlike Ctrl-C twice."
+    monkeypatch.setenv("RANK", "0")
+    request = StopRequest()
+    request.receive(signal.SIGTERM)
+    request.receive(signal.SIGTERM)
+    assert request.received == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        request.receive(signal.SIGINT)
+    monkeypatch.delenv("RANK")
+    with pytest.raises(SystemExit):
+        request.receive(signal.SIGTERM)

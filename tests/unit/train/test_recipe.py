@@ -129,3 +129,10 @@ def test_budget_with_other_lengths():
         TrainingConfig(budget_minutes=0)
     with pytest.raises(ConfigError, match="recipe must be one of efficient, got 'fast'"):
         TrainingConfig(recipe="fast")
+
+
+def test_a_path_in_the_home_folder_does_not_switch_the_recipe_off(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Replacing `~` once marked all options as given, so that the recipe had none to choose."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    task = tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=RECIPE | {"output_dir": "~/run"})
+    assert task.config.mlm_probability == 0.3 and task.config.output_dir == str(tmp_path / "run")

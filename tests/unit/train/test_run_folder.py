@@ -355,10 +355,10 @@ def test_trackers(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapture
     run.state.step = 20
     run.state.log_history += [{"step": 20, "loss": 6.0}, {"step": 20, "rollback": {"to_step": 5}}]
     run.run_folder.save_log(run.state)
-    log.assert_called_once_with({"step": 20, "loss": 6.0}, step=20)
+    log.assert_called_once_with({"loss": 6.0}, step=20)
     run.state.log_history += [{"step": 20, "eval_loss": 6.5}]
     run.run_folder.save_log(run.state)
-    log.assert_called_with({"step": 20, "loss": 6.0, "eval_loss": 6.5}, step=20)
+    log.assert_called_with({"loss": 6.0, "eval_loss": 6.5}, step=20)
     log.side_effect = tracker.finish.side_effect = ConnectionError("the server is away")
     run.state.log_history += [{"step": 20, "note": 1}]
     run.run_folder.save_log(run.state)

@@ -266,21 +266,24 @@ PLATEAU = TrainingConfig(learning_rate=2e-4, bf16=False, logging_steps=10, warmu
 )
 def test_plateau(loss: float, diagnosis: str | None):
     "A loss that has not fallen below the unigram entropy is explained, with the settings to change."
-    found = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, PLATEAU, 2e-4)
+    found = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, PLATEAU)
     if diagnosis is None:
         assert found is None
         return
     assert f"the loss is {loss:.2f}, and the unigram entropy of the dataset 7.10 nats" in found and diagnosis in found
     for setting in ("num_train_epochs", "max_steps", "per_device_train_batch_size=32", "gradient_accumulation_steps=2"):
         assert setting in found
+    assert "recipe='efficient'" in found
+    by_recipe = diagnose_plateau([[step, loss] for step in range(1, 65)], 7.1, replace(PLATEAU, recipe="efficient"))
+    assert "recipe" not in by_recipe
 
 
 def test_plateau_needs_losses():
     "The mean of the latest 64 steps counts; after a rollback there may be too few."
-    assert diagnose_plateau([[step, 7.1] for step in range(15)], 7.1, PLATEAU, 2e-4) is None
-    assert diagnose_plateau([], 7.1, PLATEAU, 2e-4) is None
+    assert diagnose_plateau([[step, 7.1] for step in range(15)], 7.1, PLATEAU) is None
+    assert diagnose_plateau([], 7.1, PLATEAU) is None
     fallen = [[step, 9.0] for step in range(100)] + [[step, 6.0] for step in range(64)]
-    assert diagnose_plateau(fallen, 7.1, PLATEAU, 2e-4) is None
+    assert diagnose_plateau(fallen, 7.1, PLATEAU) is None
 
 
 def test_when_to_diagnose():

@@ -1,0 +1,136 @@
+"Memory: what is counted, what fits, the automatic micro-batch, and errors that name the settings to change."
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from langmlm import tasks
+from langmlm.model.memory import StepMemory, _PeakMemory, free_memory, is_out_of_memory
+from langmlm.testing import tiny_run
+from langmlm.train.config import TrainingConfig, explain_memory
+
+
+def test_tensors_are_counted_once_and_while_they_exist():
+    with _PeakMemory() as memory:
+        first = torch.ones(1_000)
+        view = first[10:].view(-1)
+        total = first * 2  # Both exist
+        del first, view
+        torch.ones(500)
+    assert memory.peak == 8_000 and memory.now == 4_000 and len(total) == 1_000
+
+
+@pytest.mark.parametrize("free, fits, most", [(10_000, True, 25), (2_999, False, 0), (5_000, True, 5)])
+def test_what_fits(free: int, fits: bool, most: int):
+    memory = StepMemory(parameters=2_000, per_batch=1_000, per_sequence=200, sequences=0, free=free)
+    assert memory.fits == fits and memory.most_sequences() == most
+
+
+def test_an_estimate_changes_nothing(tmp_path: Path):
+    "Weights, gradients and random generators are as before."
+    task = tiny_run(tmp_path, use_cpu=True)
+    before, state = {name: value.clone() for name, value in task.model.state_dict().items()}, torch.get_rng_state()
+    memory = task.memory()
+    assert memory.fits and 16 * task.model.num_parameters() < memory.needed < 10**8
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def test_checkpointing_and_dropout_are_measured(tmp_path: Path):
+    model = {"num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 256}
+
+    def measure(dropout: float, **options) -> int:
+        probabilities = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+        task = tiny_run(tmp_path, model_config=model | probabilities, use_cpu=True, **options)
+        return task.memory().per_sequence
+
+    plain = measure(0.0)
+    assert measure(0.1) > plain > 1.5 * measure(0.0, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "efficient"}, {"gradient_accumulation_steps": 3}])
+def test_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict):
+    "It splits the step that is configured, or that a recipe chooses, and a resumed run keeps it."
+
+    def create(**changes) -> tasks.MLMTask:
+        data = (tmp_path / "tokenizer", tmp_path / "dataset")
+        model = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+        fixed = {"output_dir": str(tmp_path / "run"), "bf16": False, "use_cpu": True, "max_steps": 4, "save_steps": 2}
+        return tasks.create_mlm(*data, model, fixed | options | changes)
+
+    tiny_run(tmp_path)
+    expected = create().config
+    steps = expected.per_device_train_batch_size * expected.gradient_accumulation_steps
+    task = create(per_device_train_batch_size="auto")
+    found = task.config
+    assert found.per_device_train_batch_size == steps and found.gradient_accumulation_steps == 1
+    assert found.learning_rate == expected.learning_rate
+    monkeypatch.setattr("langmlm.model.memory.StepMemory.most_sequences", lambda self: 5)
+    small = create(per_device_train_batch_size="auto")
+    assert small.config.per_device_train_batch_size <= 5
+    assert 0 <= small.config.per_device_train_batch_size * small.config.gradient_accumulation_steps - steps < 5 * 20
+    small.train(stop_at_step=2)
+    monkeypatch.undo()
+    options |= {"per_device_train_batch_size": "auto"}
+    resumed = tasks.create_mlm(tmp_path / "tokenizer", tmp_path / "dataset", None, options, tmp_path / "run")
+    assert resumed.config.per_device_train_batch_size == small.config.per_device_train_batch_size
+    assert resumed.config.gradient_accumulation_steps == small.config.gradient_accumulation_steps
+
+
+def test_too_little_memory_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr("langmlm.model.memory.free_memory", lambda device: 1_000)
+    task = tiny_run(tmp_path, use_cpu=True, max_steps=1)
+    task.train()
+    assert "a step needs about" in caplog.text
+    assert "per_device_train_batch_size=4 with gradient_accumulation_steps=2" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_out_of_memory_names_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type):
+    original = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+    task = tiny_run(tmp_path, use_cpu=True)
+
+    def fail(*args, **options):
+        raise kind(original)
+
+    monkeypatch.setattr("langmlm.train.loop.train_step", fail)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        task.train()
+    for part in ("per_device_train_batch_size=4", "gradient_checkpointing=True", "max_length", original):
+        assert part in str(raised.value)
+
+
+def test_other_errors_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args, **options):
+        raise RuntimeError("shapes")
+
+    task = tiny_run(tmp_path, use_cpu=True)
+    monkeypatch.setattr("langmlm.train.loop.train_step", fail)
+    with pytest.raises(RuntimeError, match="^shapes$"):
+        task.train()
+    assert not is_out_of_memory(RuntimeError("shapes"))
+
+
+def test_remedies_keep_the_step():
+    config = TrainingConfig(per_device_train_batch_size=32, gradient_accumulation_steps=2, gradient_checkpointing=True)
+    text = explain_memory(config, most=10)
+    assert "per_device_train_batch_size=10 with gradient_accumulation_steps=7" in text
+    assert "gradient_checkpointing" not in text
+    assert "per_device" not in explain_memory(TrainingConfig(per_device_train_batch_size=1))
+
+
+def test_limits_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "limit").write_text("1000\n")
+    (tmp_path / "none").write_text("max\n")
+    whole = free_memory(torch.device("cpu"))
+    monkeypatch.setattr("langmlm.model.memory._LIMITS", (str(tmp_path / "none"), str(tmp_path / "missing")))
+    assert free_memory(torch.device("cpu")) > whole / 2
+    monkeypatch.setattr("langmlm.model.memory._LIMITS", (str(tmp_path / "limit"),))
+    assert free_memory(torch.device("cpu")) == 0
+
+
+def test_batch_size_is_a_number_or_auto():
+    with pytest.raises(ValueError, match="1 to 1,000,000, or \"auto\", got 'large'"):
+        TrainingConfig(per_device_train_batch_size="large")
