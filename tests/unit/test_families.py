@@ -88,7 +88,7 @@ def make_model(family: str, tokenizer: PreTrainedTokenizerBase, **options) -> Pr
     "A stock model with random weights, biases included, and positions for `MAX_LENGTH` tokens."
     config_class, model_class = KINDS[family]
     torch.manual_seed(0)
-    positions = MAX_LENGTH + (0 if family == "bert" else 2)
+    positions = MAX_LENGTH + (0 if family == "bert" else tokenizer.pad_token_id + 1)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
     ids |= {"eos_token_id": tokenizer.sep_token_id, "vocab_size": len(tokenizer), "max_position_embeddings": positions}
     model = model_class(config_class(**SIZES, **ids, **options))
@@ -159,11 +159,16 @@ def pad_for_stock(tokenizer: PreTrainedTokenizerBase, batch: MaskedBatch) -> dic
     return {**padded, "labels": labels}
 
 
+PAIRS = [(name, name) for name in FAMILIES] + [("roberta", "bert"), ("bert", "xlm-roberta")]  # Other ids of `<pad>`
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_loss_and_gradients_are_those_of_the_stock_model(name: str, tied: bool, documents: list[str]):
+@pytest.mark.parametrize(("name", "tokenizer_of"), PAIRS)
+def test_loss_and_gradients_are_those_of_the_stock_model(
+    name: str, tokenizer_of: str, tied: bool, documents: list[str]
+):
     "Positions, token types, masks, layers and head of every family; also in a batch that is padded to a fixed shape."
-    tokenizer = make_tokenizer(name, documents)
+    tokenizer = make_tokenizer(tokenizer_of, documents)
     model = make_model(name, tokenizer, **NO_DROPOUT, tie_word_embeddings=tied)
     batch, padded = flat_and_padded(tokenizer, documents)
     expected = model(**padded).loss
@@ -178,8 +183,6 @@ def test_loss_and_gradients_are_those_of_the_stock_model(name: str, tied: bool, 
         torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
         found = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
         torch.testing.assert_close(found, gradients, atol=1e-5, rtol=1e-4)
-    compiled = torch.compile(flat_model, backend="eager", fullgraph=False)
-    torch.testing.assert_close(compiled(**vars(batch)) / len(batch.labels), expected, atol=1e-5, rtol=0)
 
 
 # Masks

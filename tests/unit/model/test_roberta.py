@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_attention import attend_by_sequence
 from torch import Tensor, nn
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from langmlm.config import ConfigError
 from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, pad_batch
@@ -166,6 +166,7 @@ def test_invalid_values_are_reported_together():
 
 def flash_attention(query, key, value, cu_seqlens, max_seqlen, dropout, scale):
     "What the kernel returns without dropout; its other outputs have no contents."
+    assert cu_seqlens.diff().max() <= max_seqlen  # Beyond it, the kernel would leave tokens out
     output = attend_by_sequence(query, key, value, cu_seqlens, scale)
     return output, torch.empty(0), torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
 
@@ -184,8 +185,14 @@ def flash_attention_backward(gradient, query, key, value, cu_seqlens, output, lo
     return tuple(gradients)
 
 
-def test_the_kernel_is_compiled_with_the_model(model: RobertaForMaskedLM, batch: MaskedBatch, monkeypatch):
+@pytest.mark.parametrize("family", ["roberta", "bert"])
+def test_the_kernel_is_compiled_with_the_model(
+    family: str, model: RobertaForMaskedLM, batch: MaskedBatch, monkeypatch: pytest.MonkeyPatch
+):
     "With a CPU version of the kernel, loss and gradients are those of a CPU, in one graph for the whole model."
+    if family == "bert":
+        config = BertConfig(**SIZES, **NO_DROPOUT, vocab_size=300, max_position_embeddings=30, pad_token_id=1)
+        model = BertForMaskedLM(config)
     attention._flash_attention.register_kernel("cpu")(flash_attention)
     attention._flash_attention_backward.register_kernel("cpu")(flash_attention_backward)
     module = FlatMaskedLM(model)
