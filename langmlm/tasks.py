@@ -221,7 +221,7 @@ class MLMTask:
             head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
             if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
                 logger.warning("this run is not reproducible bit for bit: %s", reason)
-        if self.state.step == 0:
+        if self.state.step == 0 and not is_sharded_run():  # Sharded weights would be gathered for it
             _check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
@@ -334,7 +334,7 @@ def _measure_steps(task: MLMTask, steps: int) -> Estimate:
 
 def _check_memory(task: MLMTask) -> None:
     "Warn if a step does not fit into memory."
-    memory = task.memory()  # In every process, since sharded weights are gathered by all
+    memory = task.memory()
     if not memory.fits and task.accelerator.is_main_process:
         logger.warning("%s: %s", memory, explain_memory(task.config, memory.most_sequences()))
 

@@ -21,6 +21,7 @@ from ..model.initialization import initialize_from_corpus
 from ..model.roberta import build_model, roberta_config
 from .config import TrainingConfig, plan_batches
 from .launch import make_accelerator
+from .sharding import is_sharded_run
 
 # %% ../../nbs/train/11_recipe.ipynb #b3b2b5fa
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def recipe_options(
     size = tokens_per_step(total, steps)
     training = _choose_batch(config, size / num_processes, dataset)
     training |= {"fill_batches": True, "mlm_probability": 0.3, "learning_rate": _learning_rate(layers, width)}
-    if size >= _MUON_TOKENS * width:
+    if size >= _MUON_TOKENS * width and not is_sharded_run():  # Muon needs whole matrices
         training["optim"] = "muon"
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
