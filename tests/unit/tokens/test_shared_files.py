@@ -41,15 +41,21 @@ def read_by_part(texts: Path, tokenizer, config: TokenizerConfig, parts: int, mo
         read.append(set())
         with monkeypatch.context() as patch:
             patch.setattr(FilePart, "_read", record)
-            patch.setattr(FilePart, "digest", lambda self, hash=FilePart.digest: read[-1].add(Path(self.name).name) or hash(self))
+            patch.setattr(
+                FilePart, "digest", lambda self, hash=FilePart.digest: read[-1].add(Path(self.name).name) or hash(self)
+            )
             write_dataset(corpus, tokenizer, replace(config, shard=(part, parts)), CHARACTERS)
     return read
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_each_machine_reads_its_own_files(texts: Path, data, config: TokenizerConfig, tmp_path, monkeypatch, parts: int):
+def test_each_machine_reads_its_own_files(
+    texts: Path, data, config: TokenizerConfig, tmp_path, monkeypatch, parts: int
+):
     tokenizer = load_tokenizer(data["tokenizer"])
-    single = write_dataset(open_corpus(texts), tokenizer, replace(config, path_to_save_dataset=tmp_path / "single"), CHARACTERS)
+    single = write_dataset(
+        open_corpus(texts), tokenizer, replace(config, path_to_save_dataset=tmp_path / "single"), CHARACTERS
+    )
     read = read_by_part(texts, tokenizer, config, parts, monkeypatch)
     assert sorted(name for part in read for name in part) == [f"{number}.txt" for number in range(7)]
     assert all(read) and read == [set(sorted(part)) for part in read]
@@ -77,7 +83,9 @@ def test_otherwise_every_machine_reads_everything(texts: Path, data, config, tmp
         (folder / "1.txt").write_bytes(b"".join(file.read_bytes() + b"\n" for file in sorted(texts.iterdir())))
     read = read_by_part(folder, tokenizer, config, 2, monkeypatch)
     assert read == [{"0.txt", "1.txt", "2.txt"}] * 2
-    single = write_dataset(open_corpus(folder), tokenizer, replace(config, path_to_save_dataset=tmp_path / "single"), CHARACTERS)
+    single = write_dataset(
+        open_corpus(folder), tokenizer, replace(config, path_to_save_dataset=tmp_path / "single"), CHARACTERS
+    )
     joined = join_dataset(sorted(tmp_path.glob("dataset.part-*")), tmp_path / "dataset")
     assert joined["content"] == single["content"]
 

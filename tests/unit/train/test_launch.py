@@ -133,7 +133,11 @@ def test_processes_to_start(monkeypatch: pytest.MonkeyPatch, caplog, n_gpus: int
     monkeypatch.delenv("RANK", raising=False)
     with patch.multiple("torch.accelerator", **GPUS):
         assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == expected
-        warnings = ["one of 4 visible GPUs is used, since each further one adds its batches to a step: set n_gpus=4 for all"] if n_gpus is None else []
+        warnings = (
+            ["one of 4 visible GPUs is used, since each further one adds its batches to a step: set n_gpus=4 for all"]
+            if n_gpus is None
+            else []
+        )
         assert caplog.messages == warnings
         monkeypatch.setenv("RANK", "0")
         assert count_processes(replace(CONFIG, use_cpu=False, n_gpus=n_gpus)) == 1
