@@ -5,12 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram, WordPiece
+from tokenizers.trainers import UnigramTrainer, WordPieceTrainer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    pipeline,
+)
 
 from langmlm import tasks
-from langmlm.config import ConfigError
+from langmlm.config import SPECIAL_TOKENS, ConfigError
 from langmlm.train.checkpoint import load_model
 from langmlm.train.extend import _loss_per_byte, extend_positions, extend_tokenizer
+
+
+TRAINER = {"vocab_size": 500, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
@@ -104,3 +119,33 @@ def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tm
     with pytest.raises(ValueError, match="max_length must be above 32"):
         extend_positions(run, 32, folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "bert"])
+def test_other_families_are_extended(family: str, text: Path, tmp_path: Path):
+    backend, trainer = Tokenizer(Unigram()), UnigramTrainer(unk_token="<unk>", **TRAINER)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    config, model_class = XLMRobertaConfig, XLMRobertaForMaskedLM
+    if family == "bert":
+        backend, trainer = Tokenizer(WordPiece(unk_token="<unk>")), WordPieceTrainer(**TRAINER)
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+        config, model_class = BertConfig, BertForMaskedLM
+    backend.train_from_iterator(text.read_text(encoding="utf-8").splitlines(), trainer)
+    roles = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), SPECIAL_TOKENS))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **roles)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": 34}
+    model = model_class(config(vocab_size=len(tokenizer), **sizes, **ids))
+    model.save_pretrained(tmp_path / "model"), tokenizer.save_pretrained(tmp_path / "model")
+    folder = tmp_path / "extended"
+    extension = extend_tokenizer(tmp_path / "model", text, n=20, min_count=3, path_to_save=folder)
+    assert len(extension.words) == 20 and extension.tokens[1] < extension.tokens[0]
+    report = tasks.create_tokenizer(text, {"path_to_save_dataset": tmp_path / "data"}, folder).train()
+    assert report["statistics"]["tokens"] == extension.tokens[1]
+    options = {"output_dir": tmp_path / "run", "max_steps": 2, "per_device_train_batch_size": 4}
+    tasks.create_mlm(folder, tmp_path / "data", checkpoint_path=folder, training_config=options).train()
+    final = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "final_model")
+    assert type(final) is model_class and final.config.vocab_size == len(tokenizer) + 20
+    extend_positions(folder, 60, tmp_path / "longer")
+    longer = AutoModelForMaskedLM.from_pretrained(tmp_path / "longer").config
+    assert longer.max_position_embeddings == 60 + (0 if family == "bert" else 2)
