@@ -201,20 +201,19 @@ def _fill_mask(
             tokens = [(entry["token_str"].strip() or "(space)", entry["score"]) for entry in predictions]
             print(" ", ", ".join(f"{token} {score:.1%}" for token, score in tokens))
 
-
+# %% ../nbs/cli.ipynb #85d67f91
 def _evaluate(
     model: str,  # Folder of a run or a model, or name on the Hub
     data: str,  # CSV, TSV, Parquet or JSON lines file with labelled text
     *,
     test_data: str | PathLike | None = None,  # The same for a test split; None: cross-validation
     validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
-    text_column: str = "text",
+    text_column: str = "text", batch_size: int = 16,
     label_column: str = "label",  # Strings or integers
     folds: int = 5,  # Of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
     learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
     epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
-    batch_size: int = 16,
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
 ) -> None:
@@ -230,10 +229,9 @@ def _export(
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
     print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
-    print("python -m venv onnx_environment")
-    print('onnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')
-    command = f"optimum-cli export onnx --model {shlex.quote(_find_model(model))} --task fill-mask onnx_model"
-    print(f"onnx_environment/bin/{command}")
+    print('python -m venv onnx_environment\nonnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')
+    options = f"--model {shlex.quote(_find_model(model))} --task fill-mask"
+    print(f"onnx_environment/bin/optimum-cli export onnx {options} onnx_model")
 
 # %% ../nbs/cli.ipynb #7d7cd124
 def describe_folder(
