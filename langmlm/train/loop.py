@@ -98,8 +98,7 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    locked, monitored = run_folder.hold(state.step), _monitor(model, loader, run_folder, state)
-    with _explain_lost_process(run_folder), locked, stop_on_signals() as stop, monitored as monitor:
+    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
@@ -250,7 +249,7 @@ def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
 def _monitor(
     model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState
 ) -> Iterator[_Monitor]:
-    "Show progress inside the block, and leave PyTorch's random generators as they were."
+    "Show progress and explain a lost connection inside the block; leave PyTorch's random generators as they were."
     monitor = _Monitor(model, loader, run_folder, state)
-    with keep_random_state(run_folder.accelerator.device), monitor.bar:
+    with _explain_lost_process(run_folder), keep_random_state(run_folder.accelerator.device), monitor.bar:
         yield monitor
