@@ -46,7 +46,7 @@ def parse_value(
     if isinstance(given, list):
         if NoneType in kinds and len(given) == 1 and parse_value(given[0], NoneType) is None:
             return None
-        if float in kinds and len(given) == 1:
+        if float in kinds and len(given) == 1 and get_origin(annotation) is not Sequence:
             return parse_value(given[0], float)
         numbers = float if float in kinds else int  # Plain lists hold texts or integers, or the numbers of the union
         item_type = kinds[0] if get_origin(annotation) is Sequence else numbers

@@ -97,6 +97,8 @@ def fail(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, list[str
         (["none"], tuple | list | None, None),
         (["none"], list | tuple | str, ["none"]),
         (["1e-3"], Sequence[float], [1e-3]),
+        (["0.3"], list | tuple | float | None, 0.3),
+        (["1", "2.5"], list | tuple | float | None, [1.0, 2.5]),
         (["1", "x"], Sequence[int], [1, "x"]),
     ],
 )
