@@ -191,7 +191,7 @@ class TokenizerConfig(Options):
         if errors:
             raise ConfigError("tokenizer_config", errors)
 
-# %% ../nbs/config.ipynb #c55e5c23
+# %% ../nbs/config.ipynb #r0000001
 _CHOICES = {
     "document": DOCUMENTS,
     "encoding_errors": ENCODING_ERRORS,
@@ -210,7 +210,7 @@ def _is_mixing(mixing: list | tuple | float | None) -> bool:
         return are_numbers and any(mixing)
     return mixing is None or 0 <= mixing <= 1
 
-
+# %% ../nbs/config.ipynb #r0000002
 def _find_tokenizer_errors(config: TokenizerConfig) -> list[str]:
     "Return one sentence per value that is out of range."
     special, least = list(config.special_tokens), 256 + len(config.special_tokens)

@@ -6,7 +6,6 @@
 __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 
 # %% ../nbs/tasks.ipynb #a559bad7
-import copy
 import logging
 import os
 import re
@@ -15,8 +14,6 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import pandas as pd
@@ -33,7 +30,7 @@ from .data.loader import BatchLoader, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
-from .model.memory import StepMemory, is_out_of_memory, measure_memory
+from .model.memory import StepMemory, is_out_of_memory
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
@@ -54,13 +51,14 @@ from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batch
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
-from .train.loop import fit, keep_random_state, train_step
+from .train.loop import fit
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
 from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
 from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
+from .train.trial import check_memory, estimate_memory, log_arithmetic, measure_steps
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
 logger = logging.getLogger(__name__)
@@ -182,9 +180,8 @@ class MLMTask:
         plan = plan_batches(dataset, config, accelerator.num_processes)
         description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
         self.loader, self.validation = _make_loaders(self, validation, plan)
-        self.sentences = None
-        if config.eval_steps:
-            self.sentences = mask_sentences(tokenizer, config.probe_sentences, validation, dataset.max_length)
+        probes = tokenizer, config.probe_sentences, validation, dataset.max_length
+        self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self._compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self._captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
@@ -202,14 +199,11 @@ class MLMTask:
         steps: int = 3,  # Steps to measure, at least 1
     ) -> Estimate:  # Prints as a sentence
         "Estimate how long the run will take, from a few steps that are done and undone."
-        return _measure_steps(self, steps)
+        return measure_steps(self, steps)
 
     def memory(self) -> StepMemory:  # Prints as a sentence
-        "Estimate the memory that a step needs, from two forward passes."
-        length, module = self.dataset.max_length, self.accelerator.unwrap_model(self.module).train()
-        sequences = -(-self.loader.plan.token_budget // length)
-        with keep_random_state(self.accelerator.device):
-            return measure_memory(module, sequences, length, self.config.mlm_probability)
+        "Estimate the memory that a step needs, from two small batches."
+        return estimate_memory(self)
 
     def train(
         self,
@@ -217,12 +211,11 @@ class MLMTask:
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
-            _log_arithmetic(self.arithmetic())
+            log_arithmetic(self.arithmetic())
             head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
             if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
                 logger.warning("this run is not reproducible bit for bit: %s", reason)
-        if self.state.step == 0 and not is_sharded_run():  # Sharded weights would be gathered for it
-            _check_memory(self)
+        check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
         try:
@@ -307,43 +300,6 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
         processes, automatic = accelerator.num_processes, config.torch_compile is None
         captured = compile_model(module, accelerator.device, processes, fall_back=automatic)
     return *accelerator.prepare(module, optimizer), captured
-
-# %% ../nbs/tasks.ipynb #9acafe04
-def _measure_steps(task: MLMTask, steps: int) -> Estimate:
-    "Measure some steps, undo them, and extrapolate to the steps that are left."
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    saved = copy.deepcopy((task.model.state_dict(), task.optimizer.state_dict()))
-    scaler, device = task.accelerator.scaler, task.accelerator.device
-    scale = scaler.state_dict() if scaler else None
-    seconds, warmup = [], 3 if task._compiled else 1
-    task.module.train()
-    with keep_random_state(device):
-        for batches, _ in task.loader.prefetch(task.state.step, task.state.step + warmup + steps):
-            began, parts = perf_counter(), (task.module, task.optimizer, task.accelerator, batches)
-            metrics = train_step(*parts, task.state.step, 0.0, task.config, not task._captured)
-            metrics.tolist()  # Waits for the device
-            seconds.append(perf_counter() - began)
-    task.model.load_state_dict(saved[0])
-    task.optimizer.load_state_dict(saved[1])
-    if scale:
-        scaler.load_state_dict(scale)
-    steps_left = task.loader.plan.total_steps - task.state.step
-    return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), steps_left)
-
-
-def _check_memory(task: MLMTask) -> None:
-    "Warn if a step does not fit into memory."
-    memory = task.memory()
-    if not memory.fits and task.accelerator.is_main_process:
-        logger.warning("%s: %s", memory, explain_memory(task.config, memory.most_sequences()))
-
-
-def _log_arithmetic(arithmetic: Arithmetic) -> None:
-    "Log the size of a run, and an advice if it has few steps."
-    logger.info("%s", arithmetic.size())
-    if advice := arithmetic.advice():
-        logger.warning("%s", advice)
 
 # %% ../nbs/tasks.ipynb #e0a3d7f4
 def _outside_of_resumed_run(

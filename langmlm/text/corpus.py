@@ -268,7 +268,7 @@ def _verify(documents: Iterator[str], digest: xxh3_128, expected: str | None, na
         raise TextError(f"{name} {problem}: make it deterministic, or save its texts to a file first")
 
 # %% ../../nbs/text/03_corpus.ipynb #d58961ad
-class Corpus:
+class _Documents:
     "Documents in a fixed order, in parts."
 
     def __init__(self, parts: list[Part], options: ReadOptions, sources: Sequence[str] = (), mixing: Any = None):
@@ -321,6 +321,10 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(map(self.documents, range(len(self.parts))))
+
+# %% ../../nbs/text/03_corpus.ipynb #corpmix01
+class Corpus(_Documents):
+    "Documents in a fixed order, in parts, and how often an epoch reads each."
 
     @cached_property
     def weights(self) -> list[float]:

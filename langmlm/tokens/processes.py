@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..disk import find_damage, lock_folder, read_json, read_manifest, write_json
+from ..disk import find_damage, lock_folder, read_json, read_manifest, write_file, write_json
 
 # %% ../../nbs/tokens/06_processes.ipynb #f075b60c
 logger = logging.getLogger(__name__)
@@ -114,6 +115,15 @@ class SharedFolder:
         while not condition():
             self.check()
             time.sleep(0.2)
+
+    def make_once(self, name: str, make: Callable[[Path], bytes]) -> bytes:
+        "Make a file once for all processes and interruptions, with a scratch folder, and return its content."
+        file = self.path / name
+        if self.rank == 0 and not file.exists():
+            with TemporaryDirectory(dir=self.path) as scratch:
+                write_file(file, make(Path(scratch)))
+        self.wait_until(file.exists)
+        return file.read_bytes()
 
 # %% ../../nbs/tokens/06_processes.ipynb #8f35b45d
 @contextmanager

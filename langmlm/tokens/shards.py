@@ -17,7 +17,6 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
-from ..disk import read_json, read_manifest, write_file, write_json, write_manifest
+from ..disk import read_json, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
@@ -452,20 +451,10 @@ def write_dataset(
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1
 def _mark_documents(corpus: Corpus, work: SharedFolder, config: TokenizerConfig) -> tuple[bytes, dict[str, int]]:
     "Mark the documents to drop, and count the near-duplicates if they are searched."
-    exact = _mark_once("duplicates.bits", mark_duplicates, corpus, work) if config.drop_duplicates else b""
+    exact = work.make_once("duplicates.bits", partial(mark_duplicates, corpus)) if config.drop_duplicates else b""
     if not config.near_duplicates:
         return exact, {}
-    mark = partial(mark_near_duplicates, threshold=config.near_duplicates)
-    near = _mark_once("near-duplicates.bits", mark, corpus, work)
+    mark = partial(mark_near_duplicates, corpus, threshold=config.near_duplicates)
+    near = work.make_once("near-duplicates.bits", mark)
     marks = bytes(first | second for first, second in zip(exact, near))  # None, unless duplicates are dropped
     return marks, {"near_duplicates_found": int.from_bytes(near).bit_count()}
-
-
-def _mark_once(name: str, mark: Callable[[Corpus, Path], bytes], corpus: Corpus, work: SharedFolder) -> bytes:
-    "Mark documents once for all processes and interruptions."
-    file = work.path / name
-    if work.rank == 0 and not file.exists():
-        with TemporaryDirectory(dir=work.path) as scratch:
-            write_file(file, mark(corpus, Path(scratch)))
-    work.wait_until(file.exists)
-    return file.read_bytes()

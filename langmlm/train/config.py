@@ -325,10 +325,8 @@ class Arithmetic:
     def size(self) -> str:
         "Say how long the run is, and what packing does to its learning rate."
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
-        text = (
-            f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
-            f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
-        )
+        text = f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
+        text += f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         if self.packing_ratio > 1:
             from langmlm.train.optim import learning_rate_scale
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step, so the peak"

@@ -170,11 +170,11 @@ def test_budgets():
     assert str(size).startswith(
         "2 modules, 3 exported lines, 3 public names, longest import chain 2: text.files > disk"
     )
-    assert budget_problems(Size(39, 9_790, 205, ["a"] * 12)) == []
-    assert budget_problems(Size(40, 9_791, 206, ["a"] * 13)) == [
-        "40 modules, more than 39",
-        "9,791 exported lines, more than 9,790",
-        "206 public names, more than 205",
+    assert budget_problems(Size(47, 11_250, 230, ["a"] * 12)) == []
+    assert budget_problems(Size(48, 11_251, 231, ["a"] * 13)) == [
+        "48 modules, more than 47",
+        "11,251 exported lines, more than 11,250",
+        "231 public names, more than 230",
         "13 modules in the longest import chain, more than 12",
     ]
 
