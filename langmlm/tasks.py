@@ -342,7 +342,7 @@ def create_mlm(
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
     if start.trainer_state is None:
         make_trial = partial(_make_trial, shape, loaded, dataset)
-        config, architecture = plan_run(config, architecture, shape, dataset, make_trial)
+        config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     model = model or new_model(architecture, config, loaded, dataset)
     return MLMTask(model, loaded, dataset, config, start, validation)
 

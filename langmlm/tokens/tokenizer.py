@@ -160,15 +160,19 @@ def _probe(backend: Tokenizer) -> str | None:
     return f"it fails on a short text: {failures[0]}: {remedy}" if failures else None
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #fdf77464
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
+    files = {file for file in _TOKENIZER_FILES if os.path.exists(os.path.join(name, file))}
+    kind = RobertaTokenizer if files == {"vocab.json", "merges.txt"} else AutoTokenizer  # Those of Langformers
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # Damaged files raise nearly any kind
-        is_folder = any(os.path.exists(os.path.join(name, file)) for file in ("tokenizer.json", "tokenizer_config.json"))
-        reason = "cannot be read" if is_folder else "is neither a tokenizer folder nor a name on the Hub"
+        reason = "cannot be read" if files else "is neither a tokenizer folder nor a name on the Hub"
         reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
         raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")

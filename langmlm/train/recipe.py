@@ -61,14 +61,17 @@ def recipe_options(
     dataset: TokenizedDataset,  # Only `lengths`, `tokens` and `max_length` are used
     num_processes: int = 1,  # That share each optimizer step
     max_steps: int | None = None,  # Length of the run, if it was planned for `budget_minutes`; None: as configured
+    is_new: bool = True,  # False: the model has been trained before, so optimizer and learning rate stay as configured
 ) -> tuple[dict, dict]:  # Options of `TrainingConfig` and of `ModelConfig`
     "Choose options for the model, the corpus and the length of the run."
     steps = max_steps or (config.max_steps if config.max_steps > 0 else None)
     total = None if steps else config.num_train_epochs * dataset.tokens
     size = tokens_per_step(total, steps)
     training = _choose_batch(config, size / num_processes, dataset)
-    training |= {"fill_batches": True, "mlm_probability": 0.3, "learning_rate": _learning_rate(layers, width)}
-    if size >= _MUON_TOKENS * width and not is_sharded_run():  # Muon needs whole matrices
+    training |= {"fill_batches": True, "mlm_probability": 0.3}
+    if is_new:
+        training["learning_rate"] = _learning_rate(layers, width)
+    if is_new and size >= _MUON_TOKENS * width and not is_sharded_run():  # Muon needs whole matrices
         training["optim"] = "muon"
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
@@ -137,6 +140,7 @@ def plan_run(
     shape: RobertaConfig,  # Layers and width of the model
     dataset: TokenizedDataset,  # To train on
     make_trial: Callable,  # Makes an `MLMTask` from a config, to measure
+    is_new: bool = True,  # Whether the model is to be created; False: further pretraining
 ) -> tuple[TrainingConfig, ModelConfig]:
     "Choose the options of a run; they are logged."
     original, automatic = config, config.per_device_train_batch_size == "auto"
@@ -149,7 +153,7 @@ def plan_run(
         if config.recipe is None:
             return config, architecture
         sizes = shape.num_hidden_layers, shape.hidden_size
-        training, model = recipe_options(config, *sizes, dataset, processes, max_steps)
+        training, model = recipe_options(config, *sizes, dataset, processes, max_steps, is_new)
         return config.fill_in(training), architecture.fill_in(model)
 
     if config.budget_minutes is None:

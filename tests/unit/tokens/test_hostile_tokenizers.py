@@ -1,5 +1,7 @@
 "A tokenizer folder from elsewhere runs no code, asks nothing, and ends in an error where it cannot be used."
 
+import ast
+import re
 import json
 import subprocess
 import sys
@@ -84,9 +86,11 @@ def test_code_is_never_run(folder: Path, tmp_path: Path, answer: str | None):
 
 def test_only_calls_that_refuse_code():
     "Every automatic class of `transformers` that the package loads with is told not to run code."
-    source = "\n".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
-    calls = [line for line in source.splitlines() if "Auto" in line and ".from_pretrained(" in line]
-    assert len(calls) >= 2 and all("trust_remote_code=False" in line for line in calls)
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    loading = [call for call in calls if re.fullmatch(r"(Auto\w+|kind)\.from_pretrained", ast.unparse(call.func))]
+    refused = ["trust_remote_code=False" in map(ast.unparse, call.keywords) for call in loading]
+    assert len(loading) >= 4 and all(refused)
 
 
 # Damage
@@ -119,11 +123,9 @@ DAMAGED = WRONG | {
     "no JSON": lambda content: "{",
     "empty": lambda content: "",
     "deep list": lambda content: "[" * DEEP + "]" * DEEP,
-    "deep normalizer": lambda content: json.dumps(content)[:-1]
-    + ',"normalizer":'
-    + '{"type":"Sequence","normalizers":[' * DEEP
-    + "]}" * DEEP
-    + "}",
+    "deep normalizer": lambda content: (
+        json.dumps(content)[:-1] + ',"normalizer":' + '{"type":"Sequence","normalizers":[' * DEEP + "]}" * DEEP + "}"
+    ),
     "id beyond the vocabulary": set_value("model", "vocab", "a", value=400),
     "absurd id": set_value("model", "vocab", "a", value=2**31),
     "largest id": set_value("model", "vocab", "a", value=2**32 - 1),

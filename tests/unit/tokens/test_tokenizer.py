@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, RobertaTokenizer
 
@@ -295,3 +296,16 @@ def test_reuse_never_replaces_other_files(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+
+
+def test_two_files_of_langformers_are_a_tokenizer(tmp_path: Path):
+    "`ByteLevelBPETokenizer.save_model` writes `vocab.json` and `merges.txt` only, which do not name a class."
+    trainer, special = ByteLevelBPETokenizer(), ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer.train_from_iterator(["some text", "some other text"], vocab_size=300, special_tokens=special)
+    trainer.save_model(str(tmp_path))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.all_special_ids and tokenizer.mask_token_id == 4
+    assert tokenizer.decode(tokenizer("some text")["input_ids"]) == "<s>some text</s>"
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tokenizer(tmp_path)

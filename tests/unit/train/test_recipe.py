@@ -110,6 +110,7 @@ def test_existing_model_keeps_its_weights(data, tmp_path: Path):
     task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "first" / "final_model", training_config=second)
     assert task.config.mlm_probability == 0.3 and task.model.config.hidden_dropout_prob == 0.1
     assert not task.model.lm_head.decoder.bias.std() > 0.1
+    assert (task.config.learning_rate, task.config.optim) == (2e-4, "adamw_torch_fused")
 
 
 @pytest.mark.parametrize("recipe", [None, "efficient"])
