@@ -182,8 +182,8 @@ class MLMTask:
         self.loader, self.validation = _make_loaders(self, validation, plan)
         probes = tokenizer, config.probe_sentences, validation, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
-        self._compiled = description["environment"]["compiled"]
-        self.module, self.optimizer, self._captured = _prepare_model(self)
+        self.is_compiled = description["environment"]["compiled"]
+        self.module, self.optimizer, self.is_captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
         self.state = TrainState(initial_weights=start.weights)
         if start.trainer_state:
@@ -219,7 +219,7 @@ class MLMTask:
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
         try:
-            return fit(**parts, set_to_none=not self._captured, stop_at_step=stop_at_step)
+            return fit(**parts, set_to_none=not self.is_captured, stop_at_step=stop_at_step)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -295,7 +295,7 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
     optimizer = make_optimizer(model, config.optim, config.weight_decay, betas, config.adam_epsilon)
     if is_sharded_run():  # `evaluation_mode`: without DDP
         return accelerator.prepare_model(module, evaluation_mode=True), accelerator.prepare(optimizer), captured
-    if task._compiled:
+    if task.is_compiled:
         logger.info("the model is compiled during the first steps, which takes about a minute")
         processes, automatic = accelerator.num_processes, config.torch_compile is None
         captured = compile_model(module, accelerator.device, processes, fall_back=automatic)

@@ -32,12 +32,12 @@ def measure_steps(
     saved = copy.deepcopy((task.model.state_dict(), task.optimizer.state_dict()))
     scaler, device = task.accelerator.scaler, task.accelerator.device
     scale = scaler.state_dict() if scaler else None
-    seconds, warmup = [], 3 if task._compiled else 1
+    seconds, warmup = [], 3 if task.is_compiled else 1
     task.module.train()
     with keep_random_state(device):
         for batches, _ in task.loader.prefetch(task.state.step, task.state.step + warmup + steps):
             began, parts = perf_counter(), (task.module, task.optimizer, task.accelerator, batches)
-            metrics = train_step(*parts, task.state.step, 0.0, task.config, not task._captured)
+            metrics = train_step(*parts, task.state.step, 0.0, task.config, not task.is_captured)
             metrics.tolist()  # Waits for the device
             seconds.append(perf_counter() - began)
     task.model.load_state_dict(saved[0])

@@ -70,7 +70,14 @@ TESTED_ELSEWHERE = {
     "fill_batches",
     "recipe",
     "budget_minutes",
-}  # In the tests of training options, the recipe, processes, trackers, speed and evaluation
+    "language",
+    "license",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "hub_token",
+}  # In the tests of training options, the recipe, the model card, uploads, processes, trackers, speed and evaluation
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import failing_process
 import pytest
+from datasets import load_from_disk
 from conftest import HANG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,9 @@ from langmlm.tokens.tokenizer import TokenizerConfig
 SHARD_CHARACTERS = 15_000
 KILLS = 4  # `benchmarks/scale.py kills` does more
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
-WORDS = st.lists(st.sampled_from(["Yes.", "no", "3.14", "日本。", "naïve", "🙂🙂", "\t", "long" * 9]), max_size=40).map(" ".join)
+WORDS = st.lists(st.sampled_from(["Yes.", "no", "3.14", "日本。", "naïve", "🙂🙂", "\t", "long" * 9]), max_size=40).map(
+    " ".join
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "Three files of 200 kB, with duplicate documents and empty lines."
     folder = tmp_path_factory.mktemp("text")
     for name in "abc":
-        lines = [f"{name} {number % 300} " + "some words to split, and a sentence. " * (number % 13) for number in range(800)]
+        lines = [
+            f"{name} {number % 300} " + "some words to split, and a sentence. " * (number % 13) for number in range(800)
+        ]
         (folder / f"{name}.txt").write_text("\n\n".join(lines), encoding="utf-8")
     return folder
 
@@ -58,7 +63,9 @@ def undisturbed(text: Path, options: dict, data: dict[str, Path]) -> dict[str, b
     return contents(Path(options["path_to_save_dataset"]))
 
 
-def test_killed_runs_resume_to_identical_bytes(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
+def test_killed_runs_resume_to_identical_bytes(
+    text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path
+):
     "Killed at random moments and resumed each time, a job writes the same bytes and leaves nothing else behind."
     target = tmp_path / "dataset"
     job = str(text), str(data["tokenizer"]), SHARD_CHARACTERS, options | {"path_to_save_dataset": str(target)}
@@ -74,7 +81,9 @@ def test_two_processes_equal_one(text: Path, options: dict, data: dict, tmp_path
     write_dataset(open_corpus(text), tokenizer, TokenizerConfig(**options), SHARD_CHARACTERS)
     config = options | {"path_to_save_dataset": str(tmp_path / "dataset")}
     job = json.dumps([str(text), str(data["tokenizer"]), SHARD_CHARACTERS, config])
-    (tmp_path / "job.py").write_text("import json, sys; from kills import make_dataset; make_dataset(*json.loads(sys.argv[1]))")
+    (tmp_path / "job.py").write_text(
+        "import json, sys; from kills import make_dataset; make_dataset(*json.loads(sys.argv[1]))"
+    )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -86,21 +95,42 @@ def test_two_processes_equal_one(text: Path, options: dict, data: dict, tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
-def test_joined_parts_equal_one_process(text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path):
-    "Three parts made separately and joined in any order equal the dataset of one process."
+def test_joined_parts_equal_one_process(text: Path, options: dict, data: dict, tmp_path: Path):
+    "Three parts made separately and joined in any order equal the dataset of one process, byte for byte."
+    tokenizer, file = AutoTokenizer.from_pretrained(data["tokenizer"]), text / "a.txt"
+    alone = TokenizerConfig(**options | {"path_to_save_dataset": tmp_path / "alone"})
+    write_dataset(open_corpus(file), tokenizer, alone, SHARD_CHARACTERS)
+    for part in range(3):
+        config = TokenizerConfig(**options | {"path_to_save_dataset": tmp_path / "dataset", "shard": (part, 3)})
+        write_dataset(open_corpus(file), tokenizer, config, SHARD_CHARACTERS)
+    join_dataset(sorted(tmp_path.glob("dataset.part-*"), reverse=True), tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == contents(tmp_path / "alone")
+
+
+def test_joined_parts_of_several_files_have_the_same_sequences(
+    text: Path, options: dict, undisturbed: dict, data: dict, tmp_path: Path
+):
+    "Each part reads its own files, so that shards end elsewhere; all else is equal: sequences, order, key, report."
     tokenizer = AutoTokenizer.from_pretrained(data["tokenizer"])
     for part in range(3):
         config = TokenizerConfig(**options | {"path_to_save_dataset": tmp_path / "dataset", "shard": (part, 3)})
         write_dataset(open_corpus(text), tokenizer, config, SHARD_CHARACTERS)
     join_dataset(sorted(tmp_path.glob("dataset.part-*"), reverse=True), tmp_path / "dataset")
-    assert contents(tmp_path / "dataset") == undisturbed
+    joined, alone = load_from_disk(tmp_path / "dataset"), load_from_disk(options["path_to_save_dataset"])
+    assert [joined[name]["input_ids"][:] for name in alone] == [alone[name]["input_ids"][:] for name in alone]
+    manifests = [json.loads(found["manifest.json"]) for found in (contents(tmp_path / "dataset"), undisturbed)]
+    for name in ("key", "content", "statistics", "sequences", "tokens"):
+        first, second = (manifest.get(name) for manifest in manifests)
+        assert first == second is not None, name
 
 
 def start(job: dict, folder: Path) -> subprocess.Popen:
     "Start one process."
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, Path(__file__).with_name("failing_process.py"), json.dumps(job)]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def run_one(job: dict, folder: Path, rank: int, port: int, output: Path) -> None:
@@ -147,7 +177,9 @@ def pair_job(text: Path, tmp_path: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point, rank", [("training", 0), ("duplicates", 0), ("shard", 1), ("saving", 0), ("naming", 0)])
+@pytest.mark.parametrize(
+    "point, rank", [("training", 0), ("duplicates", 0), ("shard", 1), ("saving", 0), ("naming", 0)]
+)
 def test_failure_ends_all_processes(pair_job: dict, tmp_path: Path, point: str, rank: int):
     "Wherever one process fails, the other one ends within seconds, with its message; the next launch completes the work."
     results = run_pair(pair_job | {"fail": point, "rank": rank}, tmp_path)
@@ -164,7 +196,10 @@ def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
     "A process that is killed leaves no message: after the time-out, the other one says so and names the constant."
     results = run_pair(pair_job | {"fail": "shard", "rank": 1, "kill": True, "timeout": 3}, tmp_path)
     assert results[1][0] == -signal.SIGKILL and results[0][0] == 1
-    assert "process 1 of 2 has shown no sign of life for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)" in results[0][1]
+    assert (
+        "process 1 of 2 has shown no sign of life for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)"
+        in results[0][1]
+    )
     assert results[0][2] - results[1][2] < 60
     assert [code for code, _, _ in run_pair(pair_job, tmp_path)] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
