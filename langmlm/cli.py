@@ -108,6 +108,19 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
         print(folder / "final_model" if is_finished else folder)
 
 # %% ../nbs/cli.ipynb #52a939c4
+def _collect_call(
+    tokenizer: str | PathLike,
+    tokenized_dataset: str | PathLike,
+    model_config: dict[str, Any],
+    training_config: dict[str, Any],
+    checkpoint_path: str | PathLike | None,
+) -> dict[str, Any]:
+    "Collect the arguments of `create_mlm`; a model to start from needs no architecture."
+    architecture = model_config if checkpoint_path is None or model_config else None
+    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "model_config": architecture}
+    return call | {"training_config": training_config, "checkpoint_path": checkpoint_path}
+
+
 def _train(
     *,
     tokenizer: str | PathLike = "tokenizer",  # Folder or Hub name; the one that the dataset was made with
@@ -119,10 +132,8 @@ def _train(
     training_config: TrainingConfig,  # training options
 ) -> None:
     "Pretrain a masked language model on a tokenized dataset."
-    is_new = checkpoint_path is None
-    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "training_config": training_config}
-    call |= {"model_config": model_config if is_new or model_config else None}
-    _start(call | {"checkpoint_path": checkpoint_path, "resume": resume}, stop_at_step)
+    call = _collect_call(tokenizer, tokenized_dataset, model_config, training_config, checkpoint_path)
+    _start(call | {"resume": resume}, stop_at_step)
 
 
 def _resume(
@@ -153,9 +164,8 @@ def _bench(
     training_config: TrainingConfig,  # training options
 ) -> None:
     "Measure speed and memory of a run, without starting it."
-    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "training_config": training_config}
-    call |= {"model_config": model_config if checkpoint_path is None or model_config else None}
-    task = _create(call | {"checkpoint_path": checkpoint_path, "resume": "auto" if checkpoint_path is None else "weights"})
+    call = _collect_call(tokenizer, tokenized_dataset, model_config, training_config, checkpoint_path)
+    task = _create(call | {"resume": "auto" if checkpoint_path is None else "weights"})
     size, estimate = task.arithmetic(), task.estimate(steps)
     speed = size.tokens_per_step / estimate.seconds_per_step
     print(size.size(), str(task.memory()), f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
