@@ -27,7 +27,7 @@ from .config import ConfigError, make_config
 from .data.batching import BatchPlan
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, ShownBatch
-from .data.masking import BatchSizes, fixed_sizes, masking_rules
+from .data.masking import BatchSizes, MaskFunction, fixed_sizes, mask_batch, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
 from .model.memory import StepMemory, is_out_of_memory
@@ -173,13 +173,14 @@ class MLMTask:
         config: TrainingConfig,
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
+        mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         plan = plan_batches(dataset, config, accelerator.num_processes)
-        description = describe_run(model.config, dataset, tokenizer, config, plan, accelerator)
-        self.loader, self.validation = _make_loaders(self, validation, plan)
+        self.loader, self.validation = _make_loaders(self, validation, plan, mask)
+        description = describe_run(model.config, self.loader, tokenizer, config, accelerator)
         probes = tokenizer, config.probe_sentences, validation, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
@@ -252,7 +253,7 @@ def worst_tokens(
 
 # %% ../nbs/tasks.ipynb #9587af43
 def _make_loaders(
-    task: MLMTask, validation: TokenizedDataset | None, plan: BatchPlan
+    task: MLMTask, validation: TokenizedDataset | None, plan: BatchPlan, mask: MaskFunction
 ) -> tuple[BatchLoader, BatchLoader | None]:
     "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
     config, accelerator, tokenizer = task.config, task.accelerator, task.tokenizer
@@ -268,6 +269,7 @@ def _make_loaders(
         dataset=task.dataset,
         plan=plan,
         rules=masking_rules(tokenizer, config.mlm_probability, config.seed, word_start),
+        mask=mask,
         pad_token_id=tokenizer.pad_token_id,
         sizes=sizes,
         process_index=accelerator.process_index,
@@ -277,7 +279,7 @@ def _make_loaders(
     )
     if not config.eval_steps or validation is None:
         return loader, None
-    validation_loader = replace(loader, dataset=validation)
+    validation_loader = replace(loader, dataset=validation, mask=mask_batch)
     check_validation(validation_loader)
     return loader, validation_loader
 
@@ -319,6 +321,7 @@ def create_mlm(
     training_config: dict | TrainingConfig | None = None,  # Options of `TrainingConfig`
     checkpoint_path: str | PathLike | None = None,  # Checkpoint or run folder to resume, or a model to start from
     resume: str = "auto",  # "auto": as the path suggests; "full": resume or raise an error; "weights": a new run
+    mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training: takes a `FlatBatch`, epoch, `MaskingRules`
 ) -> MLMTask:  # Call its `train` method; with `n_gpus`, that starts processes
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
@@ -339,18 +342,22 @@ def create_mlm(
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
-        return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume})
+        return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
     if start.trainer_state is None:
-        make_trial = partial(_make_trial, shape, loaded, dataset)
+        make_trial = partial(_make_trial, shape, loaded, dataset, mask)
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     model = model or new_model(architecture, config, loaded, dataset)
-    return MLMTask(model, loaded, dataset, config, start, validation)
+    return MLMTask(model, loaded, dataset, config, start, validation, mask)
 
 # %% ../nbs/tasks.ipynb #c7cf64c8
 def _make_trial(
-    shape: RobertaConfig, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset, config: TrainingConfig
+    shape: RobertaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: TokenizedDataset,
+    mask: MaskFunction,
+    config: TrainingConfig,
 ) -> MLMTask:
-    return MLMTask(build_model(shape, config.seed), tokenizer, dataset, config)
+    return MLMTask(build_model(shape, config.seed), tokenizer, dataset, config, mask=mask)
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _open_splits(

@@ -13,12 +13,13 @@ from html import escape
 from time import perf_counter
 
 import numpy as np
+import torch
 from fastcore.basics import patch
 from transformers import PreTrainedTokenizerBase
 
-from .batching import BatchPlan, make_flat_batch, pack_sequences
+from .batching import BatchPlan, FlatBatch, make_flat_batch, pack_sequences
 from .dataset import TokenizedDataset
-from .masking import BatchSizes, MaskedBatch, MaskingRules, check_words, mask_batch, pad_batch
+from .masking import BatchSizes, MaskedBatch, MaskFunction, MaskingRules, check_words, mask_batch, pad_batch
 from ..tokens.encode import token_bytes
 
 # %% ../../nbs/data/04_loader.ipynb #581c8a86
@@ -37,6 +38,24 @@ class StepBatches:
         "Padding tokens in `batches`."
         return self.computed_tokens - int(self.lengths.sum())
 
+# %% ../../nbs/data/04_loader.ipynb #a10c7e02
+def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str) -> MaskedBatch:
+    "Raise an error unless a function has masked a batch as `mask_batch` does."
+    where = f"mask={name} must return a MaskedBatch"
+    if not isinstance(masked, MaskedBatch):
+        raise TypeError(f"{where}, got {type(masked).__name__}")
+    positions, tokens = masked.masked_positions, len(batch.input_ids)
+    for key in ("input_ids", "masked_positions", "labels"):
+        tensor = getattr(masked, key)
+        if tensor.dtype != torch.int64 or tensor.dim() != 1:
+            raise ValueError(f"{where} whose {key} are int64 with one dimension, got {tensor.dtype}, {list(tensor.shape)}")
+    if len(masked.input_ids) != tokens or len(masked.labels) != len(positions):
+        found = f"{len(masked.input_ids)}, {len(positions)} and {len(masked.labels)}"
+        raise ValueError(f"{where} with {tokens} input_ids, and as many labels as masked_positions, got {found}")
+    if len(positions) and not (0 <= positions[0] and positions[-1] < tokens and (positions.diff() > 0).all()):
+        raise ValueError(f"{where} whose masked_positions are ascending, from 0 to {tokens - 1}")
+    return masked
+
 # %% ../../nbs/data/04_loader.ipynb #5a3c91e2
 _SAMPLED_SEQUENCES = 1_000  # Enough to see whether the text has words
 
@@ -48,6 +67,7 @@ class BatchLoader:
     dataset: TokenizedDataset  # The split to load
     plan: BatchPlan  # Which sequences each step takes
     rules: MaskingRules  # How tokens are masked; must suit the text
+    mask: MaskFunction = mask_batch  # Chooses the tokens to predict
     pad_token_id: int  # Id of `<pad>`
     sizes: BatchSizes | None = None  # Least sizes of the padded tensors; None: batches are not padded
     process_index: int = 0  # Of this process
@@ -81,8 +101,14 @@ class BatchLoader:
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),
         )
 
+    @property
+    def mask_name(self) -> str:
+        "Name of the function that masks, or of the class of an object that does."
+        return getattr(self.mask, "__qualname__", type(self.mask).__qualname__)
+
     def _mask(self, rows: np.ndarray, epoch: int) -> MaskedBatch:
-        return mask_batch(make_flat_batch(self.dataset, rows, self.pad_token_id), epoch, self.rules)
+        batch = make_flat_batch(self.dataset, rows, self.pad_token_id)
+        return _check_masked(self.mask(batch, epoch, self.rules), batch, self.mask_name)
 
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
         "Pad a batch, and move it to page-locked memory, if the loader is set to."
@@ -200,7 +226,7 @@ def show_batch(
     if not 0 <= micro_batch < len(batches):
         raise ValueError(f"micro_batch must be 0 to {len(batches) - 1}, the last of step {step}, got {micro_batch}")
     flat = make_flat_batch(self.dataset, batches[micro_batch], self.pad_token_id)
-    inputs, vocabulary = mask_batch(flat, epoch, self.rules), token_bytes(tokenizer)
+    inputs, vocabulary = self.mask(flat, epoch, self.rules), token_bytes(tokenizer)
     styles = _find_styles(flat.input_ids.numpy(), inputs, self.rules.mask_token_id)
     chosen = np.unique(np.linspace(0, len(flat.rows) - 1, max(1, sequences)).astype(int))
     bounds, columns = flat.cu_seqlens.tolist(), (flat.input_ids.numpy(), inputs.input_ids.numpy(), styles)

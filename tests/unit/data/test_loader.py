@@ -1,7 +1,10 @@
 "The micro-batches of a step depend on data, plan, seed and step only; processes share them."
 
+import re
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,11 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from langmlm.data.batching import BatchPlan, make_flat_batch
+from langmlm.data.batching import BatchPlan, FlatBatch, make_flat_batch
 from langmlm.data.dataset import TokenizedDataset, open_dataset
 from langmlm.data.loader import BatchLoader, StepBatches
-from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, fixed_sizes, masking_rules
-from langmlm.tasks import create_tokenizer
+from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, MaskingRules, fixed_sizes, mask_batch, masking_rules
+from langmlm.tasks import create_mlm, create_tokenizer
 from langmlm.testing import tiny_run
 from langmlm.tokens.tokenizer import load_tokenizer
 
@@ -226,3 +229,71 @@ def test_validation_has_the_shape_of_training(tmp_path: Path):
     }
     assert shapes == {(2_048, 2_048, sizes.bounds, sizes.predictions, sizes.predictions)}
     assert validation.max_length == 64
+
+
+def masks_nothing(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+    "A mask function of a user."
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return MaskedBatch(batch.input_ids, batch.position_ids, batch.cu_seqlens, nothing, nothing)
+
+
+def test_mask_of_a_user(loader: BatchLoader):
+    "A function replaces `mask_batch` wherever batches of the split are masked, with the rules and the epoch of the run."
+    seen = []
+
+    def shifted(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+        seen.append((epoch, rules))
+        return mask_batch(batch, epoch + 100, rules)
+
+    own = replace(loader, mask=shifted)
+    last = loader.plan.total_steps - 1
+    (_, batch), *_ = own.load(last).batches
+    epoch, rows = loader.plan.batches(last)
+    expected = mask_batch(make_flat_batch(loader.dataset, rows[0], loader.pad_token_id), epoch + 100, loader.rules)
+    assert same_batch(batch, expected) and seen[0] == (epoch, loader.rules)
+    assert own.mask_name == "test_mask_of_a_user.<locals>.shifted" and loader.mask_name == "mask_batch"
+    assert replace(loader, mask=partial(mask_batch)).mask_name == "partial"
+    assert replace(loader, mask=masks_nothing).load(0).predictions == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda masked: None, "mask=wrong must return a MaskedBatch, got NoneType"),
+        (lambda masked: replace(masked, labels=masked.labels[1:]), "as many labels as masked_positions, got"),
+        (lambda masked: replace(masked, input_ids=masked.input_ids[1:]), "input_ids, and as many labels"),
+        (lambda masked: replace(masked, labels=masked.labels.float()), "whose labels are int64 with one dimension, got torch.fl"),
+        (lambda masked: replace(masked, masked_positions=masked.masked_positions.flip(0)), "are ascending, from 0 to"),
+        (lambda masked: replace(masked, masked_positions=masked.masked_positions + 10_000), "are ascending, from 0 to"),
+    ],
+    ids=["nothing", "labels", "ids", "dtype", "order", "range"],
+)
+def test_invalid_masks(loader: BatchLoader, change: Callable, message: str):
+    "What a mask function of a user returns is checked."
+
+    def wrong(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+        return change(mask_batch(batch, epoch, rules))
+
+    wrong.__qualname__ = "wrong"
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        replace(loader, mask=wrong).load(0)
+
+
+def usual_masks(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+    "Another one."
+    return mask_batch(batch, epoch, rules)
+
+
+def test_resume_with_other_masks(tmp_path: Path):
+    "A run with a mask function is resumed with that function only, and evaluates with the usual masks."
+    architecture = tiny_run(tmp_path, tokenizer_config={"validation_fraction": 0.1}).model.config.to_dict()
+    architecture = {name: architecture[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")}
+    paths = {"tokenizer": tmp_path / "tokenizer", "tokenized_dataset": tmp_path / "dataset", "mask": usual_masks}
+    options = {"max_steps": 4, "output_dir": tmp_path / "masked", "bf16": False, "eval_steps": 2, "logging_steps": 1}
+    run = create_mlm(**paths, model_config=architecture, training_config=options)
+    assert run.validation.mask is mask_batch and run.loader.mask is usual_masks
+    run.train(stop_at_step=2)
+    with pytest.raises(ValueError, match="mask: then usual_masks, now mask_batch"):
+        create_mlm(**paths | {"mask": mask_batch}, checkpoint_path=tmp_path / "masked")
+    resumed = create_mlm(**paths, checkpoint_path=tmp_path / "masked")
+    assert resumed.state.step == 2 and resumed.loader.mask is usual_masks

@@ -1,5 +1,7 @@
 "Masks have the shares that were asked for, depend on nothing but their keys, and survive padding."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,22 @@ def test_whole_words(batch: FlatBatch):
     continues = torch.nonzero(~begins & ordinary & ordinary.roll(1)).flatten()
     assert torch.equal(chosen[continues], chosen[continues - 1])
     assert len(masked.labels) / ordinary.sum() == pytest.approx(0.15, abs=0.01)
+
+
+def test_probability_of_each_token(batch: FlatBatch):
+    "An array gives every token its own share; with whole words, the first token of a word decides."
+    probabilities = np.full(500, 0.1)
+    probabilities[100:200] = 0.6
+    ids = batch.input_ids.numpy()
+    for rules in (RULES, WHOLE_WORDS):
+        chosen = np.zeros(len(ids), bool)
+        chosen[mask_batch(batch, 0, replace(rules, mlm_probability=probabilities)).masked_positions] = True
+        deciding = WORD_START[ids] if rules is WHOLE_WORDS else np.ones(len(ids), bool)
+        often = (ids >= 100) & (ids < 200) & deciding
+        assert chosen[often].mean() == pytest.approx(0.6, abs=0.02)
+        assert chosen[deciding & ~often & ~SPECIAL[ids]].mean() == pytest.approx(0.1, abs=0.01)
+    uniform = mask_batch(batch, 0, replace(RULES, mlm_probability=np.full(500, RULES.mlm_probability)))
+    assert torch.equal(uniform.input_ids, mask_batch(batch, 0, RULES).input_ids)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, 15])

@@ -158,7 +158,7 @@ def test_trainer_state(run: tasks.MLMTask, checkpoint: Path):
 
 def describe(run: tasks.MLMTask) -> dict[str, dict]:
     "Describe a run anew."
-    return describe_run(run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan, run.accelerator)
+    return describe_run(run.model.config, run.loader, run.tokenizer, run.config, run.accelerator)
 
 
 def test_environment(run: tasks.MLMTask):
@@ -292,7 +292,7 @@ def test_what_decides_rounding(start_run: Callable, run: tasks.MLMTask, checkpoi
     on_gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=1, mixed_precision="bf16")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    parts = (run.model.config, run.dataset, run.tokenizer, run.config, run.loader.plan, on_gpu)
+    parts = (run.model.config, run.loader, run.tokenizer, run.config, on_gpu)
     assert describe_run(*parts)["environment"]["cuda"] == "13.0"
 
 
