@@ -24,10 +24,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
 
 from .config import ConfigError, make_config
-from .data.batching import BatchPlan
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
-from .data.loader import BatchLoader, ShownBatch
-from .data.masking import BatchSizes, MaskFunction, fixed_sizes, mask_batch, masking_rules
+from .data.loader import BatchLoader, MaskFunction, ShownBatch
+from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
 from .model.memory import StepMemory, is_out_of_memory
@@ -178,9 +177,9 @@ class MLMTask:
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
-        plan = plan_batches(dataset, config, accelerator.num_processes)
-        self.loader, self.validation = _make_loaders(self, validation, plan, mask)
-        description = describe_run(model.config, self.loader, tokenizer, config, accelerator)
+        self.loader, self.validation = _make_loaders(self, validation, mask)
+        plan, name = self.loader.plan, self.loader.mask_name
+        description = describe_run(model.config, dataset, tokenizer, config, plan, name, accelerator)
         probes = tokenizer, config.probe_sentences, validation, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
@@ -212,10 +211,7 @@ class MLMTask:
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
-            log_arithmetic(self.arithmetic())
-            head_size = self.model.config.hidden_size // self.model.config.num_attention_heads
-            if reason := explain_inexact(self.accelerator.device, self.run_folder.precision, head_size):
-                logger.warning("this run is not reproducible bit for bit: %s", reason)
+            _log_start(self)
         check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
@@ -253,12 +249,13 @@ def worst_tokens(
 
 # %% ../nbs/tasks.ipynb #9587af43
 def _make_loaders(
-    task: MLMTask, validation: TokenizedDataset | None, plan: BatchPlan, mask: MaskFunction
+    task: MLMTask, validation: TokenizedDataset | None, mask: MaskFunction
 ) -> tuple[BatchLoader, BatchLoader | None]:
     "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
     config, accelerator, tokenizer = task.config, task.accelerator, task.tokenizer
     if config.eval_steps and validation is None and not config.probe_sentences:
         raise ValueError(f"eval_steps={config.eval_steps} needs a validation split, or probe_sentences")
+    plan = plan_batches(task.dataset, config, accelerator.num_processes)
     on_gpu, sizes = accelerator.device.type == "cuda", None
     word_start = find_word_starts(tokenizer) if config.whole_word_masking else None
     if on_gpu and config.packing:
@@ -284,6 +281,14 @@ def _make_loaders(
     return loader, validation_loader
 
 # %% ../nbs/tasks.ipynb #5846ec3c
+def _log_start(task: MLMTask) -> None:
+    "Log the size of a run, and a warning if it is not reproducible."
+    log_arithmetic(task.arithmetic())
+    head_size = task.model.config.hidden_size // task.model.config.num_attention_heads
+    if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size):
+        logger.warning("this run is not reproducible bit for bit: %s", reason)
+
+
 def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
     "Wrap the model for flat batches, compile it, and hand it to Accelerate; say whether CUDA graphs are captured."
     model, config, accelerator = task.model, task.config, task.accelerator

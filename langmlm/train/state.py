@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaConfig
 
 from ..data.batching import BatchPlan
-from ..data.loader import BatchLoader
+from ..data.dataset import TokenizedDataset
 from ..model.compile import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
@@ -82,22 +82,23 @@ class TrainState:
 # %% ../../nbs/train/06_state.ipynb #37bf9aca
 def describe_run(
     model_config: RobertaConfig,  # Its sizes are part of the identity
-    loader: BatchLoader,  # Fingerprint of the dataset, batch plan and the name of `mask` are part of the identity
-    tokenizer: PreTrainedTokenizerBase,  # Likewise its fingerprint
+    dataset: TokenizedDataset,  # Its fingerprint is part of the identity
+    tokenizer: PreTrainedTokenizerBase,  # Likewise
     config: TrainingConfig,  # All its options are stored
+    plan: BatchPlan,  # From `plan_batches`
+    mask: str,  # Name of the function that masks, part of the identity
     accelerator: Accelerator,  # Just created: its precision changes with the next Accelerator of the process
 ) -> dict[str, dict[str, Any]]:  # "identity", "config", "environment" and "data", by names that a message can use
     "Describe a run: what must be equal to resume it, its options, what decides rounding, and the size of its data."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     options = ("seed", "packing", "fill_batches", "mlm_probability", "whole_word_masking")
-    dataset, plan = loader.dataset, loader.plan
     identity = {
         **{name: getattr(model_config, name) for name in (*sizes, "max_position_embeddings")},
         **{name: getattr(config, name) for name in (*options, "per_device_train_batch_size")},
         "dataset": dataset.fingerprint,
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "max_length": dataset.max_length,
-        "mask": loader.mask_name,
+        "mask": mask,
         "gradient_accumulation_steps x processes": plan.batches_per_step,
         "optimizer": config.optim.partition("_")[0],  # Both implementations of AdamW have the same state
     }

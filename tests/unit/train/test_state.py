@@ -156,9 +156,15 @@ def test_trainer_state(run: tasks.MLMTask, checkpoint: Path):
     assert json.loads(json.dumps(trainer_state_of(run)))["langmlm"]["state"]["rollbacks"] == 1
 
 
+def identity_parts(run: tasks.MLMTask) -> tuple:
+    "Everything that `describe_run` takes, except the accelerator."
+    loader = run.loader
+    return run.model.config, run.dataset, run.tokenizer, run.config, loader.plan, loader.mask_name
+
+
 def describe(run: tasks.MLMTask) -> dict[str, dict]:
     "Describe a run anew."
-    return describe_run(run.model.config, run.loader, run.tokenizer, run.config, run.accelerator)
+    return describe_run(*identity_parts(run), run.accelerator)
 
 
 def test_environment(run: tasks.MLMTask):
@@ -292,7 +298,7 @@ def test_what_decides_rounding(start_run: Callable, run: tasks.MLMTask, checkpoi
     on_gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=1, mixed_precision="bf16")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    parts = (run.model.config, run.loader, run.tokenizer, run.config, on_gpu)
+    parts = (*identity_parts(run), on_gpu)
     assert describe_run(*parts)["environment"]["cuda"] == "13.0"
 
 
