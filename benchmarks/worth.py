@@ -30,6 +30,7 @@ SEED = 42
 POINTS = 12  # Of a learning curve
 TYPICAL_STEPS = 1_000  # Of the run whose speed is measured; a recipe chooses the size of a step by them
 SEEDS = (0, 1, 2)  # Of the fine-tuning
+CONTENDERS = ("langmlm", "trainer-same-tokens", "trainer-same-time")
 SENTENCES = (  # Not in the texts
     "The government of the United <mask> has decided.",
     "This package contains the documentation and the <mask> files.",
@@ -88,6 +89,7 @@ def read_arguments() -> argparse.Namespace:
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
     )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
+    parser.add_argument("--until", choices=CONTENDERS, default=CONTENDERS[-1], help="last model to pretrain, in this order")
     parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
     parser.add_argument(
@@ -146,6 +148,8 @@ def main() -> None:
     for name, result in pretrain_all(preset, options, prepared, place, pieces):
         results["pretraining"][name] = result
         write(arguments.out, results)
+        if name == arguments.until:
+            break
     results["filled_masks"] = fill_all(results["pretraining"], pieces)
     tuned = {name: made for name, made in results["pretraining"].items() if name in (arguments.finetune or [name])}
     for file, finetune_models in [(file, tag_all) for file in arguments.tagged] + [
