@@ -1,14 +1,24 @@
 "What the documentation does with notebook cells beyond nbdev: `procs` in settings.ini names these processors."
 
 import ast
+import re
 
 from nbdev.process import Processor
+
+NAME_LINK = r"\[(`[^`]+`)\]\([^()\s]+\)"
+LINK = re.compile(rf"\[((?:[^\[\]]|{NAME_LINK})+)\](?=\()")
 
 
 def fold_exports(cell) -> None:
     "Fold exported source, which nbdev shows open: the API entry stands above it."
     if cell.cell_type == "code" and cell.source:
         cell.source = cell.source.replace("#| code-fold: show\n", "#| code-fold: true\n", 1)
+
+
+def unnest_links(cell) -> None:
+    "Keep the outer link where nbdev has linked a name in its text: Markdown has no links in links."
+    if cell.cell_type == "markdown" and cell.source:
+        cell.source = LINK.sub(lambda found: "[" + re.sub(NAME_LINK, r"\1", found[1]) + "]", cell.source)
 
 
 class hide_imports(Processor):

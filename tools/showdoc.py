@@ -19,6 +19,7 @@ WIDTH = 76  # Characters in a line of a call
 LONGEST_DEFAULT = 40  # Characters; longer ones are left to the source
 DASHES = (24, 20, 14, 60)  # Pandoc reads the relative widths of columns from them
 SELF = ("self", "cls", "_cls")
+STARS = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 
 
 class ApiRenderer(BasicMarkdownRenderer):
@@ -85,9 +86,8 @@ def call(symbol: Any, name: str) -> str:
             keyword_only = True
         if parameter.kind is Parameter.KEYWORD_ONLY and not keyword_only:
             words, keyword_only = [*words, "*"], True
-        stars = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
         default = "" if parameter.default is Parameter.empty else f"={show_default(parameter.default)}"
-        words.append(f"{stars}{parameter.name}{default}")
+        words.append(f"{STARS.get(parameter.kind, '')}{parameter.name}{default}")
     arrow = f" -> {returned}" if (returned := returned_type(symbol)) else ""
     line = f"{name}({', '.join(words)}){arrow}"
     if len(line) > WIDTH and words:
@@ -153,7 +153,7 @@ def parameters(symbol: Any) -> str:
     for parameter in signature(symbol):
         default = "" if parameter.default is Parameter.empty else show_default(parameter.default)
         meaning = escape(one_line(comments.get(parameter.name)))
-        name = f"<code>{parameter.name}</code>"  # Not in backticks: a function of the same name would be linked
+        name = f"<code>{STARS.get(parameter.kind, '')}{parameter.name}</code>"  # In backticks, it might become a link
         rows.append([name, escape(show_type(parameter.annotation)), code(default), meaning])
     if meaning := one_line(comments.get("return")):
         rows.append(["**returns**", escape(returned_type(symbol)), "", escape(meaning)])
@@ -179,9 +179,9 @@ def one_line(text: str | None) -> str:
 def comments_of(symbol: Any) -> dict[str, str | None]:
     "The docment of each parameter or field."
     if not inspect.isclass(symbol):
-        return docments(symbol)
+        return docments(symbol, args_kwargs=True)
     if not (is_dataclass(symbol) or hasattr(symbol, "_fields")):
-        return docments(symbol.__init__)
+        return docments(symbol.__init__, args_kwargs=True)
     comments = {}
     for base in reversed(symbol.__mro__):
         if base.__module__ != "builtins" and "__annotations__" in vars(base):

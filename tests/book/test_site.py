@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from langmlm.text.corpus import docstrings
-from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only
+from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, unnest_links
 
 ROOT = Path(__file__).parents[2]
 NBS = ROOT / "nbs"
@@ -57,6 +57,14 @@ def test_html_outputs_become_raw_blocks():
     embed_html(cell)
     assert html["text/markdown"] == ["```{=html}\n", "<p>a</p>\n", "```\n"] and "text/html" not in html
     assert both == {"text/markdown": ["a"]}
+
+
+def test_names_in_links_are_not_linked_twice():
+    name, other = "[`create_mlm`](https://host/tasks.html#create_mlm)", "[`a`](https://host/a.html)"
+    cell = Cell(cell_type="markdown", source=f"[{name} and {other}](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)")
+    unnest_links(cell)
+    assert cell.source == f"[`create_mlm` and `a`](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)"
+    assert "unnest_links" in (ROOT / "settings.ini").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(NBS).as_posix())

@@ -27,6 +27,14 @@ def make_thing(
     "Make a thing, see `create_mlm`."
 
 
+def collect(
+    *things: str,  # What is collected
+    size: int = 1,  # Of each
+    **options: int,  # Of the collection
+) -> list[str]:
+    "Collect things."
+
+
 @dataclass
 class Settings:
     "Settings of a thing."
@@ -105,6 +113,14 @@ def test_function_has_call_docstring_and_table():
     assert table["parameter"] == ["type", "default", "meaning"]
     assert table["name"] == ["str", "", "One of `create_mlm` and `create_tokenizer`"]
     assert table["returns"] == [r"dict\[str, int\]", "", "Counts by `name`"]
+
+
+def test_starred_parameters_have_their_comments():
+    shown = entry(collect, "collect", 3)
+    assert code_of(shown) == "collect(*things, size=1, **options) -> list[str]"
+    meanings = {name: cells[-1] for name, cells in rows(shown).items() if not name.startswith(("-", "parameter"))}
+    assert meanings == {"things": "What is collected", "size": "Of each", "options": "Of the collection"}
+    assert "<code>*things</code>" in shown and "<code>**options</code>" in shown
 
 
 def test_code_never_holds_links_or_comments():
