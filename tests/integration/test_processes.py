@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 from safetensors.torch import load_file
-from sandbox import fork_server
+from forks import fork_server, forked_python
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
@@ -180,7 +180,7 @@ def start_script(data, tmp_path: Path, guarded: bool, failing: str = "no") -> su
     constants = f"SETTINGS = {settings!r}\nDATA = {given!r}\nARCHITECTURE = {ARCHITECTURE!r}\n"
     script = tmp_path / "script.py"
     script.write_text(constants + START + ('if __name__ == "__main__":\n    main()' if guarded else "main()"))
-    command = [sys.executable, script, tmp_path / "run", failing]
+    command = [forked_python(), script, tmp_path / "run", failing]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
 
