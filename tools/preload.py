@@ -3,7 +3,16 @@
 from contextlib import suppress
 from importlib import import_module
 
-LIBRARIES = ("datasets", "matplotlib.pyplot", "transformers", "sklearn.linear_model", "transformers.pipelines", "torch.profiler._cupti_monitor", "nbdev.test", "nbdev.processors")
+LIBRARIES = (
+    "datasets",
+    "matplotlib.pyplot",
+    "transformers",
+    "sklearn.linear_model",
+    "transformers.pipelines",
+    "torch.profiler._cupti_monitor",
+    "nbdev.test",
+    "nbdev.processors",
+)
 LAUNCHERS = ("torch.distributed.run", "torch.distributed.elastic.agent.server.local_elastic_agent")
 LAUNCHERS += ("accelerate.commands.accelerate_cli",)
 

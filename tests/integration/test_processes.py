@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 from safetensors.torch import load_file
 from forks import fork_server, forked_python
+from launches import join_launch
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
@@ -22,7 +22,7 @@ COMMUNICATE_AND_EXIT = """
 import os, sys
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest, agree_to_stop
-from test_processes import join_launch
+from launches import join_launch
 
 for store in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
     children = []
@@ -38,14 +38,6 @@ for store in sys.argv[1:]:  # Two forks for each, which need no imports, and rea
         break
     assert [os.wait()[1] for child in children] == [0, 0], "a script did not end well"
 """
-
-
-def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
-    "Set the variables of a launcher; processes meet through a file, since another process might take a free port."
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    os.environ |= {name: str(value) for name, value in ranks.items()}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
 
 
 def train_as_one_of(
