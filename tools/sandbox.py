@@ -1,15 +1,11 @@
 "Copies of the project to run commands and notebooks in, so that nothing they do changes the project itself."
 
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import cache
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,55 +64,6 @@ def run_command(command: list, folder: Path, project: Path | None = None) -> str
         raise AssertionError(f"no end after {TIME_LIMIT} s\n{last_lines(output)}") from None
     assert process.returncode == 0, f"exit status {process.returncode}\n{last_lines(output)}"
     return output
-
-
-@cache
-def fork_server() -> multiprocessing.context.ForkServerContext:
-    """The context of processes that are forks of one process, which has imported the libraries and does nothing else.
-
-    `fork_server().Process(target=..., args=...)` starts in no time; a new process needs seven seconds for its imports.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.preload"])
-    before = dict(os.environ)
-    os.environ.clear()  # The server has the environment of its start
-    os.environ.update(environment(ROOT))
-    try:
-        ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return context
-
-
-def run_cells(path: Path, log: Path, flags: set[str]) -> None:
-    "Run the cells of a notebook as `nbdev_test` does; the exit status says whether all of them ran."
-    os.setpgid(0, 0)
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    from nbdev.test import test_nb
-
-    passed, _ = test_nb(path, skip_flags=sorted(flags))
-    sys.exit(0 if passed else 1)
-
-
-def run_notebook(path: Path, flags: set[str]) -> None:
-    "Run a notebook in a process of its own; raise AssertionError if it fails or hangs."
-    __tracebackhide__ = True
-    log = path.with_suffix(".log")
-    process = fork_server().Process(target=run_cells, args=(path, log, flags))
-    process.start()
-    process.join(TIME_LIMIT)
-    status = process.exitcode
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # The notebook if it hangs, and what it left running
-    process.kill()
-    process.join()
-    output = last_lines(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
-    log.unlink(missing_ok=True)
-    assert status is not None, f"no end after {TIME_LIMIT} s\n{output}"
-    assert status == 0, f"exit status {status}\n{output}"
 
 
 def last_lines(output: str) -> str:

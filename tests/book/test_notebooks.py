@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 from book import notebook_paths, output_problems, read_book, shape_problems, sidebar_links, sidebar_problems
+from forks import run_notebook
 from language import language_problems
 from links import link_problems
 from package import read_settings
-from sandbox import ROOT, changes, demand_none, last_lines, project_files, run_command, run_notebook, snapshot, tool
+from sandbox import ROOT, changes, demand_none, last_lines, project_files, run_command, snapshot, tool
 
 BOOK = ROOT / "nbs"
 NAMES = [path.relative_to(BOOK).as_posix() for path in notebook_paths(BOOK)]

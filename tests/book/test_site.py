@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from forks import forked_python
 
 from langmlm.text.corpus import docstrings
 from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, unnest_links
@@ -118,6 +118,6 @@ def test_landing_page_code_runs(tmp_path):
         assert snippet.count(shown) == 1
         snippet = snippet.replace(shown, replacement)
     (tmp_path / "data.txt").write_text("\n".join(islice(docstrings(), 40)), encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "-c", snippet]
+    command = [forked_python(), "-c", snippet]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=1_500)
     assert len(list(tmp_path.glob("mlm-*/final_model/model.safetensors"))) == 1

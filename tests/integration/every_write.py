@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sandbox import fork_server
+from forks import fork_server
 
 from langmlm import tasks
 from langmlm.disk import (

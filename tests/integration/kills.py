@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from sandbox import fork_server
+from forks import fork_server
 
 from langmlm.text.corpus import open_corpus
 from langmlm.tokens.shards import write_dataset

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from forks import forked_python
 from sandbox import ROOT, environment
 
 from langmlm.disk import read_json
@@ -17,17 +18,18 @@ from langmlm.text.corpus import docstrings
 MODEL = "--num_hidden_layers 1 --hidden_size 32 --num_attention_heads 2 --intermediate_size 64".split()
 RUN = "--per_device_train_batch_size 4 --gradient-accumulation-steps 1 --max_steps 40 --logging_steps 10".split()
 RUN += "--save_steps 10 --bf16 false --learning_rate 2e-3".split()
-COMMAND = [sys.executable, "-m", "langmlm"]
+WORDS = ["-m", "langmlm"]
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    "Run a command in a folder."
-    return subprocess.run([*COMMAND, *words], cwd=folder, env=environment(ROOT), capture_output=True, text=True)
+def run(folder: Path, *words: str, python: str = "") -> subprocess.CompletedProcess:
+    "Run a command in a folder, with a Python that has imported the libraries or with another one."
+    command = [python or forked_python(), *WORDS, *words]
+    return subprocess.run(command, cwd=folder, env=environment(ROOT), capture_output=True, text=True)
 
 
-def succeed(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def succeed(folder: Path, *words: str, python: str = "") -> subprocess.CompletedProcess:
     "Run a command that must succeed."
-    done = run(folder, *words)
+    done = run(folder, *words, python=python)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -42,14 +44,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A folder with a text, and the tokenizer and dataset made from it."
     folder = tmp_path_factory.mktemp("cli")
     (folder / "my text.txt").write_text("\n".join(islice(docstrings(), 400)), encoding="utf-8")
-    done = succeed(folder, "tokenizer", "my text.txt", "--vocab_size", "500", "--max-length", "32")
+    done = succeed(folder, "tokenizer", "my text.txt", "--vocab_size", "500", "--max-length", "32", python=sys.executable)
     assert "documents" in done.stdout and "dataset: ./tokenized_dataset" in done.stdout
     return folder
 
 
 def test_from_text_to_filled_masks(work: Path):
     "In two sessions, and once more from the options that the run has saved: the weights are the same bit for bit."
-    stopped = succeed(work, "train", *MODEL, *RUN, "--output_dir", "first", "--stop_at_step", "15")
+    stopped = succeed(work, "train", *MODEL, *RUN, "--output_dir", "first", "--stop_at_step", "15", python=sys.executable)
     assert stopped.stdout == "first\n" and "step 10 of 40: loss" in stopped.stderr
     assert succeed(work, "resume", "first").stdout == "first/final_model\n"
     elsewhere = work / "elsewhere"
@@ -73,7 +75,7 @@ def test_signals(work: Path, number: int, status: int):
     "A signal saves a checkpoint and ends the command with 128 + its number; the last line says how to resume."
     folder = f"stopped-{number}"
     words = ["train", *MODEL, *RUN, "--max_steps", "100000", "--output_dir", folder]
-    process = subprocess.Popen([*COMMAND, *words], cwd=work, env=environment(ROOT), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([forked_python(), *WORDS, *words], cwd=work, env=environment(ROOT), stderr=subprocess.PIPE, text=True)
     try:
         while process.poll() is None and not (work / folder / "log.jsonl").is_file():
             time.sleep(0.1)
@@ -107,6 +109,6 @@ def test_errors_have_one_line(work: Path, words: list[str], status: int):
 
 def test_a_closed_pipe(work: Path):
     "`langmlm info ... | head -0` ends without a message."
-    program = f"{sys.executable} -m langmlm info tokenizer | head -0; echo ${{PIPESTATUS[0]}}"
+    program = f"{forked_python()} -m langmlm info tokenizer | head -0; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], cwd=work, env=environment(ROOT), capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")  # 0: written before `head` has ended

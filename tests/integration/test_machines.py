@@ -6,15 +6,16 @@ The machines are network namespaces, each with a folder for its disk; where thes
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+from forks import forked_python
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 
@@ -55,7 +56,7 @@ class Machine:
         "Start the script with the launcher of PyTorch, as every machine of a cluster does."
         name = f'hostname {self.name} && exec "$0" "$@"'
         inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", name] if self.namespace else []
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        launcher = [forked_python(), "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
         meeting = ["--node_rank", str(rank), "--master_addr", address, "--master_port", str(PORT)]
         kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
         with open(self.disk / "output", "w") as output:
@@ -69,17 +70,11 @@ class Machine:
             )
 
     def kill(self) -> None:
-        "Kill the launcher and its workers, which are in sessions of their own."
-        found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.split()
-        parents = dict(zip(map(int, found[::2]), map(int, found[1::2])))
-        doomed = [self.job.pid]
-        for process in doomed:
-            doomed += [child for child, parent in parents.items() if parent == process]
-        for process in doomed:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        "Kill the launcher and its workers: everything that runs in the folder."
+        for process in psutil.process_iter(["cwd"]):
+            if process.info["cwd"] == str(self.disk):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self.job.wait()
 
     def output(self) -> str:

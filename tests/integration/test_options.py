@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from execute_notebooks import through_files
+from forks import forked_python
 from nbclient import NotebookClient
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -200,7 +201,7 @@ def tables(cell: nbformat.NotebookNode) -> int:
     return sum("<table" in output.get("data", {}).get("text/html", "") for output in cell.outputs)
 
 
-def test_notebook_shows_the_table_once(data, tmp_path: Path):
+def test_notebook_shows_the_table_once(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A cell that ends in the history of a run shows its table once, live or at the end; a later cell shows it again."
     sources = []
     for name, disable_tqdm in (("live", None), ("end", True)):
@@ -210,6 +211,7 @@ def test_notebook_shows_the_table_once(data, tmp_path: Path):
         sources.append(f"from langmlm import tasks\nhistory = tasks.create_mlm(**{arguments}).train()\nhistory")
         sources.append("history")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    monkeypatch.setattr(sys, "executable", forked_python())  # Runs the kernel
     limits = {"timeout": HANG, "startup_timeout": HANG}
     with TemporaryDirectory() as folder:
         NotebookClient(notebook, **limits, kernel_name="python3", config=through_files(folder)).execute()

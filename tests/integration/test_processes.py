@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as distributed
 from safetensors.torch import load_file
-from sandbox import fork_server
+from forks import fork_server, forked_python
+from launches import join_launch
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
@@ -22,7 +22,7 @@ COMMUNICATE_AND_EXIT = """
 import os, sys
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest, agree_to_stop
-from test_processes import join_launch
+from launches import join_launch
 
 for store in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
     children = []
@@ -38,14 +38,6 @@ for store in sys.argv[1:]:  # Two forks for each, which need no imports, and rea
         break
     assert [os.wait()[1] for child in children] == [0, 0], "a script did not end well"
 """
-
-
-def join_launch(number: int, rank: int, store: str | os.PathLike) -> None:
-    "Set the variables of a launcher; processes meet through a file, since another process might take a free port."
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    os.environ |= {name: str(value) for name, value in ranks.items()}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
 
 
 def train_as_one_of(
@@ -180,7 +172,7 @@ def start_script(data, tmp_path: Path, guarded: bool, failing: str = "no") -> su
     constants = f"SETTINGS = {settings!r}\nDATA = {given!r}\nARCHITECTURE = {ARCHITECTURE!r}\n"
     script = tmp_path / "script.py"
     script.write_text(constants + START + ('if __name__ == "__main__":\n    main()' if guarded else "main()"))
-    command = [sys.executable, script, tmp_path / "run", failing]
+    command = [forked_python(), script, tmp_path / "run", failing]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file
-from sandbox import fork_server
+from forks import fork_server, forked_python
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
@@ -145,7 +145,7 @@ def test_ctrl_c_in_a_script(data, tmp_path: Path):
     "SIGINT: the same, as KeyboardInterrupt, whose message says how to resume."
     script = tmp_path / "script.py"
     script.write_text(f"from langmlm import tasks\ntasks.create_mlm(**{given(data, tmp_path / 'run')!r}).train()")
-    with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([forked_python(), script], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: list_checkpoints(tmp_path / "run"))
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=HANG)[1]
@@ -208,7 +208,7 @@ def test_all_processes_stop_at_the_same_step(data, resume, tmp_path: Path):
     "Only one of two processes gets the signal."
     script = tmp_path / "script.py"
     script.write_text(IN_PROCESSES.format(arguments=given(data, tmp_path / "run", use_cpu=True)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    command = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         wait_for(lambda: list_checkpoints(tmp_path / "run"))
         os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)

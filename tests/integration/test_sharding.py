@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import forked_python
 from safetensors.torch import load_file
 from test_processes import train_in_processes
 from transformers import AutoModelForMaskedLM
@@ -120,7 +120,7 @@ def launch(tmp_path: Path, options: dict, *arguments: str) -> subprocess.Complet
     "Run the script with `accelerate launch`, as a user would."
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("GIVEN", repr(options)))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2"]
+    launcher = [forked_python(), "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes", "2"]
     rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     command = [*launcher, *rest, *arguments, script]

@@ -19,7 +19,7 @@ from conftest import HANG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kills import contents, kill_often
-from sandbox import fork_server
+from forks import fork_server, forked_python
 from transformers import AutoTokenizer
 
 from langmlm.data.dataset import open_dataset
@@ -84,7 +84,7 @@ def test_two_processes_equal_one(text: Path, options: dict, data: dict, tmp_path
     (tmp_path / "job.py").write_text(
         "import json, sys; from kills import make_dataset; make_dataset(*json.loads(sys.argv[1]))"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     finished = subprocess.run(
@@ -127,7 +127,7 @@ def test_joined_parts_of_several_files_have_the_same_sequences(
 def start(job: dict, folder: Path) -> subprocess.Popen:
     "Start one process."
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, Path(__file__).with_name("failing_process.py"), json.dumps(job)]
+    command = [forked_python(), Path(__file__).with_name("failing_process.py"), json.dumps(job)]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -208,7 +208,7 @@ def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
 @pytest.mark.slow
 def test_failure_under_torchrun(pair_job: dict, tmp_path: Path):
     "Under `torchrun`, whose agent ends the other processes, the launch fails with the message."
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     job = json.dumps(pair_job | {"fail": "shard", "rank": 1})
     command = [*launcher, Path(__file__).with_name("failing_process.py"), job]
@@ -236,7 +236,7 @@ def test_killed_iterator_leaves_no_temporary_file(data: dict, tmp_path: Path):
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -signal.SIGKILL
+    assert subprocess.run([forked_python(), "-c", code], env=environment).returncode == -signal.SIGKILL
     assert not list((tmp_path / "temporary").glob("langmlm-*"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import empty_environment
 import packaging
 import pytest
+import forks
 import sandbox
 from book import (
     Cell,
@@ -41,7 +42,8 @@ from package import (
     requirement_problems,
 )
 from readme import without_figures
-from sandbox import ROOT, changes, copy_project, run_command, run_notebook, snapshot
+from forks import run_notebook
+from sandbox import ROOT, changes, copy_project, run_command, snapshot
 
 TITLE = Cell("markdown", "# Corpus\n\n> Documents.", [])
 PIXEL = "iVBORw0KGgo="
@@ -497,7 +499,7 @@ def report_modules(path: Path) -> None:
 
 
 def test_forks_have_imported_the_libraries(tmp_path: Path):
-    process = sandbox.fork_server().Process(target=report_modules, args=(tmp_path / "found",))
+    process = forks.fork_server().Process(target=report_modules, args=(tmp_path / "found",))
     process.start()
     process.join()
     found = json.loads((tmp_path / "found").read_text())
@@ -532,7 +534,7 @@ def test_notebooks_that_hang_are_killed(tmp_path: Path, monkeypatch: pytest.Monk
     source = "import subprocess, time\nprocess = subprocess.Popen(['sleep', '600'])\nopen('pid', 'w').write(str(process.pid))"
     path = write_notebook(tmp_path / "hangs.ipynb", ("code", source), ("code", "time.sleep(600)"))
     run_notebook(write_notebook(tmp_path / "warm.ipynb", ("code", "1")), set())  # The imports are done
-    monkeypatch.setattr(sandbox, "TIME_LIMIT", 10)
+    monkeypatch.setattr(forks, "TIME_LIMIT", 10)
     with pytest.raises(AssertionError, match="no end after 10 s"):
         run_notebook(path, set())
     wait_until_gone(int((tmp_path / "pid").read_text()))

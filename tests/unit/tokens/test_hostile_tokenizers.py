@@ -4,13 +4,13 @@ import ast
 import re
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import forked_python
 
 from langmlm.tokens import tokenizer as module
 from langmlm.tokens.encode import Encoder
@@ -76,7 +76,7 @@ def test_code_is_never_run(folder: Path, tmp_path: Path, answer: str | None):
             (target / "config.json").write_text('{"auto_map": {"AutoConfig": "code.Tokenizer"}}', encoding="utf-8")
             hostile[target] = tokenizer_class
     options = {"stdin": subprocess.DEVNULL} if answer is None else {"input": answer}
-    command = [sys.executable, "-c", LOAD, *hostile]
+    command = [forked_python(), "-c", LOAD, *hostile]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True, **options)
     assert not marker.exists() and "[y/N]" not in done.stdout + done.stderr
     for target, tokenizer_class in hostile.items():
