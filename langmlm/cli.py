@@ -24,7 +24,7 @@ from . import __version__
 from .arguments import OneLineParser, add_arguments, collect_arguments, list_options, normalize_words
 from .arguments import read_options, save_options
 from .config import ConfigError, ModelConfig, TokenizerConfig, describe_unknown
-from .folders import describe_folder, find_model, plot_runs
+from .folders import describe_folder, find_model, plot_runs, recorded_paths
 from .train.config import TrainingConfig
 
 # %% ../nbs/cli.ipynb #7cf64ba9
@@ -148,7 +148,7 @@ def _resume(
     if not (folder := Path(run)).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
     saved = list_options(folder) or list_options(folder.absolute().parent)
-    before = read_options(saved[-1]) if saved else {}
+    before = read_options(saved[-1]) if saved else recorded_paths(folder)  # The second: started in Python
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
@@ -327,7 +327,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
     arguments, unknown = parser.parse_known_args(normalize_words(words, booleans))
     if unknown:
         known = re.findall(r"^  --(\w+)", text, re.MULTILINE)
-        explain = TrainingConfig.explain if command in ("train", "resume") else None
+        explain = TrainingConfig.explain if command in ("train", "resume", "bench") else None
         names = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         found = [describe_unknown(name, known, explain) for name in names]
         parsers.get(command, parser).error("; ".join(found) or f"unexpected arguments: {shlex.join(unknown)}")

@@ -173,6 +173,7 @@ class MLMTask:
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
+        paths: dict[str, str] | None = None,  # Of tokenizer and dataset, recorded for `langmlm resume`
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
@@ -180,7 +181,9 @@ class MLMTask:
         self.loader, self.validation = _make_loaders(self, validation, mask)
         plan, name = self.loader.plan, self.loader.mask_name
         description = describe_run(model.config, dataset, tokenizer, config, plan, name, accelerator)
-        probes = tokenizer, config.probe_sentences, validation, dataset.max_length
+        description |= {"paths": paths or {}}
+        held_out = validation if config.probe_held_out else None
+        probes = tokenizer, config.probe_sentences, held_out, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self.is_captured = _prepare_model(self)
@@ -352,7 +355,9 @@ def create_mlm(
         make_trial = partial(_make_trial, shape, loaded, dataset, mask)
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     model = model or new_model(architecture, config, loaded, dataset)
-    return MLMTask(model, loaded, dataset, config, start, validation, mask)
+    local = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in read.items() if path}
+    paths = {name: local[name] for name in ("tokenizer", "tokenized_dataset")}
+    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
 
 # %% ../nbs/tasks.ipynb #c7cf64c8
 def _make_trial(

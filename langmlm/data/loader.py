@@ -238,6 +238,7 @@ def show_batch(
         of_sequence = (column[bounds[index] : bounds[index + 1]] for column in columns)
         shown.append((int(flat.rows[index]), _show_sequence(*of_sequence, vocabulary)))
     counts = ", ".join(f"{(styles == style).sum():,} {words}" for style, (words, *_) in _STYLES.items())
+    counts = counts.replace("<mask>", tokenizer.mask_token)
     size = f"sequences: {len(flat.rows):,} ({len(shown):,} shown); tokens: {len(styles):,}"
     summary = f"step {step:,}, micro-batch {micro_batch}: {size}; to predict: {len(inputs.labels):,} ({counts})"
     return ShownBatch(summary, shown)

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..config import ConfigError, Options, find_path_error, find_type_errors, show_value
+from ..config import ConfigError, Options, check_config, find_path_error, show_value
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
 def _new_run_name() -> str:
@@ -106,6 +106,7 @@ class TrainingConfig(_DerivedValues, Options):
     # Evaluation, log and checkpoints
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
     probe_sentences: list | tuple = ()  # Up to 100 sentences with `<mask>`, which every evaluation fills
+    probe_held_out: bool = True  # Fill masks in three held-out sequences, too; False: no text of the corpus is logged
     run_name: str = field(default_factory=_new_run_name)  # Default: `mlm-` and the time at which the config is created
     output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: `./<run_name>`
     logging_dir: str | PathLike | None = None  # Folder of trackers; None: `./logs/<run_name>`
@@ -127,8 +128,7 @@ class TrainingConfig(_DerivedValues, Options):
     def __post_init__(self):
         if isinstance(self.num_train_epochs, float) and self.num_train_epochs.is_integer():
             object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))  # 3.0, as transformers writes it
-        if errors := find_type_errors(self) or _find_errors(self):
-            raise ConfigError("training_config", errors)
+        check_config(self, "training_config", _RULES, _find_conflicts)
 
 # %% ../../nbs/train/01_config.ipynb #484804be
 def _is_epochs(value: float) -> bool:
@@ -144,10 +144,8 @@ def _are_sentences(values: list | tuple) -> bool:
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters, so that no file can hold them
-_RECIPES = ("efficient",)
-_STRATEGIES = {"save_strategy": ("steps", "epoch", "no"), "on_loss_spike": ("rollback", "warn", "ignore")}
-_STRATEGIES |= {"hub_strategy": ("end",)}
-_RULES = [  # Names of options, check of their value, description of valid values
+_RULES = [  # As `check_config` takes them
+    ("recipe", ("efficient",)),
     ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
     ("per_device_train_batch_size", lambda value: value == "auto" or _is_batch(value), '1 to 1,000,000, or "auto"'),
     ("gradient_accumulation_steps", _is_batch, "1 to 1,000,000"),
@@ -160,59 +158,55 @@ _RULES = [  # Names of options, check of their value, description of valid value
     ("budget_minutes", lambda value: 0 < value <= 10**7, "above 0 and at most 10,000,000"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("lr_scheduler_type", ("linear", "cosine", "constant_with_warmup", "constant")),
+    ("optim", ("adamw_torch_fused", "adamw_torch", "muon")),
+    ("on_loss_spike", ("rollback", "warn", "ignore")),
+    ("save_strategy", ("steps", "epoch", "no")),
+    ("hub_strategy", ("end",)),
     ("run_name", bool, "a non-empty string"),
     ("language license", re.compile("[a-z][a-z0-9.-]*").fullmatch, "lowercase letters, digits, '.' and '-'"),
     ("probe_sentences", _are_sentences, "at most 100 strings of valid Unicode"),
 ]
 
 # %% ../../nbs/train/01_config.ipynb #2c24cedc
-def _find_repo_error(name: str) -> str | None:
-    "Say why a repository on the Hub cannot have a name."
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        return f"hub_model_id must be the name of a repository, got {show_value(name)}: {error}"
-    return None
-
-
 def _installed_trackers() -> list[str]:
     "Return the names of the trackers whose packages are installed."
     from accelerate.tracking import get_available_trackers
 
     return [str(name) for name in get_available_trackers()]
 
-# %% ../../nbs/train/01_config.ipynb #76ad83f9
-def _find_errors(config: TrainingConfig) -> list[str]:
-    "Return one sentence per invalid value of a config whose types are valid."
+
+def _find_tracker_errors(names: list[str]) -> list[str]:
+    "Return one sentence per tracker that is unknown or not installed."
     from accelerate.utils import LoggerType
 
-    from langmlm.train.optim import OPTIMIZERS, SCHEDULES, choose_precision
-
-    errors, choices = [], {"recipe": _RECIPES, "lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS} | _STRATEGIES
-    rules = [(name, known.__contains__, f"one of {', '.join(known)}") for name, known in choices.items()]
-    for names, is_valid, expected in _RULES + rules:
-        values = {name: getattr(config, name) for name in names.split()}
-        invalid = {name: value for name, value in values.items() if value is not None and not is_valid(value)}
-        errors += [f"{name} must be {expected}, got {show_value(value)}" for name, value in invalid.items()]
-    if config.budget_minutes is not None and config.max_steps > 0:
-        errors.append(f"budget_minutes decides the number of steps: leave out max_steps={config.max_steps}")
-    for name in ("run_name", "output_dir", "logging_dir"):
-        if problem := find_path_error(getattr(config, name)):
-            errors.append(f"{name} {problem}")
-    if config.probe_sentences and config.eval_steps is None:
-        errors.append("probe_sentences needs eval_steps, the steps between two evaluations, which fill their masks")
-    if config.push_to_hub and (problem := _find_repo_error(config.repo_name)):
-        errors.append(problem)
-    known = [str(name) for name in LoggerType if name != LoggerType.ALL]
-    for name in config.trackers:
+    known, errors = [str(name) for name in LoggerType if name != LoggerType.ALL], []
+    for name in names:
         if name not in known:
             errors.append(f"report_to must be one of {', '.join(known)}, all, none, got {show_value(name)}")
         elif name not in _installed_trackers():
             errors.append(f"report_to={name!r} needs a package that is not installed: pip install {name}")
+    return errors
+
+# %% ../../nbs/train/01_config.ipynb #76ad83f9
+def _find_conflicts(config: TrainingConfig) -> list[str]:
+    "Return one sentence per invalid path or name, per option that contradicts another one, and per missing tracker."
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    from langmlm.train.optim import choose_precision
+
+    paths = {name: getattr(config, name) for name in ("run_name", "output_dir", "logging_dir")}
+    errors = [f"{name} {problem}" for name, path in paths.items() if (problem := find_path_error(path))]
+    if config.budget_minutes is not None and config.max_steps > 0:
+        errors.append(f"budget_minutes decides the number of steps: leave out max_steps={config.max_steps}")
+    if config.probe_sentences and config.eval_steps is None:
+        errors.append("probe_sentences needs eval_steps, the steps between two evaluations, which fill their masks")
+    errors += _find_tracker_errors(config.trackers)
     try:
         choose_precision(device_type(config), config.bf16, config.fp16)
+        validate_repo_id(config.repo_name if config.push_to_hub else "unused")
+    except HFValidationError as error:
+        errors.append(f"hub_model_id must be the name of a repository, got {show_value(config.repo_name)}: {error}")
     except ValueError as error:
         errors.append(str(error))
     return errors
@@ -233,6 +227,10 @@ def device_type(
 # %% ../../nbs/train/01_config.ipynb #f604fa3c
 _IN_A_THREAD = "batches are prepared one step ahead in a thread, without worker processes"
 _UPLOAD = "the final model is uploaded at the end of the run: set push_to_hub"
+_TOKENIZED = "make the dataset with langmlm tokenizer FILE, or create_tokenizer"
+_SPLIT = "langmlm tokenizer --validation_fraction, or tokenizer_config, splits off a share of the documents"
+_LENGTH = "the text is cut by langmlm tokenizer --max_length, or max_length in tokenizer_config"
+_SIZE = "give the sizes, such as num_hidden_layers and hidden_size"
 _SHARDING = "start the script with `accelerate launch --use_fsdp --fsdp_version 2` to shard the model; FSDP1 and DeepSpeed are not supported"
 _EVALUATION = "set eval_steps, the steps between two evaluations"
 _BEST = "final_model holds the last weights, and save_total_limit=None keeps every checkpoint to choose from"
@@ -242,20 +240,25 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _SHARDING),
     **dict.fromkeys(("eval_strategy", "evaluation_strategy", "do_eval"), _EVALUATION),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    **dict.fromkeys(("train_file", "dataset_name", "dataset_config_name", "line_by_line", "streaming"), _TOKENIZED),
+    **dict.fromkeys(("validation_file", "validation_split_percentage"), _SPLIT),
+    **dict.fromkeys(("max_length", "max_seq_length"), _LENGTH),
+    **dict.fromkeys(("config_name", "config_overrides", "model_type"), _SIZE),
+    "do_train": "leave it out, since langmlm train always trains, as the method train of a task does",
+    "resume_from_checkpoint": "type langmlm resume RUN, or pass checkpoint_path to create_mlm",
+    "model_name_or_path": "the name is checkpoint_path, the model to start from",
+    "tokenizer_name": "the name is tokenizer",
+    "preprocessing_num_workers": "langmlm tokenizer --num_workers, or num_workers in tokenizer_config",
     "per_device_eval_batch_size": "an evaluation uses micro-batches of the size of per_device_train_batch_size",
     "train_batch_size": "the name is per_device_train_batch_size",
     "logging_strategy": "set logging_steps, the steps between two log entries",
-    "do_train": "call the method train of the task",
     "overwrite_output_dir": "a folder that holds another run is never overwritten; name another output_dir",
-    "resume_from_checkpoint": "pass checkpoint_path to create_mlm",
     "group_by_length": "packing leaves no padding that grouping could save",
     "no_cuda": "the name is use_cpu",
     "tf32": "call torch.set_float32_matmul_precision('high') before the run",
     "full_determinism": "every run is deterministic where the hardware allows it, and says so where it does not",
     "data_seed": "seed also decides the order of the data",
     "save_safetensors": "weights are always saved as safetensors",
-    "max_length": "sequences are cut when the text is tokenized: set max_length in tokenizer_config",
-    "max_seq_length": "sequences are cut when the text is tokenized: set max_length in tokenizer_config",
     "vocab_size": "it belongs into model_config",
     "precision": "set bf16 or fp16",
 }

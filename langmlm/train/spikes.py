@@ -71,7 +71,7 @@ def _find_spike(losses: Sequence[Sequence[float]]) -> LossSpike | None:
             limit = min(limit, first + max(max(_WINDOWS.values()) * noise, _MIN_RISE_FROM_START * first))
         if medians[-1] > limit:
             last_normal = np.append(-1, np.flatnonzero(medians <= limit))[-1]
-            reason = f"the median loss of {window} steps is {medians[-1]:.3g}, above the limit of {limit:.3g}"
+            reason = f"the median loss of {window} steps is {medians[-1]:.5g}, above the limit of {limit:.5g}"
             return LossSpike(int(losses[last_normal + 1][0]) - 1, reason)
     return None
 

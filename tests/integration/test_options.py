@@ -68,6 +68,7 @@ TESTED_ELSEWHERE = {
     "torch_compile",
     "eval_steps",
     "probe_sentences",
+    "probe_held_out",
     "fill_batches",
     "recipe",
     "budget_minutes",

@@ -264,12 +264,29 @@ def test_resume_takes_the_paths_of_the_run(calls: list):
     assert (calls[-2]["tokenizer"], calls[-2]["tokenized_dataset"]) == ("t", "moved")
 
 
+def test_resume_a_run_that_python_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "From its folder or a checkpoint, in any working directory, with the paths that the run has recorded."
+    tiny_run(tmp_path / "made", max_steps=20).train(stop_at_step=10)
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "made" / "run"
+    assert cli.main(["resume", str(run / "checkpoint-10"), "--output_dir", "other", "--stop_at_step", "11"]) == 0
+    assert cli.main(["resume", str(run)]) == 0 and (run / "final_model").is_dir()
+    saved = yaml.safe_load((run / "options.yaml").read_text())
+    assert saved["tokenized_dataset"] == str(tmp_path / "made" / "dataset")
+
+
 # Errors
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("train --do_train", "'do_train' is not an option: leave it out, since langmlm train always trains"),
+        ("train --train_file data.txt", "is not an option: make the dataset with langmlm tokenizer FILE"),
+        ("train --model_name_or_path roberta-base", "is not an option: the name is checkpoint_path"),
+        ("resume run --resume_from_checkpoint run", "is not an option: type langmlm resume RUN"),
+        ("train --max_seq_length 128", "is not an option: the text is cut by langmlm tokenizer --max_length"),
+        ("bench --do_train", "leave it out"),
         ("train --learnin_rate 1", "'learnin_rate' is not an option; did you mean 'learning_rate'?"),
         ("train --hub_always_push", "the final model is uploaded at the end of the run: set push_to_hub"),
         ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from langmlm.config import ConfigError, find_path_error, find_type_errors, make_config
+from langmlm.config import ConfigError, check_config, find_path_error, make_config
 from langmlm.model.roberta import ModelConfig
 from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
@@ -29,8 +29,7 @@ class Example:
     shard: tuple | None = None
 
     def __post_init__(self):
-        if errors := find_type_errors(self):
-            raise ConfigError("example", errors)
+        check_config(self, "example")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ class Example:
 )
 def test_valid_types(changes: dict):
     "A whole number is a valid float, and None where the annotation has it."
-    assert find_type_errors(Example(**changes)) == []
+    assert all(getattr(Example(**changes), name) == value for name, value in changes.items())
 
 
 @pytest.mark.parametrize(
@@ -61,6 +60,20 @@ def test_invalid_types(changes: dict, message: str):
     with pytest.raises(ConfigError) as caught:
         Example(**changes)
     assert caught.value.errors == [message] and str(caught.value) == f"example is invalid:\n- {message}"
+
+
+def test_rules():
+    "Each row covers its options, None is always valid, and conflicts are reported with the ranges, but not with types."
+    rules = [("steps learning_rate", lambda value: value > 0, "above 0"), ("optim", ("adamw", "muon"))]
+    conflict = ["steps contradicts optim"]
+    check_config(Example(), "example", rules)
+    for changes, expected in (
+        ({"steps": 0, "learning_rate": -1.0}, ["steps must be above 0, got 0", "learning_rate must be above 0, got -1.0"]),
+        ({"optim": "sgd"}, ["optim must be one of adamw, muon, got 'sgd'"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_config(Example(**changes), "example", rules, lambda config: conflict)
+        assert caught.value.errors == expected + conflict
 
 
 def test_all_errors_in_one_message():

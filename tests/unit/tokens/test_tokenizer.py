@@ -11,7 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, RobertaTokenizer
 
-from langmlm.config import _CHOICES, ConfigError, find_type_errors
+from langmlm.config import _TOKENIZER_RULES, ConfigError, check_config
 from langmlm.disk import find_damage, is_intact, read_manifest
 from langmlm.text.corpus import TextError, docstrings, open_corpus
 from langmlm.tokens import tokenizer as module
@@ -69,10 +69,10 @@ def test_invalid_values_are_named(options: dict):
 def test_valid_values():
     "Valid values raise nothing, and choices belong to options that exist."
     config = TokenizerConfig(shard=(1, 2), unicode_normalization="NFC", special_tokens=[*SPECIAL_TOKENS, "@USER"])
-    assert not find_type_errors(config)
+    check_config(config, "tokenizer_config", _TOKENIZER_RULES)
     assert TokenizerConfig(max_train_bytes=2**31 - 1).max_train_bytes < 2**31
     names = {entry.name for entry in fields(TokenizerConfig)}
-    assert set(_CHOICES) <= names and set(VOCABULARY_OPTIONS) <= names
+    assert {name for options, *_ in _TOKENIZER_RULES for name in options.split()} <= names and set(VOCABULARY_OPTIONS) <= names
     assert len(ByteLevel.alphabet()) == 256
 
 

@@ -82,6 +82,17 @@ def test_held_out_sentences(run: tasks.MLMTask):
     assert again.texts == run.sentences.texts and torch.equal(again.batch.input_ids, batch.input_ids)
 
 
+def test_no_text_of_the_corpus(start_run: Callable):
+    "With `probe_held_out=False`, the files of a run hold the sentences of the user and no others."
+    run = start_run(eval_steps=2, max_steps=2, probe_sentences=PROBES, probe_held_out=False)
+    run.train()
+    assert run.sentences.texts == PROBES
+    assert start_run(eval_steps=2, probe_held_out=False).sentences is None
+    for file in ("log.jsonl", "trainer_state.json", "checkpoint-2/trainer_state.json"):
+        text = (run.run_folder.path / file).read_text()
+        assert "filled_masks" in text and "held_out\"" not in text.replace("probe_held_out\"", "")
+
+
 def test_other_datasets(run: tasks.MLMTask):
     "Short sequences are taken where there are no longer ones, long ones are cut, and special tokens are never masked."
     special, ids = run.tokenizer.all_special_ids, list(range(5, 105))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,13 @@ def test_spikes(name: str):
     step, spike = first_spike(losses)
     assert earliest <= step <= latest and first <= spike.onset <= last
     assert spike.finite and "the median loss of " in spike.reason and "above the limit of" in spike.reason
+
+
+def test_the_limit_differs_from_the_loss():
+    "Also where three digits do not tell them apart."
+    _, spike = first_spike(np.append(6 + NOISE[:60] / 100, np.linspace(6, 7, 400)))
+    loss, limit = re.search(r"is (\S+), above the limit of (\S+)", spike.reason).groups()
+    assert float(loss) > float(limit) and f"{float(loss):.3g}" == f"{float(limit):.3g}"
 
 
 def test_the_step_of_a_jump():
