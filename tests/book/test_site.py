@@ -61,7 +61,9 @@ def test_html_outputs_become_raw_blocks():
 
 def test_names_in_links_are_not_linked_twice():
     name, other = "[`create_mlm`](https://host/tasks.html#create_mlm)", "[`a`](https://host/a.html)"
-    cell = Cell(cell_type="markdown", source=f"[{name} and {other}](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)")
+    cell = Cell(
+        cell_type="markdown", source=f"[{name} and {other}](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)"
+    )
     unnest_links(cell)
     assert cell.source == f"[`create_mlm` and `a`](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)"
     assert "unnest_links" in (ROOT / "settings.ini").read_text(encoding="utf-8")
@@ -138,7 +140,9 @@ def test_every_section_of_the_sidebar_fits_a_screen():
 
 def test_landing_page_code_is_not_wrapped():
     "On a screen of 1280 pixels, a line has room for 82 characters."
-    (snippet,) = ["".join(cell["source"]) for cell in cells_of(NBS / "index.ipynb") if "tasks" in "".join(cell["source"])]
+    (snippet,) = [
+        "".join(cell["source"]) for cell in cells_of(NBS / "index.ipynb") if "tasks" in "".join(cell["source"])
+    ]
     lines = [line for line in snippet.splitlines() if line and not line.startswith("#|")]
     assert len(lines) == 5 and max(map(len, lines)) <= 82
 
