@@ -19,10 +19,10 @@ def tiny_run(
     folder: str | PathLike,  # Receives `tokenizer`, `dataset` and the folder of the run
     documents: int = 300,  # Docstring paragraphs to train on
     tokenizer_config: dict[str, Any] = {},  # Options that differ from those of the fixture
-    model_config: dict[str, Any] = {},  # Likewise; not used with `checkpoint_path`
-    checkpoint_path: str | PathLike | None = None,  # As for `create_mlm`
-    **training_config: Any,  # Likewise
-) -> tasks.MLMTask:
+    model_config: dict[str, Any] = {},  # Likewise; ignored with `checkpoint_path`
+    checkpoint_path: str | PathLike | None = None,  # Run or model to start from, as for `create_mlm`
+    **training_config: Any,  # Options of `TrainingConfig` that differ from those of the fixture
+) -> tasks.MLMTask:  # Call its `train` method
     "Create a run that trains in seconds; tokenizer and dataset in the folder are reused."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ import re
 from nbdev.process import Processor
 
 NAME_LINK = r"\[(`[^`]+`)\]\([^()\s]+\)"
+ALIGNED = "#| classes: aligned\n"
+COLUMNS = re.compile(r"\S {2,}\S")
 LINK = re.compile(rf"\[((?:[^\[\]]|{NAME_LINK})+)\](?=\()")
 
 
@@ -19,6 +21,15 @@ def unnest_links(cell) -> None:
     "Keep the outer link where nbdev has linked a name in its text: Markdown has no links in links."
     if cell.cell_type == "markdown" and cell.source:
         cell.source = LINK.sub(lambda found: "[" + re.sub(NAME_LINK, r"\1", found[1]) + "]", cell.source)
+
+
+def mark_tables(cell) -> None:
+    "Give the class `aligned` to cells that print columns: styles.css wraps the lines of all other outputs."
+    for output in cell.get("outputs", []) if cell.cell_type == "code" and cell.source else []:
+        text = output.get("text") or (output.get("data") or {}).get("text/plain", "")
+        lines = "".join(text).splitlines()
+        if sum(bool(COLUMNS.search(line)) for line in lines) > 1 and ALIGNED not in cell.source:
+            cell.source = ALIGNED + cell.source
 
 
 class hide_imports(Processor):

@@ -12,7 +12,7 @@ import yaml
 from forks import forked_python
 
 from langmlm.text.corpus import docstrings
-from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, unnest_links
+from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, mark_tables, unnest_links
 
 ROOT = Path(__file__).parents[2]
 NBS = ROOT / "nbs"
@@ -61,10 +61,29 @@ def test_html_outputs_become_raw_blocks():
 
 def test_names_in_links_are_not_linked_twice():
     name, other = "[`create_mlm`](https://host/tasks.html#create_mlm)", "[`a`](https://host/a.html)"
-    cell = Cell(cell_type="markdown", source=f"[{name} and {other}](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)")
+    cell = Cell(
+        cell_type="markdown", source=f"[{name} and {other}](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)"
+    )
     unnest_links(cell)
     assert cell.source == f"[`create_mlm` and `a`](tasks.ipynb), {name}, [page](a.ipynb) and ![x](a.png)"
     assert "unnest_links" in (ROOT / "settings.ini").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "output, aligned",
+    [
+        ({"text": ["step   loss\n", "   1   6.34\n"]}, True),
+        ({"data": {"text/plain": "documents  1,000\nlengths    1 ▁▂█ 9"}}, True),
+        ({"text": ["a message of  one line that is as long as messages are\n", "and another"]}, False),
+        ({"data": {"text/plain": ["{'a': 1,\n", "  'b': 2}"]}}, False),
+    ],
+)
+def test_only_outputs_with_columns_keep_their_lines(output, aligned):
+    cell = Cell(cell_type="code", source="#| echo: false\nx", outputs=[output, output])
+    mark_tables(cell)
+    assert cell.source == "#| classes: aligned\n" * aligned + "#| echo: false\nx"
+    assert "mark_tables" in (ROOT / "settings.ini").read_text(encoding="utf-8")
+    assert ".aligned > .cell-output > pre" in (NBS / "styles.css").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(NBS).as_posix())
@@ -102,6 +121,35 @@ def test_icons_have_labels_and_files_exist():
     )
     assert (NBS / website["favicon"]).exists() and (NBS / website["image"]).exists() and website["image-alt"]
     assert (NBS / "404.qmd").exists() and "license" in website["page-footer"]["left"]
+
+
+def title_of(path: Path) -> str:
+    "The title of a notebook."
+    return "".join(cells_of(path)[0]["source"]).splitlines()[0].removeprefix("# ")
+
+
+def test_every_section_of_the_sidebar_fits_a_screen():
+    "At most one section is open. Of 838 pixels, the sections take 26 each, an entry 24, and each further line of it 17."
+    sections = SITE["website"]["sidebar"]["contents"]
+    for section in sections:
+        items = [item if isinstance(item, dict) else {"href": item} for item in section["contents"]]
+        titles = [item.get("text") or title_of(NBS / item["href"]) for item in items]
+        lines = sum(1 + len(title) // 25 for title in titles)
+        assert 26 * len(sections) + 24 * len(titles) + 17 * (lines - len(titles)) < 800, section["section"]
+
+
+def test_landing_page_code_is_not_wrapped():
+    "On a screen of 1280 pixels, a line has room for 82 characters."
+    (snippet,) = [
+        "".join(cell["source"]) for cell in cells_of(NBS / "index.ipynb") if "tasks" in "".join(cell["source"])
+    ]
+    lines = [line for line in snippet.splitlines() if line and not line.startswith("#|")]
+    assert len(lines) == 5 and max(map(len, lines)) <= 82
+
+
+def test_search_button_has_a_name():
+    script = SITE["format"]["html"]["include-after-body"]["text"]
+    assert ".aa-DetachedSearchButton" in script and 'setAttribute("aria-label", "Search")' in script
 
 
 def test_landing_page_code_runs(tmp_path):
