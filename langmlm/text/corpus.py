@@ -419,10 +419,13 @@ def docstrings(
             raise ValueError(f"packages: {package!r} is not an installed package")
         folders.append(spec.submodule_search_locations[0])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    for folder in map(Path, folders):
-        for file in sorted(folder.rglob("*.py")):
-            if not skipped.intersection(file.relative_to(folder).parts):
-                yield from _read_docstrings(file)
+    for folder in folders:
+        files = []
+        for parent, children, names in os.walk(folder):
+            children[:] = set(children) - skipped  # Not walked either
+            files += [Path(parent, name) for name in names if name.endswith(".py")]
+        for file in sorted(files):
+            yield from _read_docstrings(file)
 
 # %% ../../nbs/text/03_corpus.ipynb #70050b57
 def _read_docstrings(file: Path) -> Iterator[str]:

@@ -115,9 +115,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, lines: list[str]) -> TokenizedD
     return TokenizedDataset(Dataset.from_dict({"input_ids": [[ends[0], *line[:62], ends[1]] for line in ids]}))
 
 
+word_starts = lru_cache(find_word_starts)  # Called for each of hundreds of sequences
+
+
 def words_of(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> list[list[int]]:
     "The ordinary ids of a sequence, grouped into words."
-    starts, words = find_word_starts(tokenizer), [[]]
+    starts, words = word_starts(tokenizer), [[]]
     for id in ids:
         if id not in tokenizer.all_special_ids:
             words += [[]] if starts[id] else []

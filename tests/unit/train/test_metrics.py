@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from IPython.core.formatters import DisplayFormatter
 from transformers import RobertaConfig
 
@@ -62,7 +63,9 @@ def test_plot(tmp_path):
 
 def test_loss_to_beat(tmp_path):
     "The latest unigram entropy of the log stands below the table, and is a labeled line in the plot, unless another is given."
-    history = History([ENTRIES[0] | {"unigram_entropy": 7.5}, *ENTRIES[1:3], ENTRIES[3] | {"unigram_entropy": 6.25}, *EVALUATIONS])
+    history = History(
+        [ENTRIES[0] | {"unigram_entropy": 7.5}, *ENTRIES[1:3], ENTRIES[3] | {"unigram_entropy": 6.25}, *EVALUATIONS]
+    )
     assert history.unigram_entropy == 6.25 and History(ENTRIES).unigram_entropy is None
     assert str(history).splitlines()[-1] == "loss to beat: 6.250, the unigram entropy"
     assert "<caption" in history._repr_html_() and "loss to beat: 6.250, the unigram entropy<" in history._repr_html_()
@@ -90,7 +93,12 @@ def test_filled_masks():
         "a <mask> (held out: ' c') -> ' c' 100%",
     ]
     html = history._repr_html_()
-    assert "<mask>" not in html and "<i>" not in html and "A &lt;mask&gt; of &lt;mask&gt;." in html and "step 1,000" in html
+    assert (
+        "<mask>" not in html
+        and "<i>" not in html
+        and "A &lt;mask&gt; of &lt;mask&gt;." in html
+        and "step 1,000" in html
+    )
     assert "old" not in html and html.count("<table>") == 2 and History(ENTRIES)._repr_html_().count("<table>") == 1
 
 
@@ -145,6 +153,15 @@ def test_peak_flops(monkeypatch):
         peak_flops.cache_clear()
         assert peak_flops(torch.device("cuda"), "bf16") == tflops * 1e12
     peak_flops.cache_clear()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_measuring_the_peak_takes_little_time(precision: str):
+    "A CPU without instructions for bf16 does a billion operations per second."
+    peak_flops.cache_clear()
+    with FlopCounterMode(display=False) as counter:
+        peak_flops(CPU, precision)
+    assert 0 < counter.get_total_flops() < 2e9
 
 
 def test_speed_meter():
