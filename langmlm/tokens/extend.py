@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Punctuation, Sequence
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..config import ConfigError, show_value
-from .tokenizer import copy_backend
+from .tokenizer import copy_backend, wrap_backend
 
 # %% ../../nbs/tokens/07_extend.ipynb #e4760d03
 logger = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
     backend = Tokenizer.from_str(json.dumps(content))
     if isinstance(old.model, WordPiece):
         backend.add_tokens([AddedToken(unit, single_word=True) for unit in units])
-    return _wrap(backend, tokenizer), pieces
+    settings = {name: getattr(tokenizer, name) for name in ("model_input_names", "model_max_length")}
+    return wrap_backend(backend, tokenizer, **settings), pieces
 
 
 def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
@@ -105,11 +106,3 @@ def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
     if unreached := sorted(unit for unit in vocabulary if len(old.model.tokenize(unit)) > 1):
         text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
         logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
-
-
-def _wrap(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    "Give a backend the special tokens and settings of a tokenizer."
-    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    roles = {role: added[token] for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    names, length = tokenizer.model_input_names, tokenizer.model_max_length
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, model_max_length=length, **roles)
