@@ -133,10 +133,8 @@ class _BatchTokenizer:
         ids, lengths = self.encode(batch.documents)
         validation = select_validation(hashes, self.config.validation_fraction)
         reads = np.array(batch.reads or [1] * len(batch.documents)) * ~validation, validation.astype(np.int64)
-        sequences, narrow = {}, ids.astype(self.dtype)
-        for name, times in zip(_SPLITS, reads):
-            if times.any():
-                sequences[name] = int(times.sum()), *self.split(narrow, lengths, times=times)
+        splits, narrow = zip(_SPLITS, reads), ids.astype(self.dtype)
+        sequences = {name: (int(times.sum()), *self.split(narrow, lengths, times=times)) for name, times in splits}
         return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences, sum(reads)))
 
     def _count(
@@ -171,10 +169,9 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
         statistics["duplicates"] = len(write_hashes(folder / f"{name}.hashes", hashes))
         files[f"{name}.hashes"] = {}
     for split in _SPLITS:
-        found = [batch.sequences[split] for batch in tokenized if split in batch.sequences]
-        if any(len(lengths) for _, _, lengths in found):
-            documents, ids, lengths = zip(*found)
-            ids, lengths = np.concatenate(ids), np.concatenate(lengths)
+        documents, ids, lengths = zip(*(batch.sequences[split] for batch in tokenized))
+        ids, lengths = np.concatenate(ids), np.concatenate(lengths)
+        if len(lengths):
             write_sequences(folder / f"{name}.{split}.arrow", ids, lengths)
             counts = {"documents": sum(documents), "sequences": len(lengths), "tokens": len(ids)}
             files[f"{name}.{split}.arrow"] = {"split": split} | counts
@@ -214,14 +211,14 @@ def _read_record(file: Path) -> dict[str, Any]:
 def _write_shards(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,  # Must exist; intact shards in it are kept
+    folder: Path,
     config: TokenizerConfig,
     turn: tuple[int, int] = (0, 1),  # (i, n): make the shards with index % n == i
     shard_characters: int = SHARD_CHARACTERS,
-    marks: bytes = b"",  # From `mark_duplicates`: documents to drop; empty: none
+    marks: bytes = b"",  # From `mark_duplicates`: documents to drop
     check: Callable[[], None] = lambda: None,  # Called after each shard, to raise if another process has failed
-) -> int:  # Number of shards of the whole corpus; 0 if it has no text
-    "Make the missing shards of a corpus."
+) -> int:
+    "Make the missing shards of a corpus in a folder; return the number of all shards, which is 0 without text."
     records, size = _read_shards(folder), len(tokenizer)
     first = next(index for index in range(turn[0], 10**9, turn[1]) if index not in records)
     last = [index for index, record in records.items() if record["is_last"]]
