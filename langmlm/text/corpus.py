@@ -33,8 +33,8 @@ from xxhash import xxh3_128
 from ..config import ConfigError
 from ..disk import hash_file, hash_json
 from .files import SourceFile, detect_format, find_files
-from .readers import EMPTY, ReadOptions, check_text_column, drop_empty_documents, extract_texts
-from .readers import read_arrow_batches, read_column, read_texts
+from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
+from .readers import pick_column, read_column, read_texts
 from .sampling import SpooledTexts, choose_weights, count_reads
 
 # %% ../../nbs/text/03_corpus.ipynb #fb6d0625
@@ -42,23 +42,18 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/text/03_corpus.ipynb #e2c56808
 class Part:
-    "One source of documents."
+    "One source of documents, and what the last pass over them has found."
 
     name: str  # For messages
     options: ReadOptions
     size: int | None = None  # Bytes as stored; None: unknown
     text_size: int | None = None  # Bytes of text in UTF-8, line ends included; None: unknown before reading
     source: int = 0  # Index of the entry of `data_path` that it belongs to
-
-    @property
-    def identity(self) -> Any:
-        "What two parts have in common if they are the same source."
-        return self.name
-
-    @property
-    def is_stable(self) -> bool:
-        "Whether the same digest means that reading gives the same documents."
-        return True
+    identity: Any = None  # The same in two parts that are the same source
+    is_stable: bool = True  # Whether the same digest means that reading gives the same documents
+    fingerprint: str | None = None  # The digest in the last fingerprint of the corpus
+    skipped: Counter = Counter()  # What the last pass has skipped or replaced, and how often
+    _digest_so_far, _is_reported = xxh3_128(), False
 
     def texts(self, counts: Counter) -> Iterator[str]:
         "Read the documents in order, empty ones included; count what is skipped or replaced."
@@ -67,6 +62,26 @@ class Part:
     def documents(self, counts: Counter) -> Iterator[str]:
         "Read the documents in order, without empty ones."
         return drop_empty_documents(self.texts(counts), counts)
+
+    def read(self) -> Iterator[str]:
+        "Read the documents; raise at the end if they are not those of the fingerprint, and log once what was lost."
+        skipped, digest, is_stable = Counter(), xxh3_128(), self.is_stable
+        self.skipped, self._digest_so_far = skipped, digest  # Of this pass, unless another one begins before its end
+        for document in self.documents(skipped):
+            if not is_stable:
+                _add_text(digest, document)
+            yield document
+        if not is_stable and self.fingerprint not in (None, digest.hexdigest()):
+            problem = "has given other documents than when it was read before"
+            raise TextError(f"{self.name} {problem}: make it deterministic, or save its texts to a file first")
+        losses = [f"{what}: {count:,}" for what, count in skipped.items() if what != EMPTY]
+        if losses and not self._is_reported:
+            self._is_reported = True
+            logger.warning("%s: %s", self.name, ", ".join(losses))
+
+    def digest_so_far(self) -> str:
+        "Return the hash of the documents that the present pass has read; empty for a stable part, which needs none."
+        return "" if self.is_stable else self._digest_so_far.hexdigest()
 
     def check_beginning(self) -> None:
         "Raise if the first documents are invalid, or if there are none."
@@ -109,10 +124,7 @@ class FilePart(Part):
         self.file, self.options, self.name, self.size = file, options, file.name, file.size
         self.text_size = file.size if (file.format, file.compression) == ("txt", None) else None
         self._known = self._state()
-
-    @property
-    def identity(self) -> Any:
-        return self._known[:2] if self._known else self.name
+        self.identity = self._known[:2] if self._known else self.name
 
     @cached_property
     def is_stable(self) -> bool:
@@ -160,12 +172,9 @@ class DatasetPart(Part):
     "The text column of a `Dataset` or an `IterableDataset`; a `version` identifies the texts without reading them."
 
     def __init__(self, dataset: Any, options: ReadOptions, name: str = "data_path", version: str | None = None):
-        self.dataset, self.options, self.name, self.version = dataset, options, name, version
+        self.dataset, self.options, self.name, self.identity, self.version = dataset, options, name, name, version
         self.size = dataset.data.nbytes if isinstance(dataset, Dataset) else None
-
-    @property
-    def is_stable(self) -> bool:
-        return isinstance(self.dataset, Dataset) or self.version is not None
+        self.is_stable = isinstance(dataset, Dataset) or version is not None
 
     def check_beginning(self) -> None:
         columns = self.dataset.column_names
@@ -174,14 +183,15 @@ class DatasetPart(Part):
         super().check_beginning()
 
     def texts(self, counts: Counter) -> Iterator[str]:
-        column = self.options.text_column
+        column, location = self.options.text_column, f"{self.name}, row"
         if isinstance(self.dataset, Dataset):
             tables = self.dataset.select_columns(column).with_format("arrow").iter(1_000)
             with _text_errors():
-                yield from read_arrow_batches(tables, self.name, self.options, counts)
+                yield from extract_texts(arrow_rows(tables, self.name, self.options), location, self.options, counts)
         else:
             rows = self.dataset if self.dataset.column_names is None else self.dataset.select_columns(column)
-            yield from extract_texts(enumerate(rows, start=1), f"{self.name}, row", self.options, counts, column)
+            values = ((number, pick_column(row, f"{location} {number}", column)) for number, row in enumerate(rows, start=1))
+            yield from extract_texts(values, location, self.options, counts)
 
     def digest(self) -> str:
         return self.version or super().digest()
@@ -226,12 +236,8 @@ class IterablePart(Part):
 
     def __init__(self, texts: Iterable[str], options: ReadOptions, kind: str | None = None):
         self.name, self.options, self._texts = f"data_path ({kind or type(texts).__name__})", options, texts
-        self._is_iterator = iter(texts) is texts
+        self.is_stable = iter(texts) is texts  # An iterator
         self._spool, self._spool_counts, self._lock = None, Counter(), Lock()
-
-    @property
-    def is_stable(self) -> bool:
-        return self._is_iterator
 
     def check_beginning(self) -> None:
         texts = iter(self._texts)
@@ -239,11 +245,11 @@ class IterablePart(Part):
         if not first:
             raise ValueError(f"{self.name} has no documents")
         list(self._extract(first, Counter()))
-        if self._is_iterator:
+        if self.is_stable:
             self._texts = chain(first, texts)
 
     def texts(self, counts: Counter) -> Iterator[str]:
-        if not self._is_iterator:
+        if not self.is_stable:
             return self._extract(self._texts, counts)
         with self._lock:
             if self._spool is None:
@@ -258,25 +264,11 @@ class IterablePart(Part):
         return extract_texts(enumerate(texts, start=1), f"{self.name}, document", self.options, counts)
 
 # %% ../../nbs/text/03_corpus.ipynb #8ba3a5b2
-def _verify(documents: Iterator[str], digest: xxh3_128, expected: str | None, name: str) -> Iterator[str]:
-    "Hash documents as they are read, and raise at the end if they are not those of the fingerprint."
-    for document in documents:
-        _add_text(digest, document)
-        yield document
-    if expected not in (None, digest.hexdigest()):
-        problem = "has given other documents than when it was read before"
-        raise TextError(f"{name} {problem}: make it deterministic, or save its texts to a file first")
-
-# %% ../../nbs/text/03_corpus.ipynb #d58961ad
-class _Documents:
-    "Documents in a fixed order, in parts."
+class Corpus:
+    "Documents in a fixed order, in parts, and how often an epoch reads each."
 
     def __init__(self, parts: list[Part], options: ReadOptions, sources: Sequence[str] = (), mixing: Any = None):
         self.parts, self.options, self.sources, self.mixing = parts, options, sources, mixing
-        self._counts = [Counter() for _ in parts]
-        self._digests = [None] * len(parts)  # In the last fingerprint
-        self._running = [xxh3_128() for _ in parts]  # Of the documents that the last pass has read so far
-        self._reported = set()  # Parts whose losses were logged
 
     @property
     def size(self) -> int | None:  # None: unknown before reading, as with compressed files
@@ -287,44 +279,14 @@ class _Documents:
     @property
     def skipped(self) -> dict[str, int]:  # What was skipped or replaced -> how often, if at all
         "What was skipped or replaced in the last pass over each part."
-        return dict(sum(self._counts, Counter()))
+        return dict(sum((part.skipped for part in self.parts), Counter()))
 
-    def skipped_in(
-        self,
-        part: int,  # Index of the part
-    ) -> dict[str, int]:  # What was skipped or replaced -> how often, if at all
-        "Return what was skipped or replaced in the last pass over one part."
-        return dict(self._counts[part])
-
-    def digest_so_far(
-        self,
-        part: int,  # Index of the part
-    ) -> str:  # 32 hexadecimal digits; empty for a stable part, which needs no hash
-        "Return the hash of the documents that the present pass over a part has read."
-        return "" if self.parts[part].is_stable else self._running[part].hexdigest()
-
-    def documents(
-        self,
-        part: int,  # Index of the part
-    ) -> Iterator[str]:
-        "Read the documents of one part from the beginning."
-        counts = self._counts[part] = Counter()
-        documents = self.parts[part].documents(counts)
-        if not self.parts[part].is_stable:
-            self._running[part] = xxh3_128()
-            documents = _verify(documents, self._running[part], self._digests[part], self.parts[part].name)
-        yield from documents
-        losses = [f"{what}: {count:,}" for what, count in counts.items() if what != EMPTY]
-        if losses and part not in self._reported:
-            self._reported.add(part)
-            logger.warning("%s: %s", self.parts[part].name, ", ".join(losses))
+    def documents(self, part: int) -> Iterator[str]:
+        "Read the documents of one part, given by its index, from the beginning."
+        return self.parts[part].read()
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(map(self.documents, range(len(self.parts))))
-
-# %% ../../nbs/text/03_corpus.ipynb #corpmix01
-class Corpus(_Documents):
-    "Documents in a fixed order, in parts, and how often an epoch reads each."
 
     @cached_property
     def weights(self) -> list[float]:
@@ -336,12 +298,8 @@ class Corpus(_Documents):
             sizes[part.source] += sum(len(document.encode()) for document in self.documents(index))
         return choose_weights(sizes, self.mixing)
 
-    def reads(
-        self,
-        part: int,  # Index of the part
-        document: str,  # Of that part
-    ) -> int:
-        "Return how many times an epoch reads a document."
+    def reads(self, part: int, document: str) -> int:
+        "Return how many times an epoch reads a document of a part, given by its index."
         return 1 if self.mixing is None else count_reads(document, self.weights[self.parts[part].source])
 
     def mixed(self) -> Iterator[str]:
@@ -353,11 +311,13 @@ class Corpus(_Documents):
     def fingerprint(self) -> str:  # 32 hexadecimal digits
         "Hash what the documents are made from and how they are read."
         with ThreadPoolExecutor() as pool:
-            self._digests = list(pool.map(lambda part: part.digest(), self.parts))
+            digests = list(pool.map(lambda part: part.digest(), self.parts))
+        for part, digest in zip(self.parts, digests):
+            part.fingerprint = digest
         mixing = [] if self.mixing is None else [self.mixing, [part.source for part in self.parts]]
-        return hash_json([self._digests, asdict(self.options), *mixing])
+        return hash_json([digests, asdict(self.options), *mixing])
 
-# %% ../../nbs/text/03_corpus.ipynb #b8230e62
+# %% ../../nbs/text/03_corpus.ipynb #d58961ad
 def open_corpus(
     data_path: Any,  # Files, globs, folders, URLs, Hub names, or a list of them; a dataset; a table; an iterator
     text_column: str = "text",  # Column or JSON key that holds the text
@@ -367,14 +327,15 @@ def open_corpus(
 ) -> Corpus:
     "Find all documents, and check the beginning of every source."
     options = ReadOptions(text_column, document, encoding_errors)
-    found, parts = list(_find_parts(data_path, options)), {}
-    for part in found:
-        parts.setdefault(part.identity, part)
-    if repeated := [part.name for part in found if parts[part.identity] is not part]:
+    parts, repeated = {}, []
+    for part in _find_parts(data_path, options):
+        if parts.setdefault(part.identity, part) is not part:
+            repeated.append(part.name)
+    if repeated:
         shown = ", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         text = "data_path names the same file more than once, perhaps by a link; it is read once, where it comes first: %s"
         logger.warning(text, shown)
-    sources = list(map(str, data_path)) if isinstance(data_path, (list, tuple)) else [found[0].name]
+    sources = list(map(str, data_path)) if isinstance(data_path, (list, tuple)) else [next(iter(parts.values())).name]
     if isinstance(mixing, Sequence) and len(mixing) != len(sources):
         error = f"mixing must have a weight for each of the {len(sources)} entries of data_path, got {list(mixing)}"
         raise ConfigError("tokenizer_config", [error])

@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Punctuation, Sequence
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..config import ConfigError, show_value
-from .tokenizer import copy_backend
+from .tokenizer import copy_backend, wrap_backend
 
 # %% ../../nbs/tokens/07_extend.ipynb #e4760d03
 logger = logging.getLogger(__name__)
@@ -45,13 +45,8 @@ def _count_pieces(backend: Tokenizer, unit: str) -> int:
     return 0 if pieces == [getattr(backend.model, "unk_token", None)] != [unit] else len(pieces)
 
 # %% ../../nbs/tokens/07_extend.ipynb #847312fe
-def find_new_words(
-    documents: Iterable[str],  # Read once
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    n: int,  # Maximum number of words
-    min_count: int = 10,  # Minimum number of occurrences of a word
-) -> list[str]:  # As spelled in the vocabulary, for instance with `Ġ`; those that save most tokens first
-    "Find the words that would save the most tokens."
+def find_new_words(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, n: int, min_count: int = 10) -> list[str]:
+    "Find at most `n` words that would save the most tokens, as spelled in the vocabulary, for instance with `Ġ`."
     backend = copy_backend(tokenizer)
     split, counts = _make_splitter(backend), Counter()
     for document in documents:
@@ -68,11 +63,8 @@ def _is_word(text: str) -> bool:
     return all(unicodedata.category(character)[0] in "LM" for character in text.strip())
 
 # %% ../../nbs/tokens/07_extend.ipynb #9e582d3e
-def spell_words(
-    words: Iterable[str],  # As in text
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-) -> list[str]:  # As spelled in the vocabulary, each once, without those that are in the vocabulary
-    "Look up how words are spelled in a vocabulary; a `ConfigError` lists what is no single word there."
+def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    "Look up how new words are spelled in a vocabulary; a `ConfigError` lists what is no single word there."
     backend = copy_backend(tokenizer)
     split, units, errors = _make_splitter(backend), [], []
     for word in words:
@@ -85,11 +77,8 @@ def spell_words(
     return [unit for unit in dict.fromkeys(units) if _count_pieces(backend, unit) != 1]
 
 # %% ../../nbs/tokens/07_extend.ipynb #8d306d87
-def add_words(
-    tokenizer: PreTrainedTokenizerBase,  # With a Rust backend; unchanged
-    units: list[str],  # From `find_new_words` or `spell_words`; their ids begin at `len(tokenizer)`
-) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:  # New tokenizer; for each unit, the ids of its old pieces
-    "Add words to a vocabulary."
+def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:
+    "Make a tokenizer with new words, whose ids begin at `len(tokenizer)`; also return the ids of their old pieces."
     old, first = copy_backend(tokenizer), len(tokenizer)
     pieces = [[piece.id for piece in old.model.tokenize(unit)] for unit in units]
     content = json.loads(old.to_str())
@@ -108,7 +97,8 @@ def add_words(
     backend = Tokenizer.from_str(json.dumps(content))
     if isinstance(old.model, WordPiece):
         backend.add_tokens([AddedToken(unit, single_word=True) for unit in units])
-    return _wrap(backend, tokenizer), pieces
+    settings = {name: getattr(tokenizer, name) for name in ("model_input_names", "model_max_length")}
+    return wrap_backend(backend, tokenizer, **settings), pieces
 
 
 def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
@@ -116,11 +106,3 @@ def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
     if unreached := sorted(unit for unit in vocabulary if len(old.model.tokenize(unit)) > 1):
         text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
         logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
-
-
-def _wrap(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    "Give a backend the special tokens and settings of a tokenizer."
-    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    roles = {role: added[token] for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    names, length = tokenizer.model_input_names, tokenizer.model_max_length
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names, model_max_length=length, **roles)

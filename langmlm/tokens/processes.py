@@ -24,7 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..disk import find_damage, lock_folder, read_json, read_manifest, write_file, write_json
+from ..disk import LOCK, find_damage, lock_folder, read_json, read_manifest, write_file, write_json
 
 # %% ../../nbs/tokens/06_processes.ipynb #f075b60c
 logger = logging.getLogger(__name__)
@@ -58,14 +58,6 @@ class ProcessFailed(RuntimeError):
 def _launch_name() -> str:
     "Return a name that all processes of a launch share and no other launch has."
     return broadcast_object_list([uuid.uuid4().hex[:8]])[0]
-
-
-def _modified(file: Path) -> int | None:
-    "Return when a file was modified, in nanoseconds; None: it does not exist."
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
 
 # %% ../../nbs/tokens/06_processes.ipynb #936e2e6b
 class SharedFolder:
@@ -101,7 +93,9 @@ class SharedFolder:
             if self._file(rank, "failed").exists():
                 raise ProcessFailed(f"process {rank} of {self.ranks} failed: {read_json(self._file(rank, 'failed'))}")
         for rank in others:
-            sign, now = _modified(self._file(rank, "alive")), time.monotonic()
+            sign, now = None, time.monotonic()
+            with suppress(FileNotFoundError):
+                sign = self._file(rank, "alive").stat().st_mtime_ns
             if rank not in self._signs or self._signs[rank][0] != sign:
                 self._signs[rank] = sign, now
             if now - self._signs[rank][1] > PROCESS_TIMEOUT:
@@ -180,6 +174,8 @@ def work_folder(target: Path, key: str, parameter: str) -> Iterator[SharedFolder
             yield work
     finally:
         if lock:
+            if work.ranks == 1 and [*path.glob("*")] == [path / LOCK]:  # There is nothing to resume
+                shutil.rmtree(path, ignore_errors=True)
             lock.release()
 
 # %% ../../nbs/tokens/06_processes.ipynb #7b1c40de

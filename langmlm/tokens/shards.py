@@ -75,7 +75,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
     for part in range(position.part, len(corpus.parts)):
         documents = iter(corpus.documents(part))
         read = sum(1 for _ in islice(documents, position.documents if part == position.part else 0))
-        if read and corpus.digest_so_far(part) != position.text:
+        if read and corpus.parts[part].digest_so_far() != position.text:
             problem = f"the first {read:,} documents are not those of the finished shards; call again to begin anew"
             raise TextError(f"{corpus.parts[part].name}: {problem}")
         for document in documents:
@@ -94,9 +94,10 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
             is_full = len(batch.documents) == DOCUMENTS_PER_BATCH or batch.characters >= CHARACTERS_PER_BATCH
             in_shard += batch.characters if is_full else 0
             if is_full and in_shard >= shard_characters:
-                begin = batch.end = _Position(begin.shard + 1, part, read, total, corpus.digest_so_far(part))
+                so_far = corpus.parts[part].digest_so_far()
+                begin = batch.end = _Position(begin.shard + 1, part, read, total, so_far)
                 batch.skipped, skipped, in_shard = skipped, Counter(), 0
-        skipped += Counter(corpus.skipped_in(part))
+        skipped += corpus.parts[part].skipped
     if batch:
         batch.end, batch.is_last = _Position(batch.begin.shard + 1, len(corpus.parts), 0, total), True
         batch.skipped += skipped
@@ -120,10 +121,11 @@ class _BatchTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig):
         self.tokenizer, self.config, self.encode = tokenizer, config, Encoder(tokenizer)
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-        self.capacity, self.ends = config.max_length - 2, (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        self.vocabulary = token_bytes(tokenizer)
-        self.unknown = find_unknown_ids(tokenizer)
-        self.flags, self.token_sizes = flag_tokens(self.vocabulary), np.array(list(map(len, self.vocabulary)))
+        self.vocabulary, self.unknown = token_bytes(tokenizer), find_unknown_ids(tokenizer)
+        self.token_sizes, self.capacity = np.array(list(map(len, self.vocabulary))), config.max_length - 2
+        options = {name: getattr(config, name) for name in ("long_lines", "split_on", "stride")}
+        options |= {"capacity": self.capacity, "ends": (tokenizer.cls_token_id, tokenizer.sep_token_id)}
+        self.split = partial(split_documents, flags=flag_tokens(self.vocabulary), **options)
 
     def __call__(self, batch: _Batch) -> _Tokenized:
         "Encode, hash, split and count."
@@ -131,18 +133,9 @@ class _BatchTokenizer:
         ids, lengths = self.encode(batch.documents)
         validation = select_validation(hashes, self.config.validation_fraction)
         reads = np.array(batch.reads or [1] * len(batch.documents)) * ~validation, validation.astype(np.int64)
-        splits = [(name, times) for name, times in zip(_SPLITS, reads) if times.any()]
-        sequences = {name: self._split(ids.astype(self.dtype), lengths, times) for name, times in splits}
+        splits, narrow = zip(_SPLITS, reads), ids.astype(self.dtype)
+        sequences = {name: (int(times.sum()), *self.split(narrow, lengths, times=times)) for name, times in splits}
         return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences, sum(reads)))
-
-    def _split(self, ids: np.ndarray, lengths: np.ndarray, times: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        "Split documents into sequences, each as many times as an epoch reads it."
-        if (times != 1).any():
-            shifts = np.repeat(np.cumsum(lengths) - lengths, times)
-            lengths = np.repeat(lengths, times)
-            ids = ids[np.arange(lengths.sum()) + np.repeat(shifts - np.cumsum(lengths) + lengths, lengths)]
-        options = self.config.long_lines, self.config.split_on, self.config.stride
-        return int(times.sum()), *split_documents(ids, lengths, self.flags, self.capacity, self.ends, *options)
 
     def _count(
         self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict, reads: np.ndarray
@@ -176,10 +169,9 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
         statistics["duplicates"] = len(write_hashes(folder / f"{name}.hashes", hashes))
         files[f"{name}.hashes"] = {}
     for split in _SPLITS:
-        found = [batch.sequences[split] for batch in tokenized if split in batch.sequences]
-        if any(len(lengths) for _, _, lengths in found):
-            documents, ids, lengths = zip(*found)
-            ids, lengths = np.concatenate(ids), np.concatenate(lengths)
+        documents, ids, lengths = zip(*(batch.sequences[split] for batch in tokenized))
+        ids, lengths = np.concatenate(ids), np.concatenate(lengths)
+        if len(lengths):
             write_sequences(folder / f"{name}.{split}.arrow", ids, lengths)
             counts = {"documents": sum(documents), "sequences": len(lengths), "tokens": len(ids)}
             files[f"{name}.{split}.arrow"] = {"split": split} | counts
@@ -189,7 +181,7 @@ def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config
 
 # %% ../../nbs/tokens/05_shards.ipynb #be426276
 def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
-    "Read the records of all intact shards in a folder, by index and in order."
+    "Read the records of all intact shards in a folder, by index and in order, with the folder."
     records = {}
     for file in sorted(folder.glob("shard-*.json")):
         try:
@@ -197,7 +189,7 @@ def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("a shard is ignored: %s", error)
         else:
-            records[record["begin"]["shard"]] = record
+            records[record["begin"]["shard"]] = record | {"folder": folder}
     return dict(sorted(records.items()))
 
 
@@ -219,14 +211,14 @@ def _read_record(file: Path) -> dict[str, Any]:
 def _write_shards(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,  # Must exist; intact shards in it are kept
+    folder: Path,
     config: TokenizerConfig,
     turn: tuple[int, int] = (0, 1),  # (i, n): make the shards with index % n == i
     shard_characters: int = SHARD_CHARACTERS,
-    marks: bytes = b"",  # From `mark_duplicates`: documents to drop; empty: none
+    marks: bytes = b"",  # From `mark_duplicates`: documents to drop
     check: Callable[[], None] = lambda: None,  # Called after each shard, to raise if another process has failed
-) -> int:  # Number of shards of the whole corpus; 0 if it has no text
-    "Make the missing shards of a corpus."
+) -> int:
+    "Make the missing shards of a corpus in a folder; return the number of all shards, which is 0 without text."
     records, size = _read_shards(folder), len(tokenizer)
     first = next(index for index in range(turn[0], 10**9, turn[1]) if index not in records)
     last = [index for index, record in records.items() if record["is_last"]]
@@ -283,7 +275,7 @@ def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, 
 _DATASET_OPTIONS = ("max_length", "long_lines", "split_on", "stride", "drop_duplicates", "validation_fraction")
 _JOB = (*_DATASET_OPTIONS, "source", "tokenizer", "vocab_size", "shard_characters", "format", "key")
 _IF_SET = ("near_duplicates", "near_duplicates_found")  # In the jobs that search them
-_Shards = dict[int, tuple[Path, dict[str, Any]]]  # By index: folder and record
+_Shards = dict[int, dict[str, Any]]  # By index: record, with the folder
 
 
 def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, characters: int) -> dict:
@@ -297,13 +289,13 @@ def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: Token
 
 def _shard_files(shards: _Shards, split: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
     "Return the files of shards that belong to a split (None: files of hashes), and what their records say of them."
-    files = [(folder / name, facts) for folder, record in shards.values() for name, facts in record["files"].items()]
+    files = [(record["folder"] / name, facts) for record in shards.values() for name, facts in record["files"].items()]
     return [(file, facts) for file, facts in files if facts.get("split") == split]
 
 
 def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
     "Return the manifest of some shards: the job, counts of each split, and statistics."
-    statistics = add_statistics(job["vocab_size"], (record["statistics"] for _, record in shards.values()))
+    statistics = add_statistics(job["vocab_size"], (record["statistics"] for record in shards.values()))
     warn_of_unknown(statistics)
     statistics["duplicates"] += sum(map(len, find_duplicates([file for file, _ in _shard_files(shards)])))
     counts, splits = ("documents", "sequences", "tokens"), {}
@@ -346,7 +338,7 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
     "Number the shards of parts that have read different files, and describe the job that would have read all of them."
     shards, total, digests = {}, 0, []
     for folder in folders:
-        shards |= {total + index: (folder, record) for index, record in _read_shards(folder).items()}
+        shards |= {total + index: record for index, record in _read_shards(folder).items()}
         total, digests = total + manifests[folder]["shards"], digests + manifests[folder]["digests"]
     job |= {"source": hash_json([digests, manifests[folders[0]]["read_options"]])}
     return job | {"key": hash_json({name: value for name, value in job.items() if name != "key"})}, shards, total
@@ -355,9 +347,9 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
 def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
     "Make a folder from the shards of one machine."
     with atomic_folder(target, within) as partial:
-        for index, (folder, record) in shards.items():
+        for index, record in shards.items():
             for name in (f"shard-{index:05}.json", *record["files"]):
-                link_or_copy(folder / name, partial / name)
+                link_or_copy(record["folder"] / name, partial / name)
         return Report(write_manifest(partial, "dataset part", _summarize(job, shards) | facts))
 
 
@@ -384,7 +376,7 @@ def join_dataset(
     given, parts = {manifest["part"][0] for manifest in manifests.values()}, first["part"][1]
     if missing := [f"({part}, {parts})" for part in range(parts) if part not in given]:
         raise ValueError(f"the parts are not a whole dataset: shard={', '.join(missing)} is missing")
-    shards = {index: (folder, record) for folder in folders for index, record in _read_shards(folder).items()}
+    shards = {index: record for folder in folders for index, record in _read_shards(folder).items()}
     total = max(manifest["shards"] for manifest in manifests.values())
     job = {name: first[name] for name in (*_JOB, *_IF_SET) if name in first}
     if "digests" in first:
@@ -440,7 +432,7 @@ def write_dataset(
             work.wait_until(lambda: read_finished(target, job["key"]))
             return Report(read_finished(target, job["key"]))
         work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
-        shards = {index: (work.path, record) for index, record in _read_shards(work.path).items()}
+        shards = _read_shards(work.path)
         if config.shard:
             report = _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read, work.path)
         else:

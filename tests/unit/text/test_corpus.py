@@ -76,7 +76,7 @@ def test_objects(kind: str):
     corpus = open_corpus(sources()[kind])
     for _ in range(2):
         assert list(corpus) == KEPT
-        assert corpus.skipped == corpus.skipped_in(0) == COUNTS
+        assert corpus.skipped == corpus.parts[0].skipped == COUNTS
     assert corpus.size is None
     assert corpus.fingerprint() == open_corpus(iter(TEXTS)).fingerprint()
     assert corpus.fingerprint() != open_corpus(iter(["two\nlinesflood", " 🌊"])).fingerprint()
@@ -162,7 +162,7 @@ def test_files(folder: Path):
     assert (
         corpus.size == sum(part.size for part in corpus.parts) == sum(map(len, map(Path.read_bytes, folder.iterdir())))
     )
-    assert sum((Counter(corpus.skipped_in(part)) for part in range(2)), Counter()) == corpus.skipped == {EMPTY: 1}
+    assert sum((part.skipped for part in corpus.parts), Counter()) == corpus.skipped == {EMPTY: 1}
     assert list(open_corpus([folder / "second.txt", str(folder / "*.txt")])) == documents[2:] + documents[:2]
     with gzip.open(folder / "table.jsonl.gz", "wt", encoding="utf-8") as table:
         table.writelines(json.dumps({"body": text}) + "\n" for text in documents)
@@ -269,8 +269,8 @@ def test_digest_so_far():
     corpus, documents = open_corpus(stream), []
     for document in corpus.documents(0):
         documents.append(document)
-        assert corpus.digest_so_far(0) == open_corpus(iter(documents)).parts[0].digest()
-    assert open_corpus(iter(documents)).digest_so_far(0) == ""
+        assert corpus.parts[0].digest_so_far() == open_corpus(iter(documents)).parts[0].digest()
+    assert open_corpus(iter(documents)).parts[0].digest_so_far() == ""
 
 
 class Server(BaseHTTPRequestHandler):
@@ -346,3 +346,15 @@ def test_docstrings():
     assert len(list(docstrings(["fastcore"]))) > len(paragraphs)
     with pytest.raises(ValueError, match="no_such_package"):
         list(docstrings(["no_such_package"]))
+
+
+def test_passes_that_overlap():
+    "A pass that begins before another one has ended changes neither its documents nor its verification."
+    texts = [f"text {number}" for number in range(9)]
+    corpus = open_corpus(IterableDataset.from_generator(lambda: ({"text": text} for text in texts)))
+    corpus.fingerprint()
+    outer = corpus.documents(0)
+    assert [next(outer), *corpus, *outer] == [texts[0], *texts, *texts[1:]]
+    mixed = open_corpus(IterableDataset.from_generator(lambda: ({"text": text} for text in texts)), mixing=0.3)
+    mixed.fingerprint()
+    assert list(mixed.mixed()) == texts  # The weights take a pass of their own
