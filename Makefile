@@ -30,6 +30,7 @@ docs: $(INSTALLED_DEV)  ## Build the site into _docs (needs Quarto)
 	rm -rf _proc
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_export
 	PYTHONPATH="$(CURDIR)" PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs --n_workers 2
+	$(BIN)/python tools/search_index.py
 	rm -rf index_files
 	$(BIN)/python tools/readme.py --write
 

@@ -12,7 +12,9 @@ import yaml
 from forks import forked_python
 
 from langmlm.text.corpus import docstrings
+from langmlm.train.config import TrainingConfig
 from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, mark_tables, unnest_links
+from tools.search_index import add_options
 
 ROOT = Path(__file__).parents[2]
 NBS = ROOT / "nbs"
@@ -136,6 +138,21 @@ def test_every_section_of_the_sidebar_fits_a_screen():
         titles = [item.get("text") or title_of(NBS / item["href"]) for item in items]
         lines = sum(1 + len(title) // 25 for title in titles)
         assert 26 * len(sections) + 24 * len(titles) + 17 * (lines - len(titles)) < 800, section["section"]
+
+
+def test_options_are_found_by_their_names():
+    page = {"objectID": "a.html", "href": "a.html", "title": "A", "section": "", "text": "learning_rate"}
+    index = add_options([page])
+    (found,) = [entry for entry in index if entry["section"] == "learning_rate"]
+    assert found["href"] == "options.html#training-options" and found["title"] == "All options"
+    assert found["text"] == "Peak learning rate, reached at the end of warm-up (TrainingConfig)"
+    assert {entry["section"] for entry in index} > set(TrainingConfig.__dataclass_fields__)
+    assert index[0] == page and add_options(index) == index
+    assert all(entry.keys() >= page.keys() and entry["text"] for entry in index)
+    text = "".join("".join(cell["source"]) for cell in cells_of(NBS / "options.ipynb"))
+    for href in {entry["href"] for entry in index[1:]}:
+        assert f"## {href.partition('#')[2].replace('-', ' ').capitalize()}" in text
+    assert "nbdev_docs --n_workers 2\n\t$(BIN)/python tools/search_index.py" in (ROOT / "Makefile").read_text()
 
 
 def test_landing_page_code_is_not_wrapped():
