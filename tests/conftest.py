@@ -85,12 +85,19 @@ def project(tmp_path: Path) -> Path:
 # The report
 
 
+@pytest.hookimpl(tryfirst=True)  # Before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Begin with the long tests, so that no worker is left alone with one at the end."
+    """Begin with what takes long, so that no worker is left alone with it at the end.
+
+    Tests of a file share tokenizers and runs, so one worker gets them all, except for long ones and notebooks.
+    """
 
     def order(item: pytest.Item) -> tuple:
+        is_long = item.get_closest_marker("slow") is not None
         folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
-        return item.get_closest_marker("slow") is None, {"integration": 0, "book": 1}.get(folder, 2)
+        if folder in ("unit", "integration") and not is_long:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
+        return not is_long, {"integration": 0, "book": 1}.get(folder, 2), -item.path.stat().st_size
 
     items.sort(key=order)
 

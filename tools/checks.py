@@ -37,9 +37,9 @@ def main() -> int:
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = ["-k", *words]
-    # The next check goes to the worker that is free: the long ones come first (see tests/conftest.py)
-    options = ["-p", "no:cacheprovider", "-n", str(WORKERS), "--maxschedchunk", "1", "--durations", "10"]
-    options += ["-o", "tmp_path_retention_policy=failed"]
+    # The next group of checks goes to the worker that is free: the long ones come first (see tests/conftest.py)
+    options = ["-p", "no:cacheprovider", "-n", str(WORKERS), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    options += ["--durations", "10", "-o", "tmp_path_retention_policy=failed"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="langmlm-", dir=scratch_parent(), ignore_cleanup_errors=True) as folder:
         project, scratch = copy_project(Path(os.path.realpath(folder)) / "project"), Path(folder) / "tmp"

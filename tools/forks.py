@@ -225,8 +225,8 @@ def run(first: str, *rest: str) -> int:
             exec(compile(rest[0], "<string>", "exec"), vars(main))
         else:
             sys.argv, sys.path[:0] = [first, *rest], [os.path.dirname(os.path.realpath(first))]
-            main.__file__ = first
-            exec(compile(Path(first).read_bytes(), first, "exec"), vars(main))
+            main.__file__ = os.path.abspath(first)
+            exec(compile(Path(first).read_bytes(), main.__file__, "exec"), vars(main))
     except SystemExit as stopped:
         status = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
         if status and not isinstance(stopped.code, int):

@@ -15,8 +15,8 @@ from langmlm import tasks
 from langmlm.text.corpus import docstrings
 from transformers import AutoTokenizer, RobertaForMaskedLM
 
-DOCUMENTS = 2_000
-VOCABULARY = 2_000
+DOCUMENTS = 800
+VOCABULARY = 1_000
 MAX_LENGTH = 64
 SENTENCE = "Return a new<mask> object."
 

@@ -80,7 +80,6 @@ def check_facts(file: Path, steps: set[int]) -> list[str]:
         return [str(error)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_power_failure_at_every_moment(scenario: str, traces: Callable, record_property: Callable):
     "Nothing is lost, and what was finished is there."

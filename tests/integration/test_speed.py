@@ -35,6 +35,7 @@ def losses(data: dict[str, Path], folder: Path, layers: int = 2, **changes) -> l
     return [entry["loss"] for entry in task.train().log_history]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_equals_uncompiled(data, tmp_path: Path):
     "The loss of every step is that of the uncompiled model, and the model was indeed compiled; one layer takes half the time."

@@ -176,7 +176,6 @@ def pair_job(text: Path, tmp_path: Path) -> dict:
     return {"data": str(text / "a.txt"), "config": config, "tokenizer": None, "fail": None, "rank": 1, "kill": False}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "point, rank", [("training", 0), ("duplicates", 0), ("shard", 1), ("saving", 0), ("naming", 0)]
 )
@@ -191,7 +190,6 @@ def test_failure_ends_all_processes(pair_job: dict, tmp_path: Path, point: str, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
 
 
-@pytest.mark.slow
 def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
     "A process that is killed leaves no message: after the time-out, the other one says so and names the constant."
     results = run_pair(pair_job | {"fail": "shard", "rank": 1, "kill": True, "timeout": 3}, tmp_path)
@@ -205,7 +203,6 @@ def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
 
 
-@pytest.mark.slow
 def test_failure_under_torchrun(pair_job: dict, tmp_path: Path):
     "Under `torchrun`, whose agent ends the other processes, the launch fails with the message."
     launcher = [forked_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -504,6 +505,65 @@ def test_forks_have_imported_the_libraries(tmp_path: Path):
     process.join()
     found = json.loads((tmp_path / "found").read_text())
     assert found == {"langmlm.tasks": True, "nbdev.test": True, "matplotlib.pyplot": True, "gpu": ""}
+
+
+SCRIPT = """
+import atexit, os, sys, threading
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (threading.Event().wait(0.2), print("thread"))).start()
+print(__name__, __file__, sys.path[0], sys.argv, os.getcwd(), os.environ["GREETING"], sys.stdin.read(), __import__("shown").NAME)
+os.write(int(sys.argv[1]), b"through a file")
+"""
+PROGRAMS = {
+    "script": ["script.py"],
+    "module": ["-m", "shown"],
+    "status": ["-c", "raise SystemExit(7)"],
+    "message": ["-u", "-c", "raise SystemExit('no')"],
+    "error": ["-c", "import sys; print(sys.argv); raise ValueError('wrong')"],
+    "interrupt": ["-c", "raise KeyboardInterrupt('stop')"],
+    "killed": ["-c", "import os; os.kill(os.getpid(), 9)"],
+    "option": ["-O", "-c", "print(__debug__)"],
+}
+
+
+@pytest.mark.parametrize("words", PROGRAMS.values(), ids=PROGRAMS)
+def test_forked_python_does_what_python_does(tmp_path: Path, words: list[str]):
+    "Its arguments, input, environment, open files, output, and end."
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "shown.py").write_text("import sys\nNAME = __name__\nprint(NAME, sys.argv[1:])")
+    results = []
+    for python in (sys.executable, forks.forked_python()):
+        with open(tmp_path / "file", "w") as file:
+            number = os.dup2(file.fileno(), 77)
+        variables = os.environ | {"GREETING": "hello"}
+        options = {"cwd": tmp_path, "env": variables, "pass_fds": [number], "capture_output": True, "text": True}
+        done = subprocess.run([python, *words, str(number)], input="input", **options)
+        os.close(number)
+        written = (tmp_path / "file").read_text()
+        results.append((done.returncode, done.stdout, done.stderr.splitlines()[-1:], written))
+    assert results[0] == results[1] and any(results[0])
+
+
+def test_forked_python_ends_with_its_command():
+    "Signals reach it, and when the command is killed, it is, too."
+    program = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'asked'))\n"
+    program += "print(os.getpid(), flush=True); time.sleep(600)"
+    with subprocess.Popen([forks.forked_python(), "-c", program], stdout=subprocess.PIPE, text=True) as command:
+        process = int(command.stdout.readline())
+        assert process != command.pid and is_running(process)
+        command.terminate()
+        assert command.stdout.read(5) == "asked"
+        command.kill()
+    assert command.returncode == -signal.SIGKILL
+    wait_until_gone(process)
+
+
+def test_variables_that_forks_cannot_change():
+    "They lead to the real Python."
+    program = "import sys; print('langmlm.tasks' in sys.modules)"
+    for value, is_fork in (("1", "True"), ("0", "False")):
+        command, variables = [forks.forked_python(), "-c", program], os.environ | {"HF_HUB_OFFLINE": value}
+        assert subprocess.run(command, env=variables, capture_output=True, text=True).stdout.strip() == is_fork
 
 
 def test_commands_run_offline_on_one_thread():

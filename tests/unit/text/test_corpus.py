@@ -339,11 +339,22 @@ def test_file_that_is_rewritten_before_its_fingerprint(tmp_path: Path):
 
 
 def test_docstrings():
-    "The demo text is a few megabytes of lines; other packages add theirs, without being imported."
+    "The demo text is a few megabytes of lines."
     paragraphs = list(docstrings())
     assert 1e6 < sum(len(paragraph.encode()) for paragraph in paragraphs) < 4e6
     assert not any("\n" in paragraph for paragraph in paragraphs)
-    assert len(list(docstrings(["fastcore"]))) > len(paragraphs)
+
+
+def test_docstrings_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "In the order of files, without tests and installed packages; a package that is named adds its own, unimported."
+    for name in ("b.py", "a/c.py", "site-packages/p.py", "a/tests/t.py", "d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'"""In {name}."""', encoding="utf-8")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    own = ["In a/c.py.", "In b.py."]
+    assert list(docstrings()) == own
+    both = list(docstrings(["fastcore"]))
+    assert both[:2] == own and len(both) > 100
     with pytest.raises(ValueError, match="no_such_package"):
         list(docstrings(["no_such_package"]))
 
