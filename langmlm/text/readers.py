@@ -43,16 +43,13 @@ class ReadOptions:
         return "strict" if self.encoding_errors == "strict" else "surrogateescape"
 
 # %% ../../nbs/text/02_readers.ipynb #d02f48f9
-_BYTE_ORDER_MARKS = {  # Those of UTF-32 first, because UTF-16's are their beginnings
-    codecs.BOM_UTF32_LE: "UTF-32LE", codecs.BOM_UTF32_BE: "UTF-32BE",
-    codecs.BOM_UTF16_LE: "UTF-16LE", codecs.BOM_UTF16_BE: "UTF-16BE",
-}  # fmt: skip
+_WIDE_ENCODINGS = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")  # The mark of UTF-32LE begins with that of UTF-16LE
 
 
 def detect_wide_encoding(head: bytes) -> str | None:
     "Detect UTF-16 and UTF-32 by the byte order mark or the positions of NUL bytes at the beginning of a file."
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
+    for encoding in _WIDE_ENCODINGS:
+        if head.startswith("\ufeff".encode(encoding)):
             return encoding
     head = head[: min(len(head), 1024) // 4 * 4]
     if len(head) < 16:

@@ -71,6 +71,7 @@ class _Batch:
 # %% ../../nbs/tokens/05_shards.ipynb #e38ccbc5
 def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, marks: bytes = b"") -> Iterator[_Batch]:
     "Group the documents after a position into batches and shards, without those that are marked as duplicates."
+    weights = corpus.mixing is not None and corpus.weights  # Perhaps by a pass over the text, so before the one below
     begin, total, in_shard, batch, is_full, skipped = position, position.total, 0, None, True, Counter()
     for part in range(position.part, len(corpus.parts)):
         documents = iter(corpus.documents(part))
@@ -87,7 +88,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
                     yield batch
                 batch = _Batch(begin, first=total - 1)
             batch.documents.append(document)
-            if corpus.mixing is not None:
+            if weights:
                 batch.reads.append(corpus.reads(part, document))
                 batch.sources.append(corpus.sources[corpus.parts[part].source])
             batch.characters += len(document) * max([1, *batch.reads[-1:]])

@@ -419,3 +419,15 @@ def test_duplicates(texts: Path, documents: list[str], tokenizer, config: Tokeni
     dropped = write_dataset(corpus, tokenizer, config, CHARACTERS)["statistics"]
     assert counted["duplicates"] == dropped["dropped"] == len(documents) - len(set(documents))
     assert dropped["documents"] == len(set(documents)) and dropped["duplicates"] == 0
+
+
+def test_borders_of_a_stream_with_weights(documents: list[str]):
+    "The pass that finds the weights of the sources does not change the hashes at the borders."
+
+    def open_stream() -> Corpus:
+        return open_corpus(make_stream(documents[:2_000]), mixing=0.3)
+
+    batches = list(module._read_batches(open_stream(), module._Position(), 20_000))
+    border = next(batch.end for batch in batches if batch.end)
+    rest = [batch for batch in batches if batch.begin.shard >= border.shard]
+    assert list(module._read_batches(open_stream(), border, 20_000)) == rest
