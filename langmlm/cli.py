@@ -6,24 +6,19 @@
 __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #b0c12d4c
-import argparse
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .arguments import OneLineParser, add_arguments, collect_arguments, list_options, normalize_words
-from .arguments import read_options, save_options
-from .config import ConfigError, ModelConfig, TokenizerConfig, describe_unknown
+from .arguments import collect_arguments, list_options, make_parser, parse_words, read_options, save_options
+from .config import ConfigError, ModelConfig, TokenizerConfig
 from .folders import describe_folder, find_model, plot_runs, recorded_paths
 from .train.config import TrainingConfig
 
@@ -33,7 +28,6 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/cli.ipynb #7bc92860
 def _tokenizer(
     data_path: Sequence[str] = (),  # Files, globs, folders, URLs or names of datasets on the Hub
-    /,
     *,
     tokenizer: str | PathLike | None = None,  # Folder or Hub name of a tokenizer to use as it is; None: train one
     tokenizer_config: TokenizerConfig,  # options of tokenizer and dataset
@@ -268,7 +262,6 @@ fill-mask {0}/run 'Return the <mask> of the file.' 'Raise a <mask> if the key is
 
 def _demo(
     folder: str = "langmlm_demo",  # New folder for all results
-    /,
 ) -> int:
     "Tokenize, train, stop, resume and use a small model, which takes a few minutes."
     if os.path.lexists(folder):
@@ -289,60 +282,8 @@ _COMMANDS: dict[str, Callable] = {
     "tokenizer": _tokenizer, "train": _train, "resume": _resume, "fill-mask": _fill_mask, "evaluate": _evaluate,
     "info": _info, "plot": _plot, "bench": _bench, "export": _export, "demo": _demo,
 }  # fmt: skip
-_EXAMPLE = """example, from a text with one document per line to filled masks:
-  langmlm tokenizer data.txt
-  langmlm train --output_dir my_run
-  langmlm fill-mask my_run "The capital of France is <mask>."
-
-langmlm COMMAND --help lists the options of a command."""
-
-# %% ../nbs/cli.ipynb #28bd9206
-def _make_parser(commands: Sequence[str]) -> tuple[OneLineParser, dict[str, OneLineParser]]:
-    "Create the parser, and those of all commands; `commands`: those that get their options."
-    about = "Pretrain RoBERTa-style masked language models on your own text."
-    parser = OneLineParser(prog="langmlm", description=about, epilog=_EXAMPLE, usage="langmlm COMMAND ...")
-    parser.add_argument("--version", action="version", version=__version__)
-    shells = {"choices": ("bash", "zsh", "tcsh"), "help": "Print a completion script for a shell"}
-    parser.add_argument("--print_completion", **shells)
-    debug = {"action": "store_true", "help": "Show the traceback of an error"}
-    parser.add_argument("--debug", **debug)
-    choices, parsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands"), {}
-    for name, command in _COMMANDS.items():
-        about = command.__doc__
-        parsers[name] = choices.add_parser(name, prog=f"langmlm {name}", description=about, help=about.rstrip("."))
-        if name in commands:
-            add_arguments(parsers[name], command)
-            parsers[name].add_argument("--debug", **debug | {"default": argparse.SUPPRESS})
-            parsers[name].usage = re.sub(r"\[-.*\] ", "[OPTIONS] ", parsers[name].format_usage()[7:].strip())
-    return parser, parsers
-
-
-# %% ../nbs/cli.ipynb #d2e6c077
-def _parse(words: Sequence[str]) -> dict[str, Any]:
-    "Parse a command line; wrong usage ends the process with status 2."
-    command = next((word for word in words if word in _COMMANDS), "")
-    parser, parsers = _make_parser([command])
-    text = parsers.get(command, parser).format_help()
-    booleans = set(re.findall(r"^  --(\w+) \[BOOL\]", text, re.MULTILINE))
-    arguments, unknown = parser.parse_known_args(normalize_words(words, booleans))
-    if unknown:
-        known = re.findall(r"^  --(\w+)", text, re.MULTILINE)
-        explain = TrainingConfig.explain if command in ("train", "resume", "bench") else None
-        names = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        found = [describe_unknown(name, known, explain) for name in names]
-        parsers.get(command, parser).error("; ".join(found) or f"unexpected arguments: {shlex.join(unknown)}")
-    if arguments.command is None and not arguments.print_completion:
-        parser.error("name a command")
-    return vars(arguments)
 
 # %% ../nbs/cli.ipynb #fa2ee2d8
-def _print_completion(shell: str) -> None:
-    "Print a completion script."
-    import shtab
-
-    print(shtab.complete(_make_parser(list(_COMMANDS))[0], shell))
-
-
 def _show_progress() -> AbstractContextManager:
     "Log to stderr, above the progress bar if there is one."
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -368,17 +309,17 @@ def main(
     words: Sequence[str] | None = None,  # Command line without the name of the program; None: that of this process
 ) -> int:  # Exit status
     "Run a command."
-    given = _parse(sys.argv[1:] if words is None else words)
+    given = parse_words(_COMMANDS, sys.argv[1:] if words is None else words)
     name, debug, shell = (given.pop(key) for key in ("command", "debug", "print_completion"))
     try:
         if shell:
-            _print_completion(shell)
+            import shtab
+
+            print(shtab.complete(make_parser(_COMMANDS, _COMMANDS)[0], shell))
             return 0
-        command = _COMMANDS[name]
-        call = collect_arguments(command, given)
-        first = [key for key, item in signature(command).parameters.items() if item.kind is Parameter.POSITIONAL_ONLY]
+        call = collect_arguments(_COMMANDS[name], given)
         with _show_progress():
-            status = command(*[call.pop(key) for key in first if key in call], **call) or 0
+            status = _COMMANDS[name](**call) or 0
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as error:

@@ -10,8 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
-from functools import partial
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,8 @@ from .tokens.processes import process_rank
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
-from langmlm.train.checkpoint import (
-    TRAINER_STATE,
-    StartingPoint,
-    find_starting_point,
-    list_checkpoints,
-    load_model,
-    load_optimizer,
-)
+from .train.checkpoint import TRAINER_STATE, StartingPoint, find_starting_point, list_checkpoints
+from .train.checkpoint import load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
@@ -57,7 +50,7 @@ from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
 from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
-from .train.trial import check_memory, estimate_memory, log_arithmetic, measure_steps
+from .train.trial import check_memory, estimate_memory, measure_steps
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
 logger = logging.getLogger(__name__)
@@ -188,7 +181,7 @@ class MLMTask:
         self.is_compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self.is_captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
-        self.state = TrainState(initial_weights=start.weights)
+        self.state, self.is_fitted = TrainState(initial_weights=start.weights), False  # To the free memory
         if start.trainer_state:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
@@ -214,8 +207,9 @@ class MLMTask:
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
-            _log_start(self)
-        check_memory(self)
+            _log_size(self)
+        if not self.is_fitted:
+            check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
         try:
@@ -224,6 +218,17 @@ class MLMTask:
             if not is_out_of_memory(error):
                 raise
             raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
+
+# %% ../nbs/tasks.ipynb #logsize1
+def _log_size(task: MLMTask) -> None:
+    "Log the size of a run, an advice if it has few steps, and why it is not reproducible bit for bit, if so."
+    arithmetic, config = task.arithmetic(), task.model.config
+    logger.info("%s", arithmetic.size())
+    if advice := arithmetic.advice():
+        logger.warning("%s", advice)
+    head_size = config.hidden_size // config.num_attention_heads
+    if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size):
+        logger.warning("this run is not reproducible bit for bit: %s", reason)
 
 # %% ../nbs/tasks.ipynb #765c5e98
 @patch
@@ -284,14 +289,6 @@ def _make_loaders(
     return loader, validation_loader
 
 # %% ../nbs/tasks.ipynb #5846ec3c
-def _log_start(task: MLMTask) -> None:
-    "Log the size of a run, and a warning if it is not reproducible."
-    log_arithmetic(task.arithmetic())
-    head_size = task.model.config.hidden_size // task.model.config.num_attention_heads
-    if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size):
-        logger.warning("this run is not reproducible bit for bit: %s", reason)
-
-
 def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
     "Wrap the model for flat batches, compile it, and hand it to Accelerate; say whether CUDA graphs are captured."
     model, config, accelerator = task.model, task.config, task.accelerator
@@ -351,23 +348,18 @@ def create_mlm(
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
+    is_fitted = config.per_device_train_batch_size == "auto" and start.trainer_state is None
     if start.trainer_state is None:
-        make_trial = partial(_make_trial, shape, loaded, dataset, mask)
+        def make_trial(trial: TrainingConfig) -> MLMTask:
+            return MLMTask(build_model(shape, trial.seed), loaded, dataset, trial, mask=mask)
+
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     model = model or new_model(architecture, config, loaded, dataset)
     local = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in read.items() if path}
     paths = {name: local[name] for name in ("tokenizer", "tokenized_dataset")}
-    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
-
-# %% ../nbs/tasks.ipynb #c7cf64c8
-def _make_trial(
-    shape: RobertaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: TokenizedDataset,
-    mask: MaskFunction,
-    config: TrainingConfig,
-) -> MLMTask:
-    return MLMTask(build_model(shape, config.seed), tokenizer, dataset, config, mask=mask)
+    task = MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
+    task.is_fitted = is_fitted
+    return task
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _open_splits(
@@ -429,8 +421,10 @@ def _load_matching(
     "Load a model; it must match the tokenizer, the dataset and, where it is given, the `model_config`."
     model = load_model(name)
     errors = find_mismatches(model.config, tokenizer, dataset.max_length)
-    given = asdict(model_config) if isinstance(model_config, ModelConfig) else model_config or {}
-    for key, value in given.items():
+    given = model_config or {}
+    if isinstance(model_config, ModelConfig):  # Its defaults are those of RoBERTa, which other models do not have
+        given = {name: getattr(model_config, name) for name in model_config.given}
+    for key, value in sorted(given.items()):
         present = getattr(model.config, key, None)
         if value not in (None, present) and key not in ("use_cache", "initialization"):  # No properties of a model
             errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")
@@ -442,17 +436,10 @@ def _load_matching(
 class _LaunchedMLMTask:
     "A run on several devices, each with a process that is started when it trains."
 
-    def __init__(
-        self,
-        config: TrainingConfig,  # With `n_gpus`
-        arguments: dict[str, Any],  # Of `create_mlm`, except `training_config`
-    ):
-        self.config, self._arguments = config, arguments
+    def __init__(self, config: TrainingConfig, arguments: dict[str, Any]):
+        self.config, self._arguments = config, arguments  # Of `create_mlm`, except `training_config`
 
-    def train(
-        self,
-        stop_at_step: int | None = None,  # As in `MLMTask.train`
-    ) -> History:  # The log: a table, and `plot`
+    def train(self, stop_at_step: int | None = None) -> History:
         "Start the processes, and train in them to the end; a further call resumes."
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
         level = logging.getLogger("langmlm").getEffectiveLevel()

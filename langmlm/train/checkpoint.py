@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINER_STATE', 'save_model', 'save_checkpoint', 'checkpoint_step', 'list_checkpoints', 'newest_checkpoint',
-           'prune_checkpoints', 'set_aside_newer', 'load_model', 'load_optimizer', 'StartingPoint',
-           'find_starting_point']
+           'load_model']
 
 # %% ../../nbs/train/05_checkpoint.ipynb #fb985d22
 import copy
@@ -142,12 +141,8 @@ def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Pat
     return passed[: max(0, len(intact) - limit)]
 
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
-def prune_checkpoints(
-    run_folder: Path,  # Folder that holds the checkpoints of a run
-    save_total_limit: int,  # Intact checkpoints to keep, and as many superseded ones
-    keep: Collection[int] = (),  # Steps of checkpoints that are kept in any case
-) -> None:
-    "Delete the oldest checkpoints beyond a limit; an error is logged, since the new checkpoint is safe."
+def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[int] = ()) -> None:
+    "Delete the oldest intact and superseded checkpoints beyond a limit, except steps to keep; an error is logged."
     try:
         intact = [folder for folder in list_checkpoints(run_folder) if is_intact(folder)]
         outdated = [folder for folder in intact[:-save_total_limit] if checkpoint_step(folder) not in keep]
@@ -167,11 +162,8 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #89eba912
-def set_aside_newer(
-    run_folder: Path,  # Folder that holds the checkpoints of a run
-    step: int,  # Checkpoints of later steps are renamed
-) -> None:
-    "Rename the checkpoints after a step, so that they are neither lost nor mistaken for the newest."
+def set_aside_newer(run_folder: Path, step: int) -> None:
+    "Rename the checkpoints of later steps, so that they are neither lost nor mistaken for the newest."
     for folder in list_checkpoints(run_folder):
         if checkpoint_step(folder) > step:
             aside = _set_aside(folder)
@@ -211,11 +203,7 @@ def load_model(
 _STATE_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # Of AdamW and Muon
 
 
-def load_optimizer(
-    folder: str | PathLike,  # A checkpoint
-    optimizer: Optimizer,  # Created like the saved one
-    model: nn.Module,  # Whose parameters the optimizer updates
-) -> None:
+def load_optimizer(folder: str | PathLike, optimizer: Optimizer, model: nn.Module) -> None:
     "Restore the state of an optimizer; tensors that are missing or do not match the model raise a `ValueError`."
     try:
         tensors = load_file(Path(folder) / _OPTIMIZER)

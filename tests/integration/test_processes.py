@@ -21,7 +21,7 @@ from langmlm import tasks
 COMMUNICATE_AND_EXIT = """
 import os, sys
 from accelerate import Accelerator
-from langmlm.train.launch import StopRequest, agree_to_stop
+from langmlm.train.launch import StopRequest
 from launches import join_launch
 
 for store in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
@@ -34,7 +34,7 @@ for store in sys.argv[1:]:  # Two forks for each, which need no imports, and rea
         join_launch(2, rank, store)
         kept = Accelerator(cpu=True)
         assert kept.num_processes == 2
-        assert not agree_to_stop(StopRequest(), kept)
+        assert not StopRequest().agree(kept)
         break
     assert [os.wait()[1] for child in children] == [0, 0], "a script did not end well"
 """

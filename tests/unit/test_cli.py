@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langmlm import cli, tasks
-from langmlm.arguments import collect_arguments, list_options, parse_value, read_options, save_options
+from langmlm.arguments import _parse_value, collect_arguments, list_options, read_options, save_options
 from langmlm.config import ConfigError, ModelConfig, TokenizerConfig
 from langmlm.disk import lock_folder
 from langmlm.testing import tiny_run
@@ -104,7 +104,7 @@ def fail(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, list[str
 )
 def test_values(text, annotation, value):
     "The annotation decides what text becomes; what does not fit stays as it is."
-    parsed = parse_value(text, annotation)
+    parsed = _parse_value(text, annotation)
     assert (parsed, type(parsed)) == (value, type(value))
 
 

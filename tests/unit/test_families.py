@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from langmlm import tasks
-from langmlm.config import ConfigError
+from langmlm.config import ConfigError, ModelConfig
 from langmlm.data.batching import make_flat_batch
 from langmlm.data.dataset import TokenizedDataset, open_dataset
 from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, mask_batch, masking_rules, pad_batch
@@ -333,3 +333,20 @@ def test_other_tokenizer(family: tuple[str, Path], tokenized: Path, tmp_path: Pa
     small.save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigError, match=f"vocab_size={len(tokenizer) - 1} is too small: the tokenizer has"):
         create(family, tokenized, tmp_path / "run", checkpoint_path=tmp_path / "small")
+
+
+def test_model_config_of_an_existing_model(family: tuple[str, Path], tokenized: Path):
+    "Only what was given is compared with the model: the defaults of a `ModelConfig` are those of RoBERTa."
+    parts = {"tokenizer": family[1], "tokenized_dataset": tokenized, "checkpoint_path": family[1]}
+    tasks.create_mlm(**parts, model_config=ModelConfig(hidden_size=32), training_config={"max_steps": 1})
+    with pytest.raises(ConfigError) as caught:
+        tasks.create_mlm(**parts, model_config=ModelConfig(hidden_size=48), training_config={"max_steps": 1})
+    (error,) = caught.value.errors
+    assert error == "model_config has hidden_size=48, but the model has 32: leave model_config out"
+
+
+def test_shown_batches_name_the_mask_token(family: tuple[str, Path], tokenized: Path, tmp_path: Path):
+    "That of the tokenizer: BERT's is not RoBERTa's."
+    task = create(family, tokenized, tmp_path / "run")
+    assert f"replaced by {task.tokenizer.mask_token}" in task.show_batch().summary
+    assert task.tokenizer.cls_token in str(task.show_batch())

@@ -468,7 +468,7 @@ def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     create_mlm(
         "tokenizer", "tokenized_dataset", SMALL, {**SETTINGS, "output_dir": tmp_path / "run", "max_steps": 1}
     ).train()
-    lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.train.trial"]
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "langmlm.tasks"]
     assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from langmlm.config import ConfigError, make_config
-from langmlm.train.config import Arithmetic, TrainingConfig, device_type, plan_batches, run_arithmetic
+from langmlm.train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 
 CONFIG = TrainingConfig(num_train_epochs=2, per_device_train_batch_size=4, bf16=False)
 LENGTHS = np.random.default_rng(0).integers(8, 65, 700).astype(np.int32)
@@ -111,12 +111,12 @@ def test_device_type():
     on_cpu = replace(CONFIG, use_cpu=True)
     gpu = {"is_available": lambda: True, "current_accelerator": lambda: torch.device("cuda")}
     with patch.multiple("torch.accelerator", **gpu):
-        assert (device_type(CONFIG), device_type(on_cpu)) == ("cuda", "cpu")
+        assert (CONFIG.device_type, on_cpu.device_type) == ("cuda", "cpu")
         with patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
-            assert device_type(CONFIG) == "cpu"
-        assert device_type(replace(CONFIG, use_cpu=False, n_gpus=0)) == "cpu"
+            assert CONFIG.device_type == "cpu"
+        assert replace(CONFIG, use_cpu=False, n_gpus=0).device_type == "cpu"
     with patch("torch.accelerator.is_available", lambda: False):
-        assert device_type(CONFIG) == "cpu"
+        assert CONFIG.device_type == "cpu"
 
 
 def test_plan_batches():

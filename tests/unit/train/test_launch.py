@@ -17,8 +17,7 @@ from langmlm.model.attention import _has_flash_attention
 from langmlm.train.config import TrainingConfig
 from langmlm.train.launch import (
     StopRequest,
-    agree_to_stop,
-    check_processes,
+    _check_processes,
     count_processes,
     explain_inexact,
     make_accelerator,
@@ -119,9 +118,9 @@ def test_processes():
     with pytest.raises(
         ValueError, match="n_gpus must be .*1, got 64: .*`accelerate launch --num_processes 64 script.py`"
     ):
-        check_processes(replace(CONFIG, n_gpus=64))
+        _check_processes(replace(CONFIG, n_gpus=64))
     for n_gpus in (None, 0, 1):
-        check_processes(replace(CONFIG, n_gpus=n_gpus))
+        _check_processes(replace(CONFIG, n_gpus=n_gpus))
 
 
 GPUS = {"is_available": lambda: True, "current_accelerator": lambda: torch.device("cuda"), "device_count": lambda: 4}
@@ -211,9 +210,9 @@ def test_exit_status():
 def test_agreement_of_one_process():
     "A single process agrees with itself."
     accelerator, request = make_accelerator(CONFIG), StopRequest()
-    assert not agree_to_stop(request, accelerator)
+    assert not request.agree(accelerator)
     request.received = signal.SIGTERM
-    assert agree_to_stop(request, accelerator) and request.agreed == signal.SIGTERM
+    assert request.agree(accelerator) and request.agreed == signal.SIGTERM
 
 
 def test_stop_on_signals():
@@ -225,7 +224,7 @@ def test_stop_on_signals():
             if step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             finished = step
-            if agree_to_stop(request, accelerator):
+            if request.agree(accelerator):
                 break
     assert finished == 2 and [signal.getsignal(number) for number in SIGNALS] == handlers
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Muon
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from langmlm.train.config import _RULES
 from langmlm.train.optim import (
     OPTIMIZERS,
     SCHEDULES,
@@ -18,6 +19,12 @@ from langmlm.train.optim import (
     make_optimizer,
     step_if_finite,
 )
+
+
+def test_options_name_what_there_is():
+    "The rules of `TrainingConfig`, which is read without importing PyTorch, repeat the names."
+    rules = {names: values for names, values, *_ in _RULES}
+    assert rules["optim"] == OPTIMIZERS and rules["lr_scheduler_type"] == tuple(SCHEDULES)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
