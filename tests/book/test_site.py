@@ -155,6 +155,13 @@ def test_options_are_found_by_their_names():
     assert "nbdev_docs --n_workers 2\n\t$(BIN)/python tools/search_index.py" in (ROOT / "Makefile").read_text()
 
 
+def test_landing_page_is_shared_with_the_social_image():
+    "Without this, Quarto takes the first figure of the page."
+    raw, *_ = (cell for cell in cells_of(NBS / "index.ipynb") if cell["cell_type"] == "raw")
+    given = yaml.safe_load("".join(raw["source"]).strip("-\n"))
+    assert given == {"image": SITE["website"]["image"], "image-alt": SITE["website"]["image-alt"]}
+
+
 def test_landing_page_code_is_not_wrapped():
     "On a screen of 1280 pixels, a line has room for 82 characters."
     (snippet,) = [
