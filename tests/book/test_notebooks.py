@@ -1,11 +1,12 @@
 "Every notebook runs; all are clean and in shape; README.md and the documentation can be made from them."
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from book import notebook_paths, output_problems, read_book, shape_problems, sidebar_links, sidebar_problems
-from forks import forked_python, run_notebook
+from forks import run_notebook
 from language import language_problems
 from links import link_problems
 from package import read_settings
@@ -59,12 +60,12 @@ def test_plain_language():
 
 def test_readme_is_fresh(project: Path):
     "README.md and its figures are what nbs/index.ipynb makes."
-    run_command([forked_python(), "tools/readme.py"], project, project)
+    run_command([sys.executable, "tools/readme.py"], project, project)
 
 
 @pytest.mark.slow
 def test_docs_can_be_prepared(project: Path):
     "The documentation builds up to the point where Quarto takes over."
-    output = run_command([forked_python(), "tools/prepare_docs.py"], project, project)
+    output = run_command([sys.executable, "tools/prepare_docs.py"], project, project)
     assert [name for name in NAMES if not (project / "_proc" / name).exists()] == []
     assert "Found cells containing imports" not in output, last_lines(output)

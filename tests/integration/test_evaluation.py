@@ -4,7 +4,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-import torch
+from helpers import same_weights
 from conftest import ARCHITECTURE, SETTINGS
 from datasets import DatasetDict, load_from_disk
 from test_processes import train_in_processes
@@ -48,8 +48,7 @@ def test_evaluation_does_not_change_the_run(split_data, tmp_path: Path, settings
     resumed = tasks.create_mlm(**split_data, checkpoint_path=tmp_path / "stopped")
     resumed.train()
     for task in (with_it, resumed):
-        expected = without.model.state_dict()
-        assert all(torch.equal(weight, expected[name]) for name, weight in task.model.state_dict().items())
+        assert same_weights(task, without)
     last = with_it.loader.plan.total_steps
     assert [step for step, *_ in evaluations(with_it)] == sorted({*range(2, last, 2), last})
     assert evaluations(resumed) == evaluations(with_it)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import same_weights
 
 SCHEDULES = {  # Which data, masks, learning rates, saves and log entries a step has, depends on its number
     "steps": {},
@@ -17,11 +17,6 @@ OPTIMIZERS = {  # What they keep is the same at all steps but the first
     "muon in bf16": {"optim": "muon", "bf16": True},
 }
 VARIANTS = SCHEDULES | OPTIMIZERS
-
-
-def weights(task) -> dict[str, torch.Tensor]:
-    "A copy of the weights of a run."
-    return {name: weight.clone() for name, weight in task.model.state_dict().items()}
 
 
 def losses(task) -> list[tuple]:
@@ -45,9 +40,7 @@ def test_interrupted_at_every_step(create, resume, tmp_path: Path, variant: str)
         resumed = resume(folder)
         assert resumed.state.step == step
         resumed.train()
-        assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(resumed).items()), (
-            f"interrupted at step {step}"
-        )
+        assert same_weights(resumed, straight), f"interrupted at step {step}"
         assert losses(resumed) == losses(straight)
 
 
@@ -58,7 +51,7 @@ def test_many_sessions(create, resume, tmp_path: Path):
     create(tmp_path / "sessions").train(stop_at_step=3)
     while (task := resume(tmp_path / "sessions")).state.step < straight.loader.plan.total_steps:
         task.train(stop_at_step=task.state.step + 3)
-    assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(task).items())
+    assert same_weights(task, straight)
     assert losses(task) == losses(straight)
 
 
@@ -68,7 +61,7 @@ def test_resuming_an_older_checkpoint(create, resume, tmp_path: Path):
     straight.train()
     older = resume(tmp_path / "run" / "checkpoint-4")
     older.train()
-    assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(older).items())
+    assert same_weights(older, straight)
     assert (tmp_path / "run" / "superseded-checkpoint-8").is_dir()
 
 

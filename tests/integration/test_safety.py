@@ -19,6 +19,7 @@ import kill_runs
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
+from helpers import same_weights
 from safetensors.torch import load_file
 from forks import fork_server, forked_python
 
@@ -80,12 +81,6 @@ def checkpoint_step(folder: Path) -> int:
     newest = list_checkpoints(folder)[-1]
     assert find_damage(newest) == []
     return read_json(newest / "trainer_state.json")["global_step"]
-
-
-def same_weights(task, other) -> bool:
-    "Whether two runs have the same weights, to the bit."
-    weights = other.model.state_dict()
-    return all(torch.equal(weight, weights[name]) for name, weight in task.model.state_dict().items())
 
 
 @contextmanager

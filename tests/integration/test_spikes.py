@@ -9,6 +9,7 @@ from pathlib import Path
 import healthy_runs
 import pytest
 import torch
+from helpers import same_weights
 from test_processes import train_in_processes
 
 from langmlm import tasks
@@ -177,8 +178,7 @@ def test_interrupted_at_every_step(learnable: dict, train, disturb, tmp_path: Pa
     while task.state.step < 64:
         task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "interrupted")
         task.train(stop_at_step=task.state.step + 1)
-    expected = straight.model.state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in task.model.state_dict().items())
+    assert same_weights(task, straight)
     kept = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rollback")
     logs = [each.state.log_history for each in (task, straight)]
     stopped, expected = ([{name: entry.get(name) for name in kept} for entry in log] for log in logs)
@@ -249,8 +249,7 @@ def test_warning_changes_nothing(train, disturb, caplog: pytest.LogCaptureFixtur
     "The weights are those of a run that ignores spikes; log and warning say what to do, once."
     disturb(lambda model, state, batches: corrupt(model, state, batches, range(60, 74)))
     runs = [train(action, on_loss_spike=action, max_steps=80) for action in ("warn", "ignore")]
-    warned, ignored = (task.model.state_dict() for task in runs)
-    assert all(torch.equal(weight, ignored[name]) for name, weight in warned.items())
+    assert same_weights(*runs)
     ((event,), none) = ([entry for entry in task.state.log_history if "loss_spike" in entry] for task in runs)
     assert none == [] and 60 < event["step"] <= 80 and event["loss_spike"]["onset"] <= 62
     assert "learning_rate=0.001 (it was 0.002)" in caplog.text

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from helpers import same_weights
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMaskedLM, RobertaForMaskedLM
@@ -94,12 +95,6 @@ def do_step(run: tasks.MLMTask, model: torch.nn.Module, optimizer: torch.optim.O
     model(input_ids=ids).logits.logsumexp(-1).mean().backward()
     optimizer.step()
     optimizer.zero_grad()
-
-
-def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
-    "Whether two models are equal, to the bit."
-    weights = two.state_dict()
-    return all(torch.equal(weight, weights[name]) for name, weight in one.state_dict().items())
 
 
 def save_step(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from helpers import with_validation_split
 import torch
 import torch.nn.functional as F
 from transformers import RobertaForMaskedLM
@@ -24,14 +25,7 @@ from langmlm.train.evaluate import check_validation, evaluate
 
 @pytest.fixture(scope="module")
 def start_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tasks.MLMTask]:
-    "Create a run with a validation split."
-    folder = tmp_path_factory.mktemp("evaluate")
-
-    def create(**changes) -> tasks.MLMTask:
-        settings = {"eval_steps": 20, "max_steps": 50, "output_dir": tmp_path_factory.mktemp("run") / "run", **changes}
-        return tiny_run(folder, 120, {"validation_fraction": 0.2, "vocab_size": 500}, **settings)
-
-    return create
+    return with_validation_split(tmp_path_factory, 120, max_steps=50, eval_steps=20)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from helpers import same_weights, with_validation_split
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import pipeline
@@ -18,7 +19,6 @@ from langmlm import tasks
 from langmlm.config import ConfigError
 from langmlm.data.dataset import TokenizedDataset, unigram_entropy
 from langmlm.data.masking import IGNORE_INDEX, BatchSizes
-from langmlm.testing import tiny_run
 from langmlm.train.config import TrainingConfig
 from langmlm.train.evaluate import fill_masks, find_worst_tokens, mask_sentences
 
@@ -27,14 +27,7 @@ PROBES = ["Return the <mask> of the file.", "<mask> a <mask>"]
 
 @pytest.fixture(scope="module")
 def start_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tasks.MLMTask]:
-    "Create a run with a validation split."
-    folder = tmp_path_factory.mktemp("filled")
-
-    def create(**changes) -> tasks.MLMTask:
-        settings = {"max_steps": 12, "logging_steps": 5, "output_dir": tmp_path_factory.mktemp("run") / "run", **changes}
-        return tiny_run(folder, 300, {"validation_fraction": 0.2, "vocab_size": 500}, **settings)
-
-    return create
+    return with_validation_split(tmp_path_factory, 300, max_steps=12, logging_steps=5)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +131,7 @@ def test_nothing_else_changes(start_run: Callable):
     resumed.train()
     assert losses[0] == losses[1]
     for run in (with_it, resumed):
-        weights = without.model.state_dict()
-        assert all(torch.equal(weight, weights[name]) for name, weight in run.model.state_dict().items())
-        assert run.module.training
+        assert same_weights(run, without) and run.module.training
     assert torch.equal(torch.get_rng_state(), generator)
     filled = [[entry["filled_masks"] for entry in run.state.log_history if "eval_loss" in entry] for run in (with_it, resumed)]
     assert filled[0] == filled[1] and len(filled[0]) == 6 and filled[0][0] != filled[0][-1]
@@ -190,7 +181,7 @@ def test_log(start_run: Callable, caplog: pytest.LogCaptureFixture):
 
 def _data(run: tasks.MLMTask, name: str) -> Path:
     "Return the folder of the tokenizer or the dataset of a run."
-    return next(path for path in run.run_folder.path.parents[1].glob(f"filled*/{name}"))
+    return run.run_folder.path.parents[1] / name
 
 
 def test_without_a_validation_split(start_run: Callable, tmp_path: Path):

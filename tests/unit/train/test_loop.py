@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import same_weights
 import torch
 
 import langmlm
@@ -54,12 +55,6 @@ def entries(run: tasks.MLMTask, *names: str) -> list[tuple]:
 def losses(run: tasks.MLMTask) -> list[float]:
     "The logged losses."
     return [loss for (loss,) in entries(run, "loss")]
-
-
-def same_weights(one: tasks.MLMTask, two: tasks.MLMTask) -> bool:
-    "Whether two runs have the same weights, to the bit."
-    weights = two.model.state_dict()
-    return all(torch.equal(weight, weights[name]) for name, weight in one.model.state_dict().items())
 
 
 def do_step(run: tasks.MLMTask, step: int = 0, learning_rate: float = 0.0, **changes) -> list[float]:
