@@ -129,7 +129,7 @@ def _is_inside(name: str) -> bool:
 # %% ../nbs/disk.ipynb #55277e01
 def write_manifest(
     folder: Path,  # All its other files are written
-    kind: str,  # What the folder is: "tokenizer", "dataset", "dataset part", "checkpoint" or "model"
+    kind: str,  # What the folder is: "tokenizer", "dataset", "dataset part", "shard", "checkpoint" or "model"
     facts: dict[str, Any] = {},  # Anything else to store, as JSON
     editable: Collection[str] = (),  # Files that users may change or delete: to do so is no damage
 ) -> dict[str, Any]:  # The manifest

@@ -7,7 +7,6 @@ __all__ = ['join_dataset', 'write_dataset']
 
 # %% ../../nbs/tokens/05_shards.ipynb #02545e92
 import logging
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,8 @@ import numpy as np
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import atomic_folder, check_replaceable, file_entry, find_overlaps, hash_json, link_or_copy
-from ..disk import read_json, read_manifest, write_json, write_manifest
+from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find_overlaps, hash_json, link_or_copy
+from ..disk import read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
@@ -158,55 +157,38 @@ class _BatchTokenizer:
 
 # %% ../../nbs/tokens/05_shards.ipynb #0e2f653f
 def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config: TokenizerConfig, size: int) -> None:
-    "Write the files of a shard, given its last batch, and then its record; `size` is that of the vocabulary."
-    name, files = f"shard-{last.begin.shard:05}", {}
+    "Write the files of a shard, given its last batch, and then its manifest; `size` is that of the vocabulary."
+    path, splits = folder / f"shard-{last.begin.shard:05}", {}
     statistics = add_statistics(size, [batch.statistics for batch in tokenized])
     if last.begin.shard == 0:
         check_unknown(statistics)
     statistics["dropped"] = last.end.total - last.begin.total - statistics["documents"]
     statistics["skipped"] = dict(sorted(last.skipped.items()))
+    shutil.rmtree(path, ignore_errors=True)  # A damaged or unfinished one
+    path.mkdir()
     if not config.drop_duplicates:
         hashes = np.concatenate([batch.hashes for batch in tokenized])
-        statistics["duplicates"] = len(write_hashes(folder / f"{name}.hashes", hashes))
-        files[f"{name}.hashes"] = {}
+        statistics["duplicates"] = len(write_hashes(path / "hashes", hashes))
     for split in _SPLITS:
         documents, ids, lengths = zip(*(batch.sequences[split] for batch in tokenized))
         ids, lengths = np.concatenate(ids), np.concatenate(lengths)
         if len(lengths):
-            write_sequences(folder / f"{name}.{split}.arrow", ids, lengths)
-            counts = {"documents": sum(documents), "sequences": len(lengths), "tokens": len(ids)}
-            files[f"{name}.{split}.arrow"] = {"split": split} | counts
-    files = {file: facts | file_entry(folder / file) for file, facts in files.items()}
+            write_sequences(path / f"{split}.arrow", ids, lengths)
+            splits[split] = {"documents": sum(documents), "sequences": len(lengths), "tokens": len(ids)}
     record = {"begin": asdict(last.begin), "end": asdict(last.end), "is_last": last.is_last}
-    write_json(folder / f"{name}.json", record | {"files": files, "statistics": statistics})
+    write_manifest(path, "shard", record | {"splits": splits, "statistics": statistics})
 
 # %% ../../nbs/tokens/05_shards.ipynb #be426276
 def _read_shards(folder: Path) -> dict[int, dict[str, Any]]:
-    "Read the records of all intact shards in a folder, by index and in order, with the folder."
+    "Read the manifests of all intact shards in a folder, by index and in order, with the folders of the shards."
     records = {}
-    for file in sorted(folder.glob("shard-*.json")):
-        try:
-            record = _read_record(file)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("a shard is ignored: %s", error)
+    for path in (file.parent for file in folder.glob(f"shard-*/{MANIFEST}")):
+        if damage := find_damage(path):
+            logger.warning("a shard is ignored: %s: %s", path, damage[0])
         else:
-            records[record["begin"]["shard"]] = record | {"folder": folder}
+            record = read_manifest(path)
+            records[record["begin"]["shard"]] = record | {"folder": path}
     return dict(sorted(records.items()))
-
-
-def _read_record(file: Path) -> dict[str, Any]:
-    "Read the record of a shard; raise a `ValueError` if it or one of the files is damaged."
-    record, index = read_json(file), int(file.stem.removeprefix("shard-"))
-    begin, end = _Position(**record["begin"]), _Position(**record["end"])
-    if not begin.shard == index == end.shard - 1 or type(record["is_last"]) is not bool or "statistics" not in record:
-        raise ValueError(f"{file} is damaged")
-    for name, facts in record["files"].items():
-        path = file.with_name(name)
-        if not re.fullmatch(rf"{file.stem}\.(hashes|train\.arrow|validation\.arrow)", name):
-            raise ValueError(f"{file} names a file that is none of its shard: {name!r}")
-        if not (path.is_file() and facts | file_entry(path) == facts):
-            raise ValueError(f"{path} is missing or damaged")
-    return record
 
 # %% ../../nbs/tokens/05_shards.ipynb #3b89c466
 def _write_shards(
@@ -276,7 +258,7 @@ def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, 
 _DATASET_OPTIONS = ("max_length", "long_lines", "split_on", "stride", "drop_duplicates", "validation_fraction")
 _JOB = (*_DATASET_OPTIONS, "source", "tokenizer", "vocab_size", "shard_characters", "format", "key")
 _IF_SET = ("near_duplicates", "near_duplicates_found")  # In the jobs that search them
-_Shards = dict[int, dict[str, Any]]  # By index: record, with the folder
+_Shards = dict[int, dict[str, Any]]  # By index: manifest, with the folder
 
 
 def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, characters: int) -> dict:
@@ -288,21 +270,20 @@ def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: Token
     return job | {"key": hash_json(job)}
 
 
-def _shard_files(shards: _Shards, split: str | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    "Return the files of shards that belong to a split (None: files of hashes), and what their records say of them."
-    files = [(record["folder"] / name, facts) for record in shards.values() for name, facts in record["files"].items()]
-    return [(file, facts) for file, facts in files if facts.get("split") == split]
+def _shard_files(shards: _Shards, name: str) -> list[Path]:
+    "Return the files with a name in those shards that have it."
+    return [record["folder"] / name for record in shards.values() if name in record["files"]]
 
 
 def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
     "Return the manifest of some shards: the job, counts of each split, and statistics."
     statistics = add_statistics(job["vocab_size"], (record["statistics"] for record in shards.values()))
     warn_of_unknown(statistics)
-    statistics["duplicates"] += sum(map(len, find_duplicates([file for file, _ in _shard_files(shards)])))
+    statistics["duplicates"] += sum(map(len, find_duplicates(_shard_files(shards, "hashes"))))
     counts, splits = ("documents", "sequences", "tokens"), {}
     for split in _SPLITS:
-        if files := _shard_files(shards, split):
-            splits[split] = {name: sum(facts[name] for _, facts in files) for name in counts}
+        if found := [record["splits"][split] for record in shards.values() if split in record["splits"]]:
+            splits[split] = {name: sum(facts[name] for facts in found) for name in counts}
     return job | splits.get("train", dict.fromkeys(counts, 0)) | {"splits": splits, "statistics": statistics}
 
 # %% ../../nbs/tokens/05_shards.ipynb #7a4e4f7a
@@ -317,8 +298,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         logger.warning("validation_fraction=%s selects no document: no validation split", job["validation_fraction"])
     with atomic_folder(target, within) as partial:
         for split, facts in manifest["splits"].items():
-            files = [file for file, _ in _shard_files(shards, split)]
-            facts |= _write_split(partial / split, files, job["vocab_size"])
+            facts |= _write_split(partial / split, _shard_files(shards, f"{split}.arrow"), job["vocab_size"])
         manifest["content"] = manifest["splits"]["train"]["content"]
         write_json(partial / "dataset_dict.json", {"splits": list(manifest["splits"])})
         return Report(write_manifest(partial, "dataset", manifest))
@@ -348,9 +328,8 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
 def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
     "Make a folder from the shards of one machine."
     with atomic_folder(target, within) as partial:
-        for index, record in shards.items():
-            for name in (f"shard-{index:05}.json", *record["files"]):
-                link_or_copy(record["folder"] / name, partial / name)
+        for record in shards.values():
+            shutil.copytree(record["folder"], partial / record["folder"].name, copy_function=link_or_copy)
         return Report(write_manifest(partial, "dataset part", _summarize(job, shards) | facts))
 
 
@@ -391,7 +370,7 @@ def _keep_finished_shards(work: SharedFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        finished = [*work.path.glob("shard-*.json"), *work.path.glob("*.bits")]
+        finished = [*work.path.glob(f"shard-*/{MANIFEST}"), *work.path.glob("*.bits")]
         if isinstance(error, TextError) or not finished:
             for file in finished:
                 file.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def kill_often(job: tuple, target: Path, kills: int, seed: int) -> dict:
     shutil.rmtree(target)
     while len(shards) < kills:
         if attempt(job, draw.uniform(0, seconds)) is None:
-            shards.append(len(list(target.parent.glob(f".{target.name}.*.unfinished/shard-*.json"))))
+            shards.append(len(list(target.parent.glob(f".{target.name}.*.unfinished/shard-*/manifest.json"))))
         else:  # It finished before the kill: start again
             assert contents(target) == whole
             shutil.rmtree(target)

@@ -95,14 +95,14 @@ def test_shards(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path)
     for turn in ((1, 3), (0, 3), (2, 3)):
         module._write_shards(corpus, tokenizer, shared, config, turn, 100_000)
     assert contents(shared) == contents(alone)
-    for name in ("shard-00003.json", "shard-00007.train.arrow", "shard-00009.hashes"):
+    for name in ("shard-00003/manifest.json", "shard-00007/train.arrow", "shard-00009/hashes"):
         (shared / name).unlink()
-    (shared / "shard-00005.train.arrow").write_bytes(b"torn")
+    (shared / "shard-00005" / "train.arrow").write_bytes(b"torn")
     assert set(range(total)) - set(module._read_shards(shared)) == {3, 5, 7, 9}
     assert module._write_shards(corpus, tokenizer, shared, config, shard_characters=100_000) == total
     assert contents(shared) == contents(alone)
     batches = [batch for batch in module._read_batches(corpus, module._Position(), 100_000) if batch.begin.shard == 2]
-    sequences = [read_sequences(alone / f"shard-00002.{split}.arrow")[0] for split in module._SPLITS]
+    sequences = [read_sequences(alone / "shard-00002" / f"{split}.arrow")[0] for split in module._SPLITS]
     restored = "".join(tokenizer.decode(ids[~np.isin(ids, [0, 2])]) for ids in sequences)
     assert len(restored) == sum(batch.characters for batch in batches)
     with pytest.raises(FileNotFoundError):
@@ -204,10 +204,11 @@ def test_interruption(written: dict, texts: Path, tokenizer, config: TokenizerCo
     (unfinished,) = tmp_path.iterdir()
     kept = module._read_shards(unfinished)
     assert len(kept) > 3
-    stamps = {name: (unfinished / name).stat().st_mtime_ns for record in kept.values() for name in record["files"]}
+    files = [record["folder"] / name for record in kept.values() for name in record["files"]]
+    stamps = {file: file.stat().st_mtime_ns for file in files}
     with pytest.raises(type(error)):
         write_dataset(Failing(corpus, error), tokenizer, config, CHARACTERS)
-    assert {name: (unfinished / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert {file: file.stat().st_mtime_ns for file in files} == stamps
     write_dataset(corpus, tokenizer, config, CHARACTERS)
     assert contents(tmp_path / "dataset") == written and not unfinished.exists()
 
@@ -258,7 +259,7 @@ DAMAGE = {
     "binary": lambda content: b"\xff\xfe",
     "no files": lambda content: content.replace(b'"files"', b'"fires"'),
     "other index": lambda content: content.replace(b'"shard": 2', b'"shard": 3'),
-    "outside": lambda content: content.replace(b"shard-00002.hashes", b"../shard-00001.hashes"),
+    "outside": lambda content: content.replace(b'"hashes"', b'"../shard-00001/hashes"'),
 }
 
 
@@ -270,7 +271,7 @@ def test_damaged_record(texts: Path, tokenizer, config: TokenizerConfig, tmp_pat
         write_dataset(Failing(corpus, OSError("disk full")), tokenizer, config, CHARACTERS)
     (unfinished,) = tmp_path.iterdir()
     before = module._read_shards(unfinished)
-    record = unfinished / "shard-00002.json"
+    record = unfinished / "shard-00002" / "manifest.json"
     assert DAMAGE[damage](record.read_bytes()) != record.read_bytes()
     record.write_bytes(DAMAGE[damage](record.read_bytes()))
     assert module._read_shards(unfinished).keys() == before.keys() - {2}
@@ -321,7 +322,7 @@ def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: 
     module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     records = module._read_shards(tmp_path)
     missing = 0 if changed == "behind" else len(records) // 2
-    (tmp_path / f"shard-{missing:05}.json").unlink()
+    (tmp_path / f"shard-{missing:05}" / "manifest.json").unlink()
     if changed == "dropped":
         del other[3]
     else:
@@ -404,8 +405,8 @@ def test_parts(written: dict, texts: Path, tokenizer, config: TokenizerConfig, t
             join_dataset(folders, tmp_path / "dataset")
     with pytest.raises(FileExistsError, match="not part of a dataset"):
         join_dataset(parts, tmp_path)
-    (parts[1] / "shard-00001.train.arrow").unlink()  # Its hard link in the dataset stays
-    (parts[1] / "shard-00001.train.arrow").write_bytes(b"torn")
+    (parts[1] / "shard-00001" / "train.arrow").unlink()  # Its hard link in the dataset stays
+    (parts[1] / "shard-00001" / "train.arrow").write_bytes(b"torn")
     with pytest.raises(RuntimeError, match=r"shards \[1\] are missing or damaged"):
         join_dataset(parts, tmp_path / "dataset")
     assert contents(tmp_path / "dataset") == written
