@@ -75,11 +75,6 @@ def _describe_model(folder: Path) -> dict[str, Any]:
     return {name: config[name] for name in ("model_type", *sizes, "max_position_embeddings") if name in config}
 
 
-def recorded_paths(folder: Path) -> dict[str, str]:
-    "Return the paths of tokenizer and dataset that a run or a checkpoint has recorded, if it has."
-    return _read_state(folder).get("langmlm", {}).get("paths", {})
-
-
 def _read_state(folder: Path) -> dict[str, Any]:
     "Read the state of a run, empty if there is none."
     from langmlm.disk import read_json
@@ -98,6 +93,11 @@ def _describe_training(folder: Path) -> dict[str, Any]:
     defaults = json.loads(json.dumps({entry.name: entry.default for entry in fields(TrainingConfig)}, default=str))
     options = state.get("langmlm", {}).get("config", {})
     return rows | {name: value for name, value in options.items() if defaults.get(name) != value}
+
+# %% ../nbs/folders.ipynb #paths002
+def recorded_paths(folder: Path) -> dict[str, str]:
+    "Return the paths of tokenizer and dataset that a run or a checkpoint has recorded, if it has."
+    return _read_state(folder).get("langmlm", {}).get("paths", {})
 
 # %% ../nbs/folders.ipynb #r0000011
 def _read_losses(folder: Path) -> list[dict[str, Any]]:

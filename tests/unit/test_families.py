@@ -338,9 +338,10 @@ def test_other_tokenizer(family: tuple[str, Path], tokenized: Path, tmp_path: Pa
 def test_model_config_of_an_existing_model(family: tuple[str, Path], tokenized: Path):
     "Only what was given is compared with the model: the defaults of a `ModelConfig` are those of RoBERTa."
     parts = {"tokenizer": family[1], "tokenized_dataset": tokenized, "checkpoint_path": family[1]}
-    tasks.create_mlm(**parts, model_config=ModelConfig(hidden_size=32), training_config={"max_steps": 1})
+    sizes, training_config = {"num_attention_heads": 2, "hidden_size": 32}, {"max_steps": 1}
+    tasks.create_mlm(**parts, model_config=ModelConfig(**sizes), training_config=training_config)
     with pytest.raises(ConfigError) as caught:
-        tasks.create_mlm(**parts, model_config=ModelConfig(hidden_size=48), training_config={"max_steps": 1})
+        tasks.create_mlm(**parts, model_config=ModelConfig(**sizes | {"hidden_size": 48}), training_config=training_config)
     (error,) = caught.value.errors
     assert error == "model_config has hidden_size=48, but the model has 32: leave model_config out"
 
