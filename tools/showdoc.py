@@ -32,12 +32,25 @@ class ApiRenderer(BasicMarkdownRenderer):
 
 def exported(symbol: Any) -> Any:
     "The package's own version of a symbol: the documentation build executes exported cells once more, without their source."
-    found = NbdevLookup()[symbol.__qualname__] if getattr(symbol, "__module__", None) == "__main__" else None
-    if not isinstance(found, tuple):
+    if getattr(symbol, "__module__", None) != "__main__":
         return symbol
-    target = import_module(found[1].removesuffix(".py").replace("/", "."))
-    for name in symbol.__qualname__.split("."):
-        target = getattr(target, name)
+    found = [import_symbol(*names) for names in definitions(symbol.__qualname__)]
+    same = [other for other in found if inspect.getdoc(other) == inspect.getdoc(symbol)]  # Of several with this name
+    return [*same, *found, symbol][0]
+
+
+def definitions(name: str) -> list[tuple[str, str]]:
+    "The modules that define a name, each with the name."
+    found = [(key, entry) for key, entry in NbdevLookup().syms.items() if isinstance(entry, tuple)]
+    modules = {key: entry[1].removesuffix(".py").replace("/", ".") for key, entry in found}
+    return [(module, name) for key, module in modules.items() if key == f"{module}.{name}"]
+
+
+def import_symbol(module: str, name: str) -> Any:
+    "A function, class or method of a module."
+    target = import_module(module)
+    for part in name.split("."):
+        target = getattr(target, part)
     return target
 
 

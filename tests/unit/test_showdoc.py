@@ -11,9 +11,11 @@ import pytest
 
 from langmlm import tasks
 from langmlm.model.roberta import ModelConfig
+from langmlm.probe import evaluate as probe_evaluate
 from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
-from tools.showdoc import WIDTH, ApiRenderer, entry, escape, show_default
+from langmlm.train.evaluate import evaluate as masked_evaluate
+from tools.showdoc import WIDTH, ApiRenderer, entry, escape, exported, show_default
 
 OPTIONS = Path(__file__).parents[2] / "nbs" / "options.ipynb"
 
@@ -211,6 +213,14 @@ def test_build_shows_the_package_and_not_its_executed_twin():
     twin = type("TrainingConfig", (), {"__doc__": "Executed from a cell."})
     twin.__module__ = "__main__"
     assert rows(ApiRenderer(twin)._repr_markdown_()) == rows(ApiRenderer(TrainingConfig)._repr_markdown_())
+
+
+@pytest.mark.parametrize("original", [masked_evaluate, probe_evaluate])
+def test_functions_of_one_name_are_told_apart(original):
+    def twin(): ...
+
+    twin.__module__, twin.__qualname__, twin.__doc__ = "__main__", "evaluate", original.__doc__
+    assert exported(twin) is original
 
 
 def test_stored_options_are_those_of_the_configs():
