@@ -293,7 +293,7 @@ class Evaluation:
 
     examples: int  # Labelled examples, without duplicates and after sampling
     train_examples: int  # In one training run
-    classes: int
+    classes: int  # Different labels
     truncated: int  # Texts that are longer than the model can read
     scores: dict[str, list[dict]]  # By contender: `accuracy`, `macro_f1`, `setting`, `seed`, `seconds` of every run
     differences: dict[str, tuple[float, float]]  # By baseline: accuracy of the model minus its own; two standard errors
@@ -414,13 +414,13 @@ def evaluate(
     data: Any,  # CSV, TSV, Parquet or JSON lines file, DataFrame or `Dataset`
     test_data: Any = None,  # The same for a test split; None: cross-validation
     validation_data: Any = None,  # The same, to choose the learning rate on; None: a fifth of the training examples
-    text_column: str = "text",
+    text_column: str = "text",  # Strings
     label_column: str = "label",  # Strings or integers
     folds: int = 5,  # Of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
     learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
     epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
-    batch_size: int = 16,
+    batch_size: int = 16,  # Examples in an optimizer step
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = tuple(_BASELINES),  # To compare with
 ) -> Evaluation:  # Prints as a table with a verdict

@@ -62,7 +62,7 @@ class TokenizerTask:
     def __init__(
         self,
         corpus: Corpus,  # Documents
-        config: TokenizerConfig,
+        config: TokenizerConfig,  # What to make of them, and where
         tokenizer: PreTrainedTokenizerBase | None = None,  # Used as it is; None: train one
     ):
         self.corpus, self.config, self.tokenizer = corpus, config, tokenizer
@@ -160,9 +160,9 @@ class MLMTask:
     def __init__(
         self,
         model: RobertaForMaskedLM,  # Trained in place
-        tokenizer: PreTrainedTokenizerBase,
-        dataset: TokenizedDataset,
-        config: TrainingConfig,
+        tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
+        dataset: TokenizedDataset,  # Training split
+        config: TrainingConfig,  # As `plan_run` returns it, without a recipe
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual

@@ -384,7 +384,7 @@ def _keep_finished_shards(work: SharedFolder) -> Iterator[None]:
 def write_dataset(
     corpus: Corpus,  # From `open_corpus`
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    config: TokenizerConfig,
+    config: TokenizerConfig,  # What to make of the text, and where
     shard_characters: int = SHARD_CHARACTERS,  # A shard ends when it has so many characters, or with the corpus
     source: str | None = None,  # Fingerprint of the corpus; None: compute it
 ) -> Report:  # The manifest of the dataset, with statistics of the text

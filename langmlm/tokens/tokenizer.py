@@ -73,7 +73,7 @@ def draw_training_text(
 # %% ../../nbs/tokens/01_tokenizer.ipynb #d41e2783
 def train_tokenizer(
     documents: Iterable[str],  # Read once
-    config: TokenizerConfig,
+    config: TokenizerConfig,  # Vocabulary, and what is done to the text before
 ) -> PreTrainedTokenizerBase:  # A `RobertaTokenizer`, or a `PreTrainedTokenizerFast` if the text is normalized
     "Train a byte-level BPE tokenizer on a sample of documents."
     untrained = make_untrained_tokenizer(config)
