@@ -1,9 +1,9 @@
-"""Measure what pretraining is worth: learning curves, and fine-tuning on labelled text, against affordable baselines.
+"""Measure what pretraining is worth: learning curves, and fine-tuning on labeled text, against affordable baselines.
 
-    python benchmarks/worth.py --texts TEXT ... --labelled TABLE ... --preset cpu
+    python benchmarks/worth.py --texts TEXT ... --labeled TABLE ... --preset cpu
 
 Pretrains langmlm, and the Trainer of transformers with the same tokens and with the same time, on raw text without the
-validation and test rows of the labelled tables; then fine-tunes the models, the same architecture from scratch, and a
+validation and test rows of the labeled tables; then fine-tunes the models, the same architecture from scratch, and a
 bag of words. Every finished piece is stored in --work, and the same command resumes where it was stopped. Results are
 written to results/worth_<preset>.json.
 """
@@ -83,7 +83,7 @@ def read_arguments() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description="Measure what pretraining is worth, and write the results.")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="raw text (.txt or .xz)")
-    parser.add_argument("--labelled", type=Path, nargs="+", required=True, help="CSV tables: split, label, text")
+    parser.add_argument("--labeled", type=Path, nargs="+", required=True, help="CSV tables: split, label, text")
     parser.add_argument("--tagged", type=Path, nargs="*", default=[], help="words and tags, one pair per line")
     parser.add_argument(
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
@@ -153,7 +153,7 @@ def main() -> None:
     results["filled_masks"] = fill_all(results["pretraining"], pieces)
     tuned = {name: made for name, made in results["pretraining"].items() if name in (arguments.finetune or [name])}
     for file, finetune_models in [(file, tag_all) for file in arguments.tagged] + [
-        (table, finetune_all) for table in arguments.labelled
+        (table, finetune_all) for table in arguments.labeled
     ]:
         for name, result in finetune_models(file, preset, tuned, pieces):
             results["finetuning"].setdefault(set_name(file), {})[name] = result
@@ -185,12 +185,12 @@ def without_paths(value):
 
 
 def set_name(table: Path) -> str:
-    "Name of a labelled set."
+    "Name of a labeled set."
     return table.name.split(".")[0]
 
 
 def read_table(table: Path) -> dict:
-    "Return the rows of a labelled table by split: train, dev, test."
+    "Return the rows of a labeled table by split: train, dev, test."
     import pandas as pd
 
     rows = pd.read_csv(table, dtype=str, keep_default_na=False)
@@ -219,13 +219,13 @@ def prepare(arguments: argparse.Namespace, preset: Preset, place: Place, pieces:
     work = arguments.work
     text, held_out, tokenizer = work / "train.txt", work / "held_out.txt", work / "tokenizer"
     sources = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in arguments.texts + arguments.labelled
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in arguments.texts + arguments.labeled
     }
 
     def make() -> dict:
         for path in (tokenizer, work / "datasets"):
             shutil.rmtree(path, ignore_errors=True)
-        documents, counts = collect_documents(arguments.texts, arguments.labelled)
+        documents, counts = collect_documents(arguments.texts, arguments.labeled)
         train, size = [], 0
         for document in documents:
             if not is_held_out(document) and size < (preset.megabytes or 1e9) * 1e6:

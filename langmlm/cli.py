@@ -196,7 +196,7 @@ def _fill_mask(
 # %% ../nbs/cli.ipynb #85d67f91
 def _evaluate(
     model: str,  # Folder of a run or a model, or name on the Hub
-    data: str,  # CSV, TSV, Parquet or JSON lines file with labelled text
+    data: str,  # CSV, TSV, Parquet or JSON lines file with labeled text
     *,
     test_data: str | PathLike | None = None,  # The same for a test split; None: cross-validation
     validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
@@ -209,7 +209,7 @@ def _evaluate(
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
 ) -> None:
-    "Fine-tune a model on labelled text, and compare it with simple baselines."
+    "Fine-tune a model on labeled text, and compare it with simple baselines."
     options = locals() | {"model": find_model(model)}
     from langmlm.probe import evaluate
 

@@ -41,7 +41,7 @@ _COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def _read_table(data: Any, name: str) -> pd.DataFrame:
-    "Read a labelled file; convert a `Dataset`."
+    "Read a labeled file; convert a `Dataset`."
     if isinstance(data, pd.DataFrame) or hasattr(data, "to_pandas"):
         return data if isinstance(data, pd.DataFrame) else data.to_pandas()
     if not isinstance(data, str | PathLike):
@@ -55,7 +55,7 @@ def _read_table(data: Any, name: str) -> pd.DataFrame:
     return _READERS[suffixes[-1]](data)
 
 # %% ../nbs/probe.ipynb #8f9cf9ef
-def _read_labelled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
+def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
     "Return the columns `text` and `label` as strings; invalid rows are counted in an error."
     table = _read_table(data, name)
     options = {"text_column": text_column, "label_column": label_column}
@@ -291,7 +291,7 @@ def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) ->
 class Evaluation:
     "Scores of a model and of its baselines; prints as a table with a verdict."
 
-    examples: int  # Labelled examples, without duplicates and after sampling
+    examples: int  # Labeled examples, without duplicates and after sampling
     train_examples: int  # In one training run
     classes: int  # Different labels
     truncated: int  # Texts that are longer than the model can read
@@ -424,12 +424,12 @@ def evaluate(
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = tuple(_BASELINES),  # To compare with
 ) -> Evaluation:  # Prints as a table with a verdict
-    "Fine-tune a model on labelled text, and compare it with a bag of words and with its architecture from scratch."
+    "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
     given = {"data": data, "test_data": test_data, "validation_data": validation_data}
     given = {name: part for name, part in given.items() if part is not None}
-    table, *others = [_read_labelled(part, name, text_column, label_column) for name, part in given.items()]
+    table, *others = [_read_labeled(part, name, text_column, label_column) for name, part in given.items()]
     table = _drop_duplicates(table, others)
     table = _limit_examples(table, None if others else folds, max_train_examples, seeds[0])
     sizes, table = [len(part) for part in (table, *others)], _join_tables(table, others)

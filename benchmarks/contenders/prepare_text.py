@@ -12,7 +12,7 @@ from langmlm import tasks
 from langmlm.text.corpus import docstrings, open_corpus
 from langmlm.tokens.encode import encode_documents
 
-WORDS_IN_A_DOCUMENT = 4_000  # Of the default long text: paragraphs of neighbouring modules, joined
+WORDS_IN_A_DOCUMENT = 4_000  # Of the default long text: paragraphs of neighboring modules, joined
 
 
 def default_texts(channel: Channel, job: dict) -> None:

@@ -263,7 +263,7 @@ def test_files_frames_and_datasets_are_the_same(tmp_path: Path, monkeypatch: pyt
 
 def test_csv_cells_stay_what_they_are(tmp_path: Path):
     (tmp_path / "a.csv").write_text("text,label\nNA,01\n1e5,1\n", encoding="utf-8")
-    table = langmlm.probe._read_labelled(tmp_path / "a.csv", "data", "text", "label")
+    table = langmlm.probe._read_labeled(tmp_path / "a.csv", "data", "text", "label")
     assert table.to_dict("list") == {"text": ["NA", "1e5"], "label": ["01", "1"]}
 
 
