@@ -175,13 +175,12 @@ class MLMTask:
         plan, name = self.loader.plan, self.loader.mask_name
         description = describe_run(model.config, dataset, tokenizer, config, plan, name, accelerator)
         description |= {"paths": paths or {}}
-        held_out = validation if config.probe_held_out else None
-        probes = tokenizer, config.probe_sentences, held_out, dataset.max_length
+        probes = tokenizer, config.probe_sentences, validation if config.probe_held_out else None, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self.is_captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
-        self.state, self.is_fitted = TrainState(initial_weights=start.weights), False  # To the free memory
+        self.state = TrainState(initial_weights=start.weights)
         if start.trainer_state:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
@@ -208,8 +207,7 @@ class MLMTask:
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         if self.accelerator.is_main_process:
             _log_size(self)
-        if not self.is_fitted:
-            check_memory(self)
+        check_memory(self)
         names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
         parts = {name: getattr(self, name) for name in (*names, "sentences")}
         try:
@@ -348,7 +346,6 @@ def create_mlm(
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
-    is_fitted = config.per_device_train_batch_size == "auto" and start.trainer_state is None
     if start.trainer_state is None:
         def make_trial(trial: TrainingConfig) -> MLMTask:
             return MLMTask(build_model(shape, trial.seed), loaded, dataset, trial, mask=mask)
@@ -357,9 +354,7 @@ def create_mlm(
     model = model or new_model(architecture, config, loaded, dataset)
     local = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in read.items() if path}
     paths = {name: local[name] for name in ("tokenizer", "tokenized_dataset")}
-    task = MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
-    task.is_fitted = is_fitted
-    return task
+    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _open_splits(

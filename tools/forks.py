@@ -38,6 +38,7 @@ words = sys.argv[1:]
 while words and words[0] in ("-u", "-B"):
     words.pop(0)
 is_known = words and (words[0] in ("-c", "-m") or words[0][0] != "-")
+is_known = is_known and not (words[0] == "-c" and "sys.modules" in words[1])  # It asks what an import imports
 if not is_known or any(os.environ.get(name) != value for name, value in FIXED.items()):
     os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
 files = []

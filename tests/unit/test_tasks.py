@@ -357,7 +357,7 @@ def test_started_from_a_model(work: Path):
             "model_config has num_hidden_layers=3, but the model has 2: leave model_config out",
         ),
         (
-            {"checkpoint_path": "docs/final_model", "model_config": ModelConfig()},
+            {"checkpoint_path": "docs/final_model", "model_config": ModelConfig(num_hidden_layers=12)},
             "model_config has num_hidden_layers=12, but the model has 2",
         ),
     ],

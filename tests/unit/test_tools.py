@@ -559,11 +559,14 @@ def test_forked_python_ends_with_its_command():
 
 
 def test_variables_that_forks_cannot_change():
-    "They lead to the real Python."
-    program = "import sys; print('langmlm.tasks' in sys.modules)"
+    "They lead to the real Python, and so does a program that asks what is imported."
+    program = "import sys; print('langmlm.tasks' in getattr(sys, 'modules'))"
     for value, is_fork in (("1", "True"), ("0", "False")):
         command, variables = [forks.forked_python(), "-c", program], os.environ | {"HF_HUB_OFFLINE": value}
         assert subprocess.run(command, env=variables, capture_output=True, text=True).stdout.strip() == is_fork
+    command = [forks.forked_python(), "-c", "import sys; print('langmlm.tasks' in sys.modules)"]
+    variables = os.environ | {"HF_HUB_OFFLINE": "1"}
+    assert subprocess.run(command, env=variables, capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_commands_run_offline_on_one_thread():
