@@ -352,8 +352,8 @@ def create_mlm(
 
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     model = model or new_model(architecture, config, loaded, dataset)
-    local = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in read.items() if path}
-    paths = {name: local[name] for name in ("tokenizer", "tokenized_dataset")}
+    named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
+    paths = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in named.items()}
     return MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
 
 # %% ../nbs/tasks.ipynb #daa141a7

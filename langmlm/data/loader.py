@@ -111,7 +111,8 @@ class BatchLoader:
 
     def _mask(self, rows: np.ndarray, epoch: int) -> MaskedBatch:
         batch = make_flat_batch(self.dataset, rows, self.pad_token_id)
-        return _check_masked(self.mask(batch, epoch, self.rules), batch, self.mask_name)
+        masked = self.mask(batch, epoch, self.rules)
+        return masked if self.mask is mask_batch else _check_masked(masked, batch, self.mask_name)
 
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
         "Pad a batch, and move it to page-locked memory, if the loader is set to."
