@@ -23,7 +23,7 @@ import transformers
 from datasets import Dataset
 
 from langmlm.data.dataset import TokenizedDataset
-from langmlm.model.roberta import ModelConfig, build_model, roberta_config
+from langmlm.model.roberta import ModelConfig, build_model, complete_config
 from langmlm.tasks import MLMTask
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.tokenizer import TokenizerConfig, train_tokenizer
@@ -42,7 +42,7 @@ def make_task(folder: str) -> MLMTask:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(10, 1_000, (64, 512), generator=generator).tolist()
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
-    model = build_model(roberta_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512), seed=0)
+    model = build_model(complete_config(ModelConfig(vocab_size=50_265), tokenizer, max_length=512), seed=0)
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "save_total_limit": 1}
     return MLMTask(model, tokenizer, dataset, TrainingConfig(output_dir=folder, **settings))
 

@@ -96,6 +96,10 @@ def read_arguments() -> argparse.Namespace:
         "--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config"
     )
     parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME=JSON",
+        help="for model_config, over the preset's; the Trainer has no other model_type than roberta, so use --until langmlm",
+    )  # fmt: skip
+    parser.add_argument(
         "--work", type=Path, help="folder of finished pieces; default: .worth-<preset> beside this file"
     )
     parser.add_argument("--out", type=Path, help="file of results; default: results/worth_<preset>.json")
@@ -139,7 +143,11 @@ def main() -> None:
         preset = replace(preset, minutes=arguments.minutes, tokens=None)
     if arguments.train_examples:
         preset = replace(preset, train_examples=arguments.train_examples)
-    options = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in arguments.option)}
+    options, model = (
+        {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+        for pairs in (arguments.option, arguments.model)
+    )
+    preset = replace(preset, model=preset.model | model)
     pieces = Pieces(arguments.work / "pieces")
     place = Place(dict.fromkeys(("langmlm", "trainer"), Path(sys.executable)), arguments.work)
     results = {"measured": measured(place, probe(place)), "settings": asdict(preset) | {"options": options}}

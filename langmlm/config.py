@@ -245,8 +245,9 @@ def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
 class ModelConfig(Options):
     "The architecture: all keys that `transformers.RobertaConfig` defines, with the values of roberta-base."
 
+    model_type: str = "roberta"  # Or "bert", "modernbert": what is not given is as in bert-base or ModernBERT-base
     vocab_size: int | None = None  # Rows of the embedding; None: the number of tokens in the tokenizer
-    max_position_embeddings: int | None = None  # None: `max_length + 2`, as positions start at `pad_token_id + 1`
+    max_position_embeddings: int | None = None  # None: `max_length`, and 2 more for RoBERTa, whose positions start there
     num_hidden_layers: int = 12  # Layers of the encoder
     hidden_size: int = 768  # A multiple of `num_attention_heads`
     num_attention_heads: int = 12  # Attention heads in each layer
@@ -266,28 +267,44 @@ class ModelConfig(Options):
     use_cache: bool = True  # No effect in an encoder
     is_decoder: bool = False  # Must be False
     add_cross_attention: bool = False  # Must be False
+    local_attention: int | None = None  # Width in tokens of ModernBERT's local attention, even; None: 128
+    global_attn_every_n_layers: int | None = None  # In ModernBERT: 1 for global attention in all layers; None: 3
 
     def __post_init__(self):
         check_config(self, "model_config", _MODEL_RULES, _find_model_conflicts)
+        for name, value in _BASE_MODELS.get(self.model_type, {}).items():
+            if name not in self.given:
+                object.__setattr__(self, name, value)
 
 # %% ../nbs/config.ipynb #19fb41d4
+_BASE_MODELS = {  # Values other than those of roberta-base
+    "bert": {"layer_norm_eps": 1e-12, "type_vocab_size": 2},
+    "modernbert": {"num_hidden_layers": 22, "intermediate_size": 1152, "local_attention": 128}
+    | {"global_attn_every_n_layers": 3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
 _SIZES = "vocab_size max_position_embeddings hidden_size num_attention_heads intermediate_size type_vocab_size"
 _MODEL_RULES = [
+    ("model_type", ("roberta", *_BASE_MODELS)),
     (_SIZES, lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),
     ("num_hidden_layers", lambda value: 1 <= value <= 1_000, "1 to 1,000"),
     ("hidden_dropout_prob attention_probs_dropout_prob", lambda value: 0 <= value <= 0.99, "from 0 to 0.99"),
     ("classifier_dropout", lambda value: 0 <= value <= 1, "from 0 to 1"),
     ("layer_norm_eps initializer_range", lambda value: 0 < value < math.inf, "above 0"),
     ("initialization", ("random", "corpus")),
+    ("local_attention", lambda value: value >= 2 and value % 2 == 0, "an even number of at least 2"),
+    ("global_attn_every_n_layers", lambda value: value >= 1, "at least 1"),
     ("is_decoder add_cross_attention", lambda value: not value, "False (a masked language model is an encoder)"),
 ]
 
 
 def _find_model_conflicts(config: ModelConfig) -> list[str]:
-    "Return one sentence for heads that do not share the width equally, and one for an unknown activation."
+    "Return one sentence per option that contradicts another one, or names an unknown activation."
     from transformers.activations import ACT2FN  # Slow to import, and not needed for the names of the options
 
-    errors, heads = [], config.num_attention_heads
+    errors, heads, is_modern = [], config.num_attention_heads, config.model_type == "modernbert"
+    for name in ["type_vocab_size"] if is_modern else ["local_attention", "global_attn_every_n_layers"]:
+        if name in config.given and getattr(config, name) not in (None, type(config).__dataclass_fields__[name].default):
+            errors.append(f"{name} is no option of model_type={config.model_type!r}: leave it out")
     if heads > 0 and config.hidden_size % heads:
         errors.append(f"hidden_size must be a multiple of num_attention_heads={heads}, got {config.hidden_size}")
     if config.hidden_act not in ACT2FN:

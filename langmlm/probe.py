@@ -283,7 +283,8 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
 def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     "Return the number of tokens that a model can read."
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    offset = 2 if config.pad_token_id == 1 else 0  # RoBERTa and its relatives count positions from pad_token_id + 1
+    is_roberta = config.pad_token_id == 1 and config.model_type not in ("bert", "modernbert")
+    offset = 2 if is_roberta else 0  # RoBERTa and its relatives count positions from pad_token_id + 1
     return min(tokenizer.model_max_length, positions - offset)
 
 # %% ../nbs/probe.ipynb #0be102a7

@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import ConfigError, make_config
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
@@ -29,7 +29,8 @@ from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
 from .model.memory import StepMemory, is_out_of_memory
-from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, roberta_config
+from .model.modernbert import modernbert_names
+from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
 from .tokens.encode import find_word_starts
@@ -159,7 +160,7 @@ class MLMTask:
 
     def __init__(
         self,
-        model: RobertaForMaskedLM,  # Trained in place
+        model: PreTrainedModel,  # Trained in place
         tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
         dataset: TokenizedDataset,  # Training split
         config: TrainingConfig,  # As `plan_run` returns it, without a recipe
@@ -340,7 +341,7 @@ def create_mlm(
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
         model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
-        shape = model.config if model else roberta_config(architecture, loaded, dataset.max_length)
+        shape = model.config if model else complete_config(architecture, loaded, dataset.max_length)
         _check_validation_lengths(start, shape, loaded, validation)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
@@ -369,7 +370,7 @@ def _open_splits(
 
 
 def _check_validation_lengths(
-    start: StartingPoint, config: RobertaConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
+    start: StartingPoint, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
 ) -> None:
     "Raise an error if the model has too few positions for a sequence of the validation split."
     errors = find_mismatches(config, tokenizer, int(validation.lengths.max())) if validation else []
@@ -412,7 +413,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
 # %% ../nbs/tasks.ipynb #f3365fa3
 def _load_matching(
     name: str, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset, model_config: dict | ModelConfig | None
-) -> RobertaForMaskedLM:
+) -> PreTrainedModel:
     "Load a model; it must match the tokenizer, the dataset and, where it is given, the `model_config`."
     model = load_model(name)
     errors = find_mismatches(model.config, tokenizer, dataset.max_length)
@@ -420,7 +421,8 @@ def _load_matching(
     if isinstance(model_config, ModelConfig):  # Its defaults are those of RoBERTa, which other models do not have
         given = {name: getattr(model_config, name) for name in model_config.given}
     for key, value in sorted(given.items()):
-        present = getattr(model.config, key, None)
+        names = modernbert_names(key) if model.config.model_type == "modernbert" else [key]
+        present = getattr(model.config, names[0], None) if names else value
         if value not in (None, present) and key not in ("use_cache", "initialization"):  # No properties of a model
             errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")
     if errors:

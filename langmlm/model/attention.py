@@ -50,9 +50,15 @@ def _as_rows(tensor: Tensor, block: EqualLengthBlock) -> Tensor:
     return tokens.unflatten(0, (block.rows, block.length)).transpose(1, 2)
 
 
+def _is_distant(length: int, window: int, device: torch.device) -> Tensor:
+    "Return a mask [length, length] of the pairs of tokens that are farther apart than a window."
+    positions = torch.arange(length, device=device)
+    return (positions[:, None] - positions).abs() > window
+
+
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, blocks, dropout, scale):
+    def forward(ctx, query, key, value, blocks, dropout, scale, window):
         ctx.save_for_backward(query, key, value)
         ctx.options, ctx.weights = (blocks, dropout, scale), []
         generator = dropout_generator() if dropout else None
@@ -60,7 +66,10 @@ class _BlockAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for block in blocks:
                 q, k, v = (_as_rows(tensor, block) for tensor in (query, key, value))
-                weights = torch.softmax((q * scale) @ k.mT, -1)
+                logits = (q * scale) @ k.mT
+                if window is not None and block.length > window + 1:
+                    logits.masked_fill_(_is_distant(block.length, window, q.device), float("-inf"))
+                weights = torch.softmax(logits, -1)
                 dropped = draw_dropout_mask(weights.shape, dropout, generator).to(weights.device) if dropout else None
                 mixed = (weights.masked_fill(dropped, 0) if dropout else weights) @ v
                 torch.mul(mixed, 1 / keep_probability(dropout), out=_as_rows(output, block))
@@ -83,7 +92,7 @@ class _BlockAttention(torch.autograd.Function):
             grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             torch.mul(grad_logits @ k, scale, out=grad_q)
             torch.mul(grad_logits.mT @ q, scale, out=grad_k)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 # %% ../../nbs/model/02_attention.ipynb #5207ac9e
 @torch.compiler.disable
@@ -94,10 +103,11 @@ def attend_equal_lengths(
     blocks: list[EqualLengthBlock],  # From `group_equal_lengths`
     dropout: float = 0.0,  # Dropout probability of the attention weights
     scale: float | None = None,  # Factor of the dot products; None: 1 / sqrt(head size)
+    window: int | None = None,  # Most positions between a query and its keys; None: any number
 ) -> Tensor:  # [tokens, heads, head size]
     "Attend within each sequence of a flat batch, one block of equal lengths at a time."
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _BlockAttention.apply(query, key, value, blocks, dropout, scale)
+    return _BlockAttention.apply(query, key, value, blocks, dropout, scale, window)
 
 # %% ../../nbs/model/02_attention.ipynb #8ff83543
 # The operators behind FlashAttention in PyTorch. The public alternative, torch.nn.attention.varlen.varlen_attn, has no

@@ -44,15 +44,16 @@ def embed_new_words(
 
 # %% ../../nbs/model/08_extend.ipynb #732abbdc
 def repeat_positions(
-    model: PreTrainedModel,  # With learned position embeddings; unchanged
+    model: PreTrainedModel,  # Unchanged; ModernBERT computes positions, so only its limit changes
     max_length: int,  # Tokens per sequence that the new model reads, more than the old one does
 ) -> PreTrainedModel:
     "Give a model more positions, which repeat the old ones."
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if table is None:
+    if table is None and model.config.model_type != "modernbert":
         raise ValueError(f"a {model.config.model_type} model has no learned position embeddings to extend")
-    first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa's relatives count from there
-    present = table.num_embeddings - first
+    padding = getattr(table, "padding_idx", None)
+    first = 0 if padding is None else padding + 1  # RoBERTa's relatives count from there
+    present = model.config.max_position_embeddings - first
     if max_length <= present:
         raise ValueError(f"max_length must be above {present:,}, which the model reads already, got {max_length:,}")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # %% ../../nbs/model/06_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
@@ -68,7 +68,7 @@ _SHARPNESS = 8.0  # Attention score at the offset; far positions have about 0
 _LONGEST = 128  # Wavelength of the lowest frequency, in positions; that of the highest is 2
 
 
-def _frequencies(config: RobertaConfig) -> Tensor:  # [frequencies] radians per position
+def _frequencies(config: PreTrainedConfig) -> Tensor:  # [frequencies] radians per position
     "Choose the frequencies of the position embeddings: as many as fit a head, in at most a quarter of the dimensions."
     head_size = config.hidden_size // config.num_attention_heads
     return torch.logspace(0, -math.log2(_LONGEST / 2), max(1, min(head_size // 2, config.hidden_size // 8)), 2) * math.pi
@@ -85,19 +85,19 @@ def _add_block(weight: Tensor, first_row: int, block: Tensor) -> None:
 # %% ../../nbs/model/06_initialization.ipynb #23790922
 @torch.no_grad()
 def attend_to_neighbors(
-    model: RobertaForMaskedLM,  # With random weights, changed in place
+    model: PreTrainedModel,  # With random weights and RoBERTa's layers, changed in place
 ) -> None:
     "Set sinusoidal position embeddings, and let half of the heads attend to neighboring tokens."
     config, frequencies = model.config, _frequencies(model.config)
     head_size, pairs = config.hidden_size // config.num_attention_heads, len(frequencies)
     amplitude = config.initializer_range * math.sqrt(config.hidden_size / pairs)
     angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
-    positions = model.roberta.embeddings.position_embeddings.weight
+    positions = model.base_model.embeddings.position_embeddings.weight
     positions.zero_()
     positions[:, : 2 * pairs] = torch.stack([angles.sin(), angles.cos()], -1).flatten(1) * amplitude
     normalized = math.sqrt(config.hidden_size / pairs / 2)  # Amplitude behind the layer norm, beside token embeddings
     gain = math.sqrt(_SHARPNESS * math.sqrt(head_size) / pairs) / normalized
-    for number, layer in enumerate(model.roberta.encoder.layer):
+    for number, layer in enumerate(model.base_model.encoder.layer):
         attention = layer.attention.self
         for head in range(math.ceil(config.num_attention_heads / 2)):
             angle = frequencies * _neighbor_offset(head, number)
@@ -108,7 +108,7 @@ def attend_to_neighbors(
 # %% ../../nbs/model/06_initialization.ipynb #746bedce
 @torch.no_grad()
 def initialize_from_corpus(
-    model: RobertaForMaskedLM,  # With random weights, changed in place
+    model: PreTrainedModel,  # With random weights, changed in place
     counts: np.ndarray,  # [at most vocab_size] number of occurrences of each token
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],  # A sample of the corpus, as for `count_neighbors`
     special_ids: Iterable[int],  # Never predicted
@@ -122,8 +122,9 @@ def initialize_from_corpus(
     table = count_neighbors(blocks, frequent[occurrences[frequent] > 0], config.vocab_size)
     table[list(special_ids)] = 0
     found = embed_neighbors(table, config.hidden_size, config.initializer_range * math.sqrt(config.hidden_size), seed)
-    embedding, decoder, counted = model.roberta.embeddings.word_embeddings.weight, model.lm_head.decoder, found.any(1)
-    embedding[counted] = found[counted]
-    decoder.weight[counted] = found[counted]
-    attend_to_neighbors(model)
+    decoder, counted = model.get_output_embeddings(), found.any(1)
+    for weight in (model.get_input_embeddings().weight, decoder.weight):
+        weight[counted] = found[counted]
+    if config.model_type != "modernbert":  # It computes positions
+        attend_to_neighbors(model)
     decoder.bias.copy_(torch.from_numpy(np.log((occurrences + 0.5) / (occurrences + 0.5).sum())))

@@ -27,6 +27,15 @@ def token_bounds(
     following = torch.searchsorted(cu_seqlens, torch.arange(tokens, device=cu_seqlens.device).int(), right=True)
     return torch.stack([edges[following - 1], edges[following]])
 
+# %% ../../nbs/model/05_triton_attention.ipynb #wind0004
+def window_bounds(
+    bounds: Tensor,  # [2, tokens] int32, from `token_bounds`
+    window: int,  # Most positions between a query and its keys
+) -> Tensor:  # [2, tokens] int32 on the same device
+    "Limit the bounds of every token to a window around it."
+    tokens = torch.arange(bounds.shape[1], device=bounds.device, dtype=bounds.dtype)
+    return torch.stack([bounds[0].maximum(tokens - window), bounds[1].minimum(tokens + window + 1)])
+
 # %% ../../nbs/model/05_triton_attention.ipynb #66b9e8b6
 _ENABLED = True  # False: use the fallback; for tests and benchmarks
 # By padded head size: tokens of a tile, tokens per visit, warps, pipeline stages, maximum of registers (0: no limit)

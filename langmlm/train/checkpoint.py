@@ -180,7 +180,7 @@ def load_model(
         raise ValueError(
             f"checkpoint_path={str(name)!r} is neither a model folder nor a model on the Hub: {error}"
         ) from error
-    if config.model_type not in MODEL_TYPES or config.is_decoder:
+    if config.model_type not in MODEL_TYPES or getattr(config, "is_decoder", False):
         found = "is_decoder=True" if config.model_type in MODEL_TYPES else f"model_type={config.model_type!r}"
         supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
         raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")

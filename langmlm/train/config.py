@@ -253,7 +253,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     **dict.fromkeys(("train_file", "dataset_name", "dataset_config_name", "line_by_line", "streaming"), _TOKENIZED),
     **dict.fromkeys(("validation_file", "validation_split_percentage"), _SPLIT),
     **dict.fromkeys(("max_length", "max_seq_length"), _LENGTH),
-    **dict.fromkeys(("config_name", "config_overrides", "model_type"), _SIZE),
+    **dict.fromkeys(("config_name", "config_overrides"), _SIZE),
     "do_train": "leave it out, since langmlm train always trains, as the method train of a task does",
     "resume_from_checkpoint": "type langmlm resume RUN, or pass checkpoint_path to create_mlm",
     "model_name_or_path": "the name is checkpoint_path, the model to start from",
@@ -269,7 +269,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     "full_determinism": "every run is deterministic where the hardware allows it, and says so where it does not",
     "data_seed": "seed also decides the order of the data",
     "save_safetensors": "weights are always saved as safetensors",
-    "vocab_size": "it belongs into model_config",
+    **dict.fromkeys(("model_type", "vocab_size"), "it belongs into model_config"),
     "precision": "set bf16 or fp16",
 }
 

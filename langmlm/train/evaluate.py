@@ -47,7 +47,7 @@ def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[Fl
 
 def _predict(flat_model: FlatMaskedLM, batch: MaskedBatch, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     "Compute the logits of a batch in chunks of rows; [rows, vocab_size] float32 each, and their labels."
-    inputs, decoder = vars(batch.to(device)), flat_model.head.decoder
+    inputs, decoder = vars(batch.to(device)), flat_model.decoder
     labels = inputs.pop("labels")
     hidden, rows = flat_model.encode(**inputs), LOGITS_ROWS.get(device.type, max(LOGITS_ROWS.values()))
     for hidden_rows, label_rows in zip(hidden.split(rows), labels.split(rows)):

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import RobertaForMaskedLM
+from transformers import PreTrainedModel
 
 from ..data.batching import BatchPlan, random_bits
 from ..data.dataset import unigram_entropy
@@ -80,7 +80,7 @@ def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
 
 # %% ../../nbs/train/09_loop.ipynb #be929a14
 def fit(
-    model: RobertaForMaskedLM,  # What checkpoints hold; its weights are trained through `module`
+    model: PreTrainedModel,  # What checkpoints hold; its weights are trained through `module`
     module: nn.Module,  # A `FlatMaskedLM` of the model, as prepared by Accelerate
     optimizer: Optimizer,  # As prepared by Accelerate
     accelerator: Accelerator,  # That prepared them
@@ -134,7 +134,7 @@ def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConf
 
 
 def _finish(
-    monitor, model: RobertaForMaskedLM, optimizer: Optimizer, run_folder: RunFolder, state: TrainState, stop: StopRequest
+    monitor, model: PreTrainedModel, optimizer: Optimizer, run_folder: RunFolder, state: TrainState, stop: StopRequest
 ) -> None:
     "Save what is missing at the end of a session, and pass on a signal that ended it."
     monitor.log_session()
@@ -169,7 +169,7 @@ def _evaluate(
 class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
-    def __init__(self, model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
+    def __init__(self, model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
         special_ids, vocab_size = run_folder.tokenizer.all_special_ids, model.config.vocab_size
         self._unigram_entropy = unigram_entropy(loader.dataset, special_ids, vocab_size)
         self._config = run_folder.config
@@ -238,7 +238,7 @@ def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _monitor(
-    model: RobertaForMaskedLM, loader: BatchLoader, run_folder: RunFolder, state: TrainState
+    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
 ) -> Iterator[_Monitor]:
     "Show progress and explain a lost connection inside the block; leave PyTorch's random generators as they were."
     monitor = _Monitor(model, loader, run_folder, state)

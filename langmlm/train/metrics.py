@@ -22,7 +22,7 @@ import psutil
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from transformers import RobertaConfig
+from transformers import PreTrainedConfig
 
 from ..progress import live_display
 
@@ -180,15 +180,18 @@ def plot(
 
 # %% ../../nbs/train/03_metrics.ipynb #4278dc73
 def training_flops(
-    config: RobertaConfig,  # Of the model
+    config: PreTrainedConfig,  # Of the model
     lengths: np.ndarray,  # [sequences] tokens in each, without padding
     predictions: int,  # Masked positions in all sequences
 ) -> float:
     "Count the floating-point operations of forward and backward pass."
     hidden, intermediate, tokens = config.hidden_size, config.intermediate_size, float(lengths.sum())
-    pairs = float((lengths.astype(np.float64) ** 2).sum())
-    projections, rest = 3 * hidden**2, hidden**2 + 2 * hidden * intermediate  # Weights before and after attention
-    layers = config.num_hidden_layers * (projections * tokens + 2 * hidden * pairs)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    lengths, gates = lengths.astype(np.float64), 3 if config.model_type == "modernbert" else 2
+    reach = [np.inf if kind == "full_attention" else 2 * config.sliding_window + 1 for kind in kinds]
+    pairs = sum(float((lengths * np.minimum(lengths, most)).sum()) for most in reach)  # Of a token and one it attends to
+    projections, rest = 3 * hidden**2, hidden**2 + gates * hidden * intermediate  # Weights before and after attention
+    layers = config.num_hidden_layers * projections * tokens + 2 * hidden * pairs
     layers += rest * ((config.num_hidden_layers - 1) * tokens + predictions)
     head = (hidden**2 + hidden * config.vocab_size) * predictions
     return 6 * (layers + head)
@@ -228,7 +231,7 @@ class SpeedMeter:
         self,
         device: torch.device,  # Where the model is trained
         precision: str,  # As for `peak_flops`
-        model_config: RobertaConfig,  # Decides the number of operations
+        model_config: PreTrainedConfig,  # Decides the number of operations
     ):
         self.device, self.precision, self.model_config = device, precision, model_config
         self.tokens = self.computed_tokens = self.padding = 0

@@ -113,7 +113,7 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "muon")
 
 
 def make_optimizer(
-    model: nn.Module,  # Its layers are in a module named `encoder`
+    model: nn.Module,  # Its layers are in a module named `encoder` or `layers`
     optim: str = "adamw_torch_fused",  # Element of `OPTIMIZERS`; "adamw_torch" is AdamW without the fused kernel
     weight_decay: float = 0.01,  # Of matrices; vectors have none
     betas: tuple[float, float] = (0.9, 0.98),  # Decay rates of AdamW's first and second moment, at least 0 and below 1
@@ -123,7 +123,7 @@ def make_optimizer(
     if optim not in OPTIMIZERS:
         raise ValueError(f"optim must be one of {', '.join(OPTIMIZERS)}, got {optim!r}")
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    inner = [name for name, weight in weights.items() if ".encoder." in f".{name}" and weight.ndim == 2]
+    inner = [name for name, weight in weights.items() if {"encoder", "layers"} & {*name.split(".")} and weight.ndim == 2]
     hidden = [weights.pop(name) for name in inner] if optim == "muon" else []
     groups = [
         {"params": [weight for weight in weights.values() if weight.ndim >= 2], "weight_decay": weight_decay},

@@ -13,12 +13,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ModelConfig, show_value
 from ..data.dataset import TokenizedDataset, token_counts
 from ..model.initialization import initialize_from_corpus
-from ..model.roberta import build_model, roberta_config
+from ..model.roberta import build_model, complete_config
 from .config import TrainingConfig, plan_batches
 from .launch import make_accelerator
 from .sharding import is_sharded_run
@@ -137,7 +137,7 @@ _TRIAL_STEPS = 1_000  # Of the run that is measured; a recipe chooses its batch 
 def plan_run(
     config: TrainingConfig,  # Its `recipe` and `budget_minutes` are replaced by the options that they lead to
     architecture: ModelConfig,  # Likewise, for a new model
-    shape: RobertaConfig,  # Layers and width of the model
+    shape: PreTrainedConfig,  # Layers and width of the model
     dataset: TokenizedDataset,  # To train on
     make_trial: Callable,  # Makes an `MLMTask` from a config, to measure
     is_new: bool = True,  # Whether the model is to be created; False: further pretraining
@@ -187,9 +187,9 @@ def new_model(
     config: TrainingConfig,  # `seed` is used
     tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     dataset: TokenizedDataset,  # To train on
-) -> RobertaForMaskedLM:
+) -> PreTrainedModel:
     "Create a model with random weights, or with weights from the corpus."
-    model = build_model(roberta_config(architecture, tokenizer, dataset.max_length), config.seed)
+    model = build_model(complete_config(architecture, tokenizer, dataset.max_length), config.seed)
     if architecture.initialization == "corpus":
         sample = _sample_blocks(dataset)
         initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, config.seed)

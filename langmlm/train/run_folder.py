@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from fastcore.basics import patch
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
 from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
@@ -122,7 +122,7 @@ def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception 
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def save(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
     "Write a checkpoint, after all metrics were read, and prune old ones; if the disk fails, log an error and return."
     trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
@@ -137,7 +137,7 @@ def save(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
-def _write(self: RunFolder, name: str, write: Callable, model: RobertaForMaskedLM, optimizer: Optimizer) -> bool:
+def _write(self: RunFolder, name: str, write: Callable, model: PreTrainedModel, optimizer: Optimizer) -> bool:
     "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
     began = perf_counter()
     error = _attempt(self.accelerator, write)
@@ -151,7 +151,7 @@ def _write(self: RunFolder, name: str, write: Callable, model: RobertaForMaskedL
     return error is None
 
 
-def _describe_space(folder: Path, model: RobertaForMaskedLM, optimizer: Optimizer) -> str:
+def _describe_space(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> str:
     "Say how much space a checkpoint needs and how much is free."
     states = [torch.as_tensor(value) for state in optimizer.state.values() for value in state.values()]
     needed = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *states])
@@ -204,7 +204,7 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, state: TrainState) -> None:
+def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing = []
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
@@ -232,7 +232,7 @@ def finish(self: RunFolder, model: RobertaForMaskedLM, optimizer: Optimizer, sta
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9
 @patch
-def _make_card(self: RunFolder, model: RobertaForMaskedLM, state: TrainState) -> str | None:
+def _make_card(self: RunFolder, model: PreTrainedModel, state: TrainState) -> str | None:
     "Describe the run in a model card; an error in it must not cost the model."
     try:
         trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)

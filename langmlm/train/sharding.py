@@ -47,7 +47,7 @@ def shard_module(module: FlatMaskedLM, device: torch.device) -> None:
     "Split the weights of a model, the same in all processes, over them."
     module.to(device)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for layer in module.model.base_model.encoder.layer[:-1]:
+    for layer in module.layers[:-1]:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
 

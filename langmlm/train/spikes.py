@@ -16,7 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.optim import Optimizer
-from transformers import RobertaForMaskedLM
+from transformers import PreTrainedModel
 
 from ..disk import is_intact
 from ..model.roberta import build_model
@@ -125,7 +125,7 @@ def checkpoints_for_rollback(steps: Sequence[int], last_check: int) -> list[int]
 # %% ../../nbs/train/08_spikes.ipynb #7f20209a
 def handle_loss_spike(
     spike: LossSpike,  # From `detect_loss_spike`
-    model: RobertaForMaskedLM,  # Its weights go back
+    model: PreTrainedModel,  # Its weights go back
     optimizer: Optimizer,  # Its state goes back
     accelerator: Accelerator,  # All processes must call this function
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
@@ -168,7 +168,7 @@ def _stable_checkpoint(checkpoints: Sequence[Path], onset: int, accelerator: Acc
 
 
 def _restore_weights(
-    model: RobertaForMaskedLM, optimizer: Optimizer, stable: Path | None, source: Path | str | None, seed: int
+    model: PreTrainedModel, optimizer: Optimizer, stable: Path | None, source: Path | str | None, seed: int
 ) -> None:
     "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
     before = load_model(source) if source else build_model(model.config, seed)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, RobertaConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
@@ -75,7 +75,7 @@ class TrainState:
 
 # %% ../../nbs/train/06_state.ipynb #37bf9aca
 def describe_run(
-    model_config: RobertaConfig,  # Its sizes are part of the identity
+    model_config: PreTrainedConfig,  # Its sizes are part of the identity
     dataset: TokenizedDataset,  # Its fingerprint is part of the identity
     tokenizer: PreTrainedTokenizerBase,  # Likewise
     config: TrainingConfig,  # All its options are stored

@@ -27,7 +27,7 @@ from langmlm.disk import (
     write_json,
     write_manifest,
 )
-from langmlm.model.roberta import ModelConfig, build_model, roberta_config
+from langmlm.model.roberta import ModelConfig, build_model, complete_config
 from langmlm.tokens.tokenizer import load_tokenizer
 from langmlm.train.checkpoint import (
     list_checkpoints,
@@ -214,7 +214,7 @@ ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads":
 def save(folder: Path, *steps: int) -> None:
     "Save checkpoints with weights of their own, pruning all but the newest, and the final model."
     tokenizer = load_tokenizer(folder / "tokenizer")
-    model = build_model(roberta_config(ModelConfig(**ARCHITECTURE), tokenizer, 16), seed=0)
+    model = build_model(complete_config(ModelConfig(**ARCHITECTURE), tokenizer, 16), seed=0)
     optimizer = torch.optim.AdamW(model.parameters())
     for step in steps:
         model.lm_head.bias.data += step

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,8 +21,11 @@ from transformers import (
     CamembertConfig,
     CamembertForMaskedLM,
     CamembertTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
     XLMRobertaConfig,
@@ -35,16 +38,16 @@ from langmlm.config import ConfigError, ModelConfig
 from langmlm.data.batching import make_flat_batch
 from langmlm.data.dataset import TokenizedDataset, open_dataset
 from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, mask_batch, masking_rules, pad_batch
-from langmlm.model.roberta import MODEL_TYPES, FlatMaskedLM, find_mismatches
+from langmlm.model.roberta import MODEL_TYPES, FlatMaskedLM, complete_config, find_mismatches
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.encode import find_word_starts
 from langmlm.tokens.tokenizer import fingerprint_tokenizer, load_tokenizer
 from langmlm.train.checkpoint import load_model
+from langmlm.train.metrics import training_flops
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MAX_LENGTH = 32
-FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "modernbert", "roberta", "xlm-roberta")
 TEXT = "The interpreter's tokenization of unusual identifiers, e.g. InvalidOperation or __getattribute__, differs."
 
 
@@ -72,6 +75,17 @@ def make_tokenizer(family: str, documents: list[str]) -> PreTrainedTokenizerBase
         first = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
         pieces = [(token, 0.0) for token in first] + unigram_pieces(documents, ["<unk>"])[1:] + [("<mask>", 0.0)]
         return CamembertTokenizer(vocab=pieces, model_max_length=MAX_LENGTH)
+    if family == "modernbert":
+        trained = Tokenizer(models.BPE())
+        trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]  # At the end, as in the published vocabulary
+        options = {"vocab_size": 395, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+        trained.train_from_iterator(documents, trainers.BpeTrainer(**options))
+        trained.add_special_tokens(special)
+        ends = [(token, trained.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        trained.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+        names = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), special))
+        return PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=MAX_LENGTH, **names)
     pieces = unigram_pieces(documents, ["<s>", "<pad>", "</s>", "<unk>"])  # BERTweet, too, has no byte-level tokenizer
     return XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=MAX_LENGTH)
 
@@ -79,16 +93,25 @@ def make_tokenizer(family: str, documents: list[str]) -> PreTrainedTokenizerBase
 KINDS = {
     "bert": (BertConfig, BertForMaskedLM),
     "camembert": (CamembertConfig, CamembertForMaskedLM),
+    "modernbert": (ModernBertConfig, ModernBertForMaskedLM),
     "roberta": (RobertaConfig, RobertaForMaskedLM),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForMaskedLM),
 }
 
 
-def make_model(family: str, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedModel:
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+def make_model(family: str, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.1, **options) -> PreTrainedModel:
     "A stock model with random weights, biases included, and positions for `MAX_LENGTH` tokens."
     config_class, model_class = KINDS[family]
     torch.manual_seed(0)
-    positions = MAX_LENGTH + (0 if family == "bert" else tokenizer.pad_token_id + 1)
+    names = DROPOUTS
+    if family == "modernbert":  # Layers of both kinds, and windows narrower than the sequences
+        options = {"local_attention": 8, "global_attn_every_n_layers": 2, **options}
+        names = ("embedding_dropout", "mlp_dropout", "attention_dropout")
+    options |= dict.fromkeys(names, dropout)
+    positions = MAX_LENGTH + (0 if family in ("bert", "modernbert") else tokenizer.pad_token_id + 1)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
     ids |= {"eos_token_id": tokenizer.sep_token_id, "vocab_size": len(tokenizer), "max_position_embeddings": positions}
     model = model_class(config_class(**SIZES, **ids, **options))
@@ -159,7 +182,8 @@ def pad_for_stock(tokenizer: PreTrainedTokenizerBase, batch: MaskedBatch) -> dic
     return {**padded, "labels": labels}
 
 
-PAIRS = [(name, name) for name in FAMILIES] + [("roberta", "bert"), ("bert", "xlm-roberta")]  # Other ids of `<pad>`
+OTHERS = [("roberta", "bert"), ("bert", "xlm-roberta"), ("modernbert", "xlm-roberta")]  # Other ids of `<pad>`
+PAIRS = [(name, name) for name in FAMILIES] + OTHERS
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -169,7 +193,7 @@ def test_loss_and_gradients_are_those_of_the_stock_model(
 ):
     "Positions, token types, masks, layers and head of every family; also in a batch that is padded to a fixed shape."
     tokenizer = make_tokenizer(tokenizer_of, documents)
-    model = make_model(name, tokenizer, **NO_DROPOUT, tie_word_embeddings=tied)
+    model = make_model(name, tokenizer, dropout=0.0, tie_word_embeddings=tied)
     batch, padded = flat_and_padded(tokenizer, documents)
     expected = model(**padded).loss
     expected.backward()
@@ -188,7 +212,7 @@ def test_loss_and_gradients_are_those_of_the_stock_model(
 # Masks
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted({*FAMILIES} - {"modernbert"}))  # Byte-level words are tested in test_words.py
 def test_words_of_the_tokenizer_are_masked_whole(name: str, documents: list[str]):
     "A word begins where the tokenizer itself says so; special tokens are neither predicted nor drawn."
     tokenizer = make_tokenizer(name, documents)
@@ -233,7 +257,8 @@ def test_continued_model(family: tuple[str, Path], tokenized: Path, tmp_path: Pa
     assert all(torch.equal(weight, trained[key]) for key, weight in loaded.state_dict().items())
     assert not torch.equal(loaded.get_input_embeddings().weight, before.get_input_embeddings().weight)
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in (folder, final)]
-    assert type(tokenizers[0]) is type(tokenizers[1]) and type(tokenizers[0]).__name__ != "TokenizersBackend"
+    is_plain = type(tokenizers[0]).__name__ == "TokenizersBackend"  # Without a class of its own, as ModernBERT's
+    assert type(tokenizers[0]) is type(tokenizers[1]) and is_plain == (name == "modernbert")
     assert len({fingerprint_tokenizer(tokenizer) for tokenizer in tokenizers}) == 1
 
 
@@ -294,7 +319,7 @@ def test_checkpoint_of_another_maker(documents: list[str], tmp_path: Path):
 # What cannot be continued
 
 
-OTHER_TYPES = ("albert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta-prelayernorm")
+OTHER_TYPES = ("albert", "deberta-v2", "distilbert", "electra", "eurobert", "roberta-prelayernorm")
 
 
 @pytest.mark.parametrize("name", OTHER_TYPES)
@@ -351,3 +376,104 @@ def test_shown_batches_name_the_mask_token(family: tuple[str, Path], tokenized: 
     task = create(family, tokenized, tmp_path / "run")
     assert f"replaced by {task.tokenizer.mask_token}" in task.show_batch().summary
     assert task.tokenizer.cls_token in str(task.show_batch())
+
+
+# New models
+
+
+@pytest.fixture(scope="module")
+def own_data(documents: list[str], tmp_path_factory) -> dict[str, Path]:
+    "A byte-level tokenizer of ours and a dataset."
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "data.txt").write_text("\n".join(documents), encoding="utf-8")
+    places = {"path_to_save_tokenizer": folder / "tokenizer", "path_to_save_dataset": folder / "dataset"}
+    tasks.create_tokenizer(folder / "data.txt", {**places, "vocab_size": 400, "max_length": MAX_LENGTH}).train()
+    return {"tokenizer": folder / "tokenizer", "tokenized_dataset": folder / "dataset"}
+
+
+NEW_TYPES = [name for name in KINDS if name in ("bert", "modernbert", "roberta")]
+STEPS = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize("name", NEW_TYPES)
+def test_new_model(name: str, own_data: dict[str, Path], tmp_path: Path):
+    "Of the class that `model_type` names, resumed bit for bit with Muon; the same call with a checkpoint is accepted."
+    model_config = {"model_type": name, **SIZES, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2}
+    if name == "modernbert":
+        model_config |= {"local_attention": 8, "global_attn_every_n_layers": 2}
+    settings = {**STEPS, "optim": "muon"}
+
+    def create_new(folder: str, **arguments) -> tasks.MLMTask:
+        training_config = {**settings, "output_dir": tmp_path / folder}
+        return tasks.create_mlm(**own_data, model_config=model_config, training_config=training_config, **arguments)
+
+    whole, stopped = create_new("whole"), create_new("stopped")
+    assert type(whole.model) is KINDS[name][1] and len(whole.optimizer.param_groups[0]["params"]) > 0
+    whole.train()
+    stopped.train(stop_at_step=2)
+    resumed = create_new("stopped", checkpoint_path=tmp_path / "stopped")
+    resumed.train()
+    expected, found = named_weights(whole.model), named_weights(resumed.model)
+    assert all(torch.equal(weight, found[key]) for key, weight in expected.items())
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole" / "final_model")
+    assert type(loaded) is KINDS[name][1] and loaded.config.pad_token_id == 1
+    with pytest.raises(ConfigError, match="has 2: leave model_config out"):
+        model_config["num_hidden_layers"] = 3
+        create_new("other", checkpoint_path=tmp_path / "whole" / "final_model", resume="weights")
+
+
+@pytest.mark.parametrize("name", NEW_TYPES)
+def test_options_reach_the_config(name: str, own_data: dict[str, Path]):
+    "Every option of `ModelConfig` has an effect on the config of its model type, under whatever name."
+    tokenizer, changed = load_tokenizer(own_data["tokenizer"]), {
+        "num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 80,
+        "hidden_act": "relu", "hidden_dropout_prob": 0.25, "attention_probs_dropout_prob": 0.3,
+        "layer_norm_eps": 1e-4, "initializer_range": 0.03, "tie_word_embeddings": False, "classifier_dropout": 0.4,
+        "max_position_embeddings": 100,
+    }  # fmt: skip
+    changed |= {"local_attention": 6, "global_attn_every_n_layers": 1} if name == "modernbert" else {"type_vocab_size": 3}
+    plain = complete_config(ModelConfig(model_type=name), tokenizer, MAX_LENGTH).to_dict()
+    for option, value in changed.items():
+        given = {option: value} | ({"hidden_size": 48} if option == "num_attention_heads" else {})
+        found = complete_config(ModelConfig(model_type=name, **given), tokenizer, MAX_LENGTH).to_dict()
+        assert value in [found[key] for key in found if found[key] != plain.get(key)], option
+
+
+@pytest.mark.parametrize("name", NEW_TYPES)
+def test_weights_from_the_corpus(name: str, own_data: dict[str, Path], tmp_path: Path):
+    "Before the first step, a model that is initialized from the corpus predicts better than a random one."
+    losses = []
+    for initialization in ("random", "corpus"):
+        model_config = {"model_type": name, **SIZES, "initialization": initialization}
+        training_config = {**STEPS, "max_steps": 1, "learning_rate": 1e-9, "output_dir": tmp_path / initialization}
+        losses += [tasks.create_mlm(**own_data, model_config=model_config, training_config=training_config).train()]
+    random, corpus = (history.log_history[0]["loss"] for history in losses)
+    assert corpus < random - 0.3
+
+
+@pytest.mark.parametrize("name", NEW_TYPES)
+def test_gradient_checkpointing(name: str, own_data: dict[str, Path], tmp_path: Path):
+    "Layers that are computed again drop the same activations."
+    model_config = {"model_type": name, **SIZES, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    runs = []
+    for checkpointing in (False, True):
+        options = {**STEPS, "gradient_checkpointing": checkpointing, "output_dir": tmp_path / str(checkpointing)}
+        runs.append(tasks.create_mlm(**own_data, model_config=model_config, training_config=options))
+        runs[-1].train()
+    first, second = (named_weights(run.model) for run in runs)
+    assert all(torch.equal(weight, second[key]) for key, weight in first.items())
+
+
+def test_operations_of_modernbert():
+    "Local layers count the pairs within their window only, and gated layers have three matrices."
+    sizes = {"num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 8, "vocab_size": 10}
+    lengths = np.array([5, 100])
+    counted = []
+    for every in (1, 2):
+        config = ModernBertConfig(**sizes, num_attention_heads=1, local_attention=6, global_attn_every_n_layers=every)
+        counted.append(training_flops(config, lengths, 10))
+    pairs = (5**2 + 100**2) - (5 * 5 + 100 * 7)
+    assert counted[0] - counted[1] == 6 * 2 * 4 * pairs
+    layer = 3 * 4**2 * 105 + 2 * 4 * (5**2 + 100**2)
+    rest = (4**2 + 3 * 4 * 8) * (105 + 10)
+    assert counted[0] == 6 * (2 * layer + rest + (4**2 + 4 * 10) * 10)

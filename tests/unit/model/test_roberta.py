@@ -22,7 +22,7 @@ from langmlm.model.roberta import (
     build_model,
     find_mismatches,
     linear_cross_entropy,
-    roberta_config,
+    complete_config,
 )
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
@@ -41,7 +41,7 @@ TOKENIZER = Tokenizer(pad_token_id=1, cls_token_id=0, sep_token_id=2)
 
 @pytest.fixture
 def model() -> RobertaForMaskedLM:
-    return build_model(roberta_config(ModelConfig(**SIZES, **NO_DROPOUT), TOKENIZER, max_length=30))
+    return build_model(complete_config(ModelConfig(**SIZES, **NO_DROPOUT), TOKENIZER, max_length=30))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_linear_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_find_mismatches():
-    config = roberta_config(ModelConfig(**SIZES), TOKENIZER, max_length=64)
+    config = complete_config(ModelConfig(**SIZES), TOKENIZER, max_length=64)
     assert (config.vocab_size, config.max_position_embeddings) == (300, 66)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 2)
     assert find_mismatches(config, TOKENIZER, 64) == []
@@ -152,7 +152,7 @@ def test_find_mismatches():
     errors = find_mismatches(small, TOKENIZER, 64)
     assert [error.partition("=")[0] for error in errors] == ["vocab_size", "max_position_embeddings", "pad_token_id"]
     with pytest.raises(ConfigError, match="vocab_size=200 is too small"):
-        roberta_config(ModelConfig(vocab_size=200), TOKENIZER, 64)
+        complete_config(ModelConfig(vocab_size=200), TOKENIZER, 64)
 
 
 def test_invalid_values_are_reported_together():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from langmlm.data.masking import MaskedBatch
 from langmlm.model import roberta, triton_attention
-from langmlm.model.roberta import FlatMaskedLM, ModelConfig, build_model, roberta_config
+from langmlm.model.roberta import FlatMaskedLM, ModelConfig, build_model, complete_config
 from langmlm.model.triton_attention import attend_triton, has_triton_kernel, token_bounds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,7 +103,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_module(**changes) -> FlatMaskedLM:
-    return FlatMaskedLM(build_model(roberta_config(ModelConfig(**SIZES | changes), TOKENIZER, max_length=30)))
+    return FlatMaskedLM(build_model(complete_config(ModelConfig(**SIZES | changes), TOKENIZER, max_length=30)))
 
 
 def after_seeding(module: nn.Module, batch: MaskedBatch, seed: int = 0):  # noqa: F811

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton_reference import attend_reference, kept_weights
 
 from langmlm.model import triton_attention
-from langmlm.model.triton_attention import attend_triton, token_bounds
+from langmlm.model.triton_attention import attend_triton, token_bounds, window_bounds
 
 LENGTHS = {
     "one": [1],
@@ -48,10 +48,11 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("case", "dropout"), [*product(LENGTHS, (0.0, 0.1)), ("crossing", 0.6)])
-def test_equals_the_reference(case: str, dropout: float, size=32, dtype=torch.float32, tolerance=1e-5, heads=2):
+def test_equals_the_reference(case: str, dropout: float, size=32, dtype=torch.float32, tolerance=1e-5, heads=2, window=None):
     "Output and gradients, with the mask of dropout computed by other means."
     torch.manual_seed(len(case))
     bounds, seed = bounds_of(LENGTHS[case]), torch.tensor([5])
+    bounds = bounds if window is None else window_bounds(bounds, window)
     tokens, dropped = bounds.shape[1], round(dropout * 256)
     inputs = [torch.randn(tokens, heads, size, dtype=dtype, requires_grad=True) for _ in range(3)]
     doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -69,6 +70,13 @@ def test_equals_the_reference(case: str, dropout: float, size=32, dtype=torch.fl
 @pytest.mark.parametrize("size", [16, 48, 64, 80, 128])
 def test_head_sizes(size: int):
     test_equals_the_reference("crossing", 0.1, size, heads=1)
+
+
+@pytest.mark.parametrize("case", LENGTHS)
+@pytest.mark.parametrize("window", [1, 8, 40])
+def test_windows(case: str, window: int):
+    "Narrower and wider than a tile."
+    test_equals_the_reference(case, 0.1, window=window, heads=1)
 
 
 def test_half_precision():
