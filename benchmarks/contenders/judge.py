@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from pacing import Channel, Stop, serve
-from transformers import AutoTokenizer, RobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 ROWS_PER_BATCH = 32
 
@@ -41,7 +41,7 @@ def make_batches(job: dict) -> list[dict[str, torch.Tensor]]:
 
 
 @torch.inference_mode()
-def masked_loss(model: RobertaForMaskedLM, batches: list[dict], device: str) -> tuple[float, int]:
+def masked_loss(model: PreTrainedModel, batches: list[dict], device: str) -> tuple[float, int]:
     "Return the mean loss in nats over all masked tokens, and their number."
     total = predictions = 0
     for batch in batches:
@@ -59,7 +59,7 @@ def judge(channel: Channel, job: dict) -> None:
     batches = make_batches(job)
     channel.send(ready=True)
     while (command := channel.receive())["do"] != "stop":
-        model = RobertaForMaskedLM.from_pretrained(command["folder"]).eval().to(job["device"])
+        model = AutoModelForMaskedLM.from_pretrained(command["folder"]).eval().to(job["device"])
         loss, predictions = masked_loss(model, batches, job["device"])
         channel.send(loss=loss, predictions=predictions)
     raise Stop

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import ModernBertConfig, RobertaConfig, RobertaForMaskedLM
 
 from langmlm.model.initialization import (
     _neighbor_offset,
+    attend_by_rotation,
     attend_to_neighbors,
     count_neighbors,
     embed_neighbors,
@@ -133,3 +134,22 @@ def test_a_single_token(corpus):
     initialize_from_corpus(model, np.bincount(blocks[0][0]), blocks, SPECIAL)
     assert torch.equal(model.roberta.embeddings.word_embeddings.weight[3:7], before[3:7])
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_rotated_heads_attend_to_their_offset(heads: int):
+    "In global and local layers of a ModernBERT; the constant part of the tokens changes no probability."
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    sizes = {"hidden_size": 32 * heads, "num_attention_heads": heads, "num_hidden_layers": 3, "intermediate_size": 64}
+    fixed = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "attn_implementation": "eager"}
+    model = build_model(ModernBertConfig(**ids, **sizes, **fixed)).eval()
+    attend_by_rotation(model)
+    with torch.no_grad():
+        attentions = model(torch.randint(5, VOCABULARY, (2, 40)), output_attentions=True).attentions
+        decoder, hidden = model.get_output_embeddings(), torch.randn(7, 32 * heads)
+        with_part = decoder(hidden).log_softmax(-1)
+        decoder.weight[:, :2] = 0
+        torch.testing.assert_close(decoder(hidden).log_softmax(-1), with_part)
+    for number, attention in enumerate(attentions):
+        for head in range(-(-heads // 2)):
+            assert attention[:, head].diagonal(_neighbor_offset(head, number), 1, 2).mean() > 0.7
