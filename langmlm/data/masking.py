@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .batching import FlatBatch, random_bits, random_uniform
+from .batching import FlatBatch, random_bits, random_uniform, shuffled_order
 
 # %% ../../nbs/data/03_masking.ipynb #1305245a
 IGNORE_INDEX = -100  # The label that PyTorch's cross_entropy skips
@@ -133,6 +133,9 @@ class BatchSizes(NamedTuple):
     predictions: int = 0  # Length of `labels`
 
 
+_SAMPLED_LENGTHS = 2**20
+
+
 def _round_up(count: int) -> int:
     "Round up to a multiple of 64 and of an eighth of the power of two below."
     step = max(64, 2 ** max(0, count - 1).bit_length() // 16)
@@ -144,7 +147,9 @@ def fixed_sizes(
     token_budget: int,  # Maximum number of tokens in a micro-batch
     mlm_probability: float,  # Share of tokens to predict
 ) -> BatchSizes:
-    "Return sizes that nearly every packed batch of a dataset fits into."
+    "Return sizes that nearly every packed batch of a dataset fits into, from a million of its sequences."
+    few = len(lengths) <= _SAMPLED_LENGTHS
+    lengths = lengths[:] if few else lengths[shuffled_order(len(lengths), 0, 0, stop=_SAMPLED_LENGTHS)]
     sequences, predictions = token_budget / lengths.mean(), token_budget * mlm_probability
     bounds = 2 + sequences + 5 * math.sqrt(sequences) * lengths.std() / lengths.mean()  # Five standard deviations
     predictions += 5 * math.sqrt(predictions)
