@@ -48,7 +48,9 @@ class TokenizedDataset:
 
     def __getitem__(self, row: int) -> np.ndarray:
         "Return the ids of one sequence as they are stored."
-        return np.asarray(self._pieces(*self.lengths.find([row]))[0])
+        (chunk,), place = self.lengths.find([row])
+        (start,), (end,) = self.lengths.bounds(chunk, place)
+        return np.asarray(self._ids[chunk])[start:end]
 
     @cached_property
     def tokens(self) -> int:
@@ -81,27 +83,23 @@ class TokenizedDataset:
         chunks, places = self.lengths.find(rows)
         if len(chunks) and (chunks == chunks[0]).all():
             return _gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], places))
-        return np.frombuffer(b"".join(self._pieces(chunks, places)), self._ids[0].format).astype(np.int64)
-
-    def _pieces(self, chunks: np.ndarray, places: np.ndarray) -> list[memoryview]:
-        "Return views of sequences, given by their chunks and their indices there."
         ids, starts, ends = self._ids, self.lengths.starts, self.lengths.ends
-        rows = zip(chunks.tolist(), places.tolist())
-        return [ids[chunk][starts[chunk][place] : ends[chunk][place]] for chunk, place in rows]
+        found = zip(chunks.tolist(), places.tolist())
+        pieces = [ids[chunk][starts[chunk][place] : ends[chunk][place]] for chunk, place in found]
+        return np.frombuffer(b"".join(pieces), ids[0].format).astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
-        "Iterate over all sequences in order, at most a thousand at a time."
-        for chunk, ids in enumerate(self._ids):
-            for first in range(0, len(self.lengths.starts[chunk]), 1_000):
-                starts, ends = self.lengths.bounds(chunk, slice(first, first + 1_000))
-                yield _gather(ids, starts, ends), (ends - starts).astype(np.int32)
+        "Iterate over all sequences in order, a thousand at a time."
+        for first in range(0, len(self), 1_000):
+            lengths = self.lengths[first : first + 1_000]
+            yield self.flat(np.arange(first, first + len(lengths))), lengths
 
 # %% ../../nbs/data/01_dataset.ipynb #1dx00001
 _FEW_ROWS = 20  # In a chunk, up to which a loop over rows is faster than one over chunks
 
 
 class _Lengths:
-    "Numbers of tokens in sequences, read from the bounds of these in each chunk when it is indexed as an array."
+    "Numbers of tokens in sequences, read from the bounds of these in each chunk when it is indexed like an array."
 
     def __init__(self, starts: Sequence[memoryview], ends: Sequence[memoryview]):
         self.starts, self.ends, self._first_rows = starts, ends, np.cumsum([0, *map(len, starts)])
@@ -115,8 +113,7 @@ class _Lengths:
     def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         if len(self.starts) == 1 and rows.size:
-            starts, ends = self.bounds(0, rows)
-            return (ends - starts).astype(np.int32)
+            return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
         if rows.size <= _FEW_ROWS * len(self.starts):
             found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
             lengths = np.array([self.ends[chunk][place] - self.starts[chunk][place] for chunk, place in found], np.int32)
@@ -137,7 +134,7 @@ class _Lengths:
         chunks = self._first_rows.searchsorted(rows, side="right") - 1
         return chunks, rows - self._first_rows[chunks]
 
-    def bounds(self, chunk: int, places: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Return where sequences of a chunk start and end."
         return np.asarray(self.starts[chunk])[places], np.asarray(self.ends[chunk])[places]
 
@@ -146,9 +143,9 @@ class _Lengths:
         "Return the length of the longest sequence; reads all lengths, once."
         return max(int(np.subtract(ends, starts).max(initial=0)) for starts, ends in zip(self.starts, self.ends))
 
-
+# %% ../../nbs/data/01_dataset.ipynb #1dx00002
 def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    "Concatenate pieces of an array as int64, twice as fast as by slices if they are short."
+    "Concatenate pieces of a chunk as int64, twice as fast as by slices if they are short."
     lengths = ends - starts
     shifts = starts - (np.cumsum(lengths, dtype=np.int64) - lengths)
     return np.asarray(ids)[np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)

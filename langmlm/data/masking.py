@@ -133,9 +133,6 @@ class BatchSizes(NamedTuple):
     predictions: int = 0  # Length of `labels`
 
 
-_SAMPLED_LENGTHS = 2**20
-
-
 def _round_up(count: int) -> int:
     "Round up to a multiple of 64 and of an eighth of the power of two below."
     step = max(64, 2 ** max(0, count - 1).bit_length() // 16)
@@ -148,8 +145,7 @@ def fixed_sizes(
     mlm_probability: float,  # Share of tokens to predict
 ) -> BatchSizes:
     "Return sizes that nearly every packed batch of a dataset fits into, from a million of its sequences."
-    few = len(lengths) <= _SAMPLED_LENGTHS
-    lengths = lengths[:] if few else lengths[shuffled_order(len(lengths), 0, 0, stop=_SAMPLED_LENGTHS)]
+    lengths = lengths[shuffled_order(len(lengths), 0, 0, stop=min(len(lengths), 2**20))]
     sequences, predictions = token_budget / lengths.mean(), token_budget * mlm_probability
     bounds = 2 + sequences + 5 * math.sqrt(sequences) * lengths.std() / lengths.mean()  # Five standard deviations
     predictions += 5 * math.sqrt(predictions)
