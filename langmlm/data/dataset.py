@@ -95,9 +95,6 @@ class TokenizedDataset:
             yield self.flat(np.arange(first, first + len(lengths))), lengths
 
 # %% ../../nbs/data/01_dataset.ipynb #1dx00001
-_FEW_ROWS = 20  # In a chunk, up to which a loop over rows is faster than one over chunks
-
-
 class _Lengths:
     "Numbers of tokens in sequences, read from the bounds of these in each chunk when it is indexed like an array."
 
@@ -114,7 +111,7 @@ class _Lengths:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         if len(self.starts) == 1 and rows.size:
             return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
-        if rows.size <= _FEW_ROWS * len(self.starts):
+        if rows.size <= 20 * len(self.starts):  # Then a loop over rows is faster than one over chunks
             found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
             lengths = np.array([self.ends[chunk][place] - self.starts[chunk][place] for chunk, place in found], np.int32)
             return lengths if rows.ndim else lengths[0]
