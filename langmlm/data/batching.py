@@ -201,8 +201,9 @@ def make_flat_batch(
 ) -> FlatBatch:
     "Concatenate sequences of a dataset, the shortest first."
     rows = np.asarray(rows)
-    rows = rows[np.argsort(dataset.lengths[rows], kind="stable")]
     lengths = dataset.lengths[rows]
+    order = np.argsort(lengths, kind="stable")
+    rows, lengths = rows[order], lengths[order]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths) + pad_token_id + 1
     arrays = dataset.flat(rows), positions, starts.astype(np.int32)

@@ -29,7 +29,7 @@ from ..tokens.tokenizer import fingerprint_tokenizer
 
 # %% ../../nbs/data/01_dataset.ipynb #c7ffd60c
 class TokenizedDataset:
-    "Sequences of token ids by index; only their lengths and offsets are held in memory."
+    "Sequences of token ids by index; ids and lengths stay in the memory-mapped files until they are asked for."
 
     def __init__(
         self,
@@ -38,28 +38,32 @@ class TokenizedDataset:
     ):
         self.manifest = manifest
         columns = [name for name in ("input_ids", "attention_mask") if name in rows.column_names]
-        chunks = [_locate(*arrays) for arrays in zip(*(rows.data.column(name).chunks for name in columns))]
-        self._ids, starts, lengths = zip(*(chunks or [(np.zeros(0, np.int64),) * 3]))  # Ids: a view of each chunk
-        self._first_rows = np.cumsum([0, *map(len, starts)])
-        self._starts, self.lengths = np.concatenate(starts), np.concatenate(lengths).astype(np.int32)
+        chunks = zip(*(rows.data.column(name).chunks for name in columns))
+        chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in chunks]
+        self._ids, starts, ends = zip(*(chunks or [[memoryview(np.zeros(0, np.int64))] * 3]))
+        self.lengths = _Lengths(starts, ends)  # [sequences] int32, when it is indexed
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
         "Return the ids of one sequence as they are stored."
-        chunk = np.searchsorted(self._first_rows, row % len(self), side="right") - 1
-        return self._ids[chunk][self._starts[row] : self._starts[row] + self.lengths[row]]
+        (chunk,), place = self.lengths.find([row])
+        (start,), (end,) = self.lengths.bounds(chunk, place)
+        return np.asarray(self._ids[chunk])[start:end]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         "The number of tokens, special tokens included."
-        return int(self.lengths.sum(dtype=np.int64))
+        bounds = zip(self.lengths.starts, self.lengths.ends)
+        if self.manifest:  # Without padding, so that the ends of a chunk suffice
+            bounds = ((starts[:1], ends[-1:]) for starts, ends in bounds)
+        return sum(int(np.subtract(ends, starts).sum(dtype=np.int64)) for starts, ends in bounds)
 
     @cached_property
     def max_length(self) -> int:
         "The `max_length` that the dataset was tokenized with, else the length of its longest sequence."
-        return self.manifest["max_length"] if self.manifest else int(self.lengths.max())
+        return self.manifest["max_length"] if self.manifest else self.lengths.max()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,15 +80,13 @@ class TokenizedDataset:
         rows: np.ndarray | Sequence[int],  # [sequences] their indices, in any order
     ) -> np.ndarray:  # [tokens] int64
         "Concatenate the ids of several sequences."
-        rows = np.asarray(rows, np.int64)
-        starts, lengths = self._starts[rows], self.lengths[rows].astype(np.int64)
-        chunks = (np.searchsorted(self._first_rows, rows % len(self), side="right") - 1).tolist()
-        if len(set(chunks)) == 1:  # One gather, twice as fast as slices of short sequences
-            shifts = starts - (np.cumsum(lengths) - lengths)
-            return self._ids[chunks[0]][np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
-        slices = zip(chunks, starts.tolist(), (starts + lengths).tolist())
-        pieces = [self._ids[chunk][start:end] for chunk, start, end in slices]
-        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
+        chunks, places = self.lengths.find(rows)
+        if len(chunks) and (chunks == chunks[0]).all():
+            return _gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], places))
+        ids, starts, ends = self._ids, self.lengths.starts, self.lengths.ends
+        found = zip(chunks.tolist(), places.tolist())
+        pieces = [ids[chunk][starts[chunk][place] : ends[chunk][place]] for chunk, place in found]
+        return np.frombuffer(b"".join(pieces), ids[0].format).astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
         "Iterate over all sequences in order, a thousand at a time."
@@ -92,24 +94,81 @@ class TokenizedDataset:
             lengths = self.lengths[first : first + 1_000]
             yield self.flat(np.arange(first, first + len(lengths))), lengths
 
+# %% ../../nbs/data/01_dataset.ipynb #1dx00001
+class _Lengths:
+    "Numbers of tokens in sequences, read from the bounds of these in each chunk when it is indexed like an array."
+
+    def __init__(self, starts: Sequence[memoryview], ends: Sequence[memoryview]):
+        self.starts, self.ends, self._first_rows = starts, ends, np.cumsum([0, *map(len, starts)])
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or np.int32)
+
+    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
+        if len(self.starts) == 1 and rows.size:
+            return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
+        if rows.size <= 20 * len(self.starts):  # Then a loop over rows is faster than one over chunks
+            found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
+            lengths = np.array([self.ends[chunk][place] - self.starts[chunk][place] for chunk, place in found], np.int32)
+            return lengths if rows.ndim else lengths[0]
+        order, lengths = np.argsort(rows), np.empty(len(rows), np.int32)
+        chunks, places = self.find(rows[order])
+        cuts = np.flatnonzero(np.diff(chunks)) + 1
+        for chunk, rows, places in zip(chunks[[0, *cuts]], np.split(order, cuts), np.split(places, cuts)):
+            lengths[rows] = np.subtract(*self.bounds(chunk, places)[::-1])
+        return lengths
+
+    def find(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        "Return the chunk of each of several sequences, and its index there."
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"index {rows.min()} or {rows.max()} is out of bounds of {len(self)} sequences")
+        rows = rows + len(self) * (rows < 0)
+        chunks = self._first_rows.searchsorted(rows, side="right") - 1
+        return chunks, rows - self._first_rows[chunks]
+
+    def bounds(self, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Return where sequences of a chunk start and end."
+        return np.asarray(self.starts[chunk])[places], np.asarray(self.ends[chunk])[places]
+
+    @lru_cache(maxsize=2)  # The training and the validation split
+    def max(self) -> int:
+        "Return the length of the longest sequence; reads all lengths, once."
+        return max(int(np.subtract(ends, starts).max(initial=0)) for starts, ends in zip(self.starts, self.ends))
+
+# %% ../../nbs/data/01_dataset.ipynb #1dx00002
+def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    "Concatenate pieces of a chunk as int64, twice as fast as by slices if they are short."
+    lengths = ends - starts
+    shifts = starts - (np.cumsum(lengths, dtype=np.int64) - lengths)
+    return np.asarray(ids)[np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
+
 # %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
-def _locate(*columns: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Return all ids of an Arrow chunk, and where its non-empty sequences start and how long they are without padding."
+def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
+    "Return all ids of an Arrow chunk, and where its sequences start and end without padding; empty ones are dropped."
     ids, *masks = (
         column.cast(pa.list_(column.type.value_type)) if pa.types.is_fixed_size_list(column.type) else column
         for column in columns
     )
-    bounds = ids.offsets.to_numpy().astype(np.int64)
-    starts, lengths = bounds[:-1], np.diff(bounds)
+    bounds = ids.offsets.to_numpy()
+    starts, ends = bounds[:-1], bounds[1:]  # Views of the file
     for mask in masks:
         shift = mask.offsets[0].as_py() - bounds[0]  # A sliced chunk may start at different offsets in both columns
         real = np.flatnonzero(mask.values.to_numpy(zero_copy_only=False)) - shift
         first = np.searchsorted(real, bounds)
         real = np.append(real, 0)  # Looked up for rows without a token, and dropped with them
-        starts, last, lengths = real[first[:-1]], real[first[1:] - 1], np.diff(first)
-        if ((last - starts + 1 != lengths) & (lengths > 0)).any():
+        lengths, last = np.diff(first), real[first[1:] - 1]
+        starts = real[first[:-1]].astype(bounds.dtype)
+        ends = starts + lengths.astype(bounds.dtype)
+        if ((last != ends - 1) & (lengths > 0)).any():
             raise ValueError("tokenized_dataset: an attention_mask has zeros between ones, so it does not mark padding")
-    return ids.values.to_numpy(), starts[lengths > 0], lengths[lengths > 0]
+    if (may_be_empty or masks) and not (kept := starts < ends).all():
+        starts, ends = starts[kept], ends[kept]
+    return [memoryview(array) for array in (ids.values.to_numpy(), starts, ends)]
 
 # %% ../../nbs/data/01_dataset.ipynb #many0101
 logger = logging.getLogger(__name__)

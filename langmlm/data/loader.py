@@ -92,14 +92,16 @@ class BatchLoader:
         own = range(self.process_index, len(rows), self.num_processes)
         least = -(-len(rows) // self.num_processes) if self.equal_counts else 1
         computed = [*own, *[0] * (least - len(own))]
-        masked = [self._mask(rows[index], epoch) for index in computed]
+        flat = [make_flat_batch(self.dataset, rows[index], self.pad_token_id) for index in computed]
+        masked, lengths = [self._mask(batch, epoch) for batch in flat], [np.diff(batch.cu_seqlens.numpy()) for batch in flat]
+        others = [batch for index, batch in enumerate(rows) if index not in own]
         if len(own) < least:
             masked[-1] = replace(masked[-1], masked_positions=masked[-1].masked_positions[:0], labels=masked[-1].labels[:0])
         batches = [(index, self._finish(batch)) for index, batch in zip(computed, masked)]
         return StepBatches(
             batches,
-            tokens=int(self.dataset.lengths[np.concatenate(rows)].sum()),
-            lengths=self.dataset.lengths[np.concatenate([rows[index] for index in computed])],
+            tokens=sum(int(part.sum()) for part in (*lengths[: len(own)], *map(self.dataset.lengths.__getitem__, others))),
+            lengths=np.concatenate(lengths),
             predictions=sum(len(batch.labels) for batch in masked),
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),
         )
@@ -109,8 +111,7 @@ class BatchLoader:
         "Name of the function that masks, or of the class of an object that does."
         return getattr(self.mask, "__qualname__", type(self.mask).__qualname__)
 
-    def _mask(self, rows: np.ndarray, epoch: int) -> MaskedBatch:
-        batch = make_flat_batch(self.dataset, rows, self.pad_token_id)
+    def _mask(self, batch: FlatBatch, epoch: int) -> MaskedBatch:
         masked = self.mask(batch, epoch, self.rules)
         return masked if self.mask is mask_batch else _check_masked(masked, batch, self.mask_name)
 
@@ -145,9 +146,10 @@ def prefetch(
 def load_in_order(self: BatchLoader) -> Iterator[MaskedBatch]:
     "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
     token_budget = max(self.plan.token_budget, self.dataset.lengths.max())  # It may be longer than those of training
-    bounds = pack_sequences(self.dataset.lengths, token_budget)
+    bounds = pack_sequences(self.dataset.lengths[:], token_budget)
     for index in range(self.process_index, len(bounds) - 1, self.num_processes):
-        yield self._finish(self._mask(np.arange(bounds[index], bounds[index + 1]), epoch=0))
+        rows = np.arange(bounds[index], bounds[index + 1])
+        yield self._finish(self._mask(make_flat_batch(self.dataset, rows, self.pad_token_id), epoch=0))
 
 # %% ../../nbs/data/04_loader.ipynb #1cb44a29
 _STYLES = {  # Treatment of a token to predict: description, background and border

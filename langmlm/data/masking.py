@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .batching import FlatBatch, random_bits, random_uniform
+from .batching import FlatBatch, random_bits, random_uniform, shuffled_order
 
 # %% ../../nbs/data/03_masking.ipynb #1305245a
 IGNORE_INDEX = -100  # The label that PyTorch's cross_entropy skips
@@ -144,7 +144,8 @@ def fixed_sizes(
     token_budget: int,  # Maximum number of tokens in a micro-batch
     mlm_probability: float,  # Share of tokens to predict
 ) -> BatchSizes:
-    "Return sizes that nearly every packed batch of a dataset fits into."
+    "Return sizes that nearly every packed batch of a dataset fits into, from a million of its sequences."
+    lengths = lengths[shuffled_order(len(lengths), 0, 0, stop=min(len(lengths), 2**20))]
     sequences, predictions = token_budget / lengths.mean(), token_budget * mlm_probability
     bounds = 2 + sequences + 5 * math.sqrt(sequences) * lengths.std() / lengths.mean()  # Five standard deviations
     predictions += 5 * math.sqrt(predictions)

@@ -234,16 +234,27 @@ def _write_shards(
     return total
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d
+_MANY_FILES = 1_000  # Opening a file takes half a millisecond, so that more are joined
+_JOINED_BYTES = 2**28  # In a joined file, about
+
+
 def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, str]:
     "Create a split that `datasets` opens from the Arrow files of shards; return its hash and token counts."
     folder.mkdir()
     content, counts, names = ContentHash(), np.zeros(vocab_size, np.int64), []
-    for index, file in enumerate(files):
-        names.append(f"data-{index:05}-of-{len(files):05}.arrow")
-        link_or_copy(file, folder / names[-1])
-        ids, lengths = read_sequences(file)
-        content.update(ids, lengths)
-        counts += np.bincount(ids, minlength=vocab_size)
+    sizes = np.cumsum([file.stat().st_size for file in files])
+    groups = sizes // _JOINED_BYTES if len(files) > _MANY_FILES else np.arange(len(files))
+    groups = np.split(files, np.flatnonzero(np.diff(groups)) + 1)
+    for index, group in enumerate(groups):
+        names.append(f"data-{index:05}-of-{len(groups):05}.arrow")
+        sequences = list(map(read_sequences, group))
+        for ids, lengths in sequences:
+            content.update(ids, lengths)
+            counts += np.bincount(ids, minlength=vocab_size)
+        if len(group) == 1:
+            link_or_copy(group[0], folder / names[-1])
+        else:
+            write_sequences(folder / names[-1], *map(np.concatenate, zip(*sequences)))
     # The format of `DatasetDict.save_to_disk`, the public alternative; tests compare the keys
     features = Features({"input_ids": List(Value("uint16" if vocab_size <= 2**16 else "uint32"))})
     info = {"citation": "", "description": "", "features": features.to_dict(), "homepage": "", "license": ""}

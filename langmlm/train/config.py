@@ -283,7 +283,9 @@ def _limit_packing(dataset: Any, config: TrainingConfig) -> tuple[int, int]:
     if config.fill_batches or not config.packing:
         return full, 1
     configured = config.per_device_train_batch_size * dataset.tokens / len(dataset.lengths)
-    budget = min(full, max(math.ceil(_MAX_PACKING_RATIO * configured), int(dataset.lengths.max())))
+    least = math.ceil(_MAX_PACKING_RATIO * configured)
+    longest = int(dataset.lengths.max()) if least < dataset.max_length else 0  # Reads all lengths
+    budget = min(full, max(least, longest))
     return budget, min(_MAX_PACKING_RATIO, max(1, int(budget / configured)))
 
 # %% ../../nbs/train/01_config.ipynb #74c78d3a

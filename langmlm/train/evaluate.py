@@ -117,7 +117,7 @@ def _mask_held_out(
     dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase, vocabulary: list[bytes]
 ) -> list[_Masked]:
     "Choose sequences of the validation split, and mask the token in the middle of each."
-    rows, masked = np.flatnonzero(dataset.lengths >= min(_LEAST_TOKENS, dataset.lengths.max())), []
+    rows, masked = np.flatnonzero(dataset.lengths[:] >= min(_LEAST_TOKENS, dataset.lengths.max())), []
     middles = (np.arange(_HELD_OUT) + 0.5) * len(rows) / _HELD_OUT  # Of equal shares of the split
     for row in rows[np.unique(middles.astype(int))]:
         ids = dataset[row].astype(np.int64)

@@ -166,7 +166,7 @@ def flat_and_padded(
     "A masked flat batch, and the same sequences and labels for a stock model."
     rows = tokenizer(documents[:40], truncation=True)["input_ids"]
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": rows}))
-    assert dataset.lengths.max() == MAX_LENGTH > dataset.lengths.min()
+    assert dataset.lengths.max() == MAX_LENGTH > dataset.lengths[:].min()
     flat = make_flat_batch(dataset, np.arange(40), tokenizer.pad_token_id)
     batch = mask_batch(flat, 0, masking_rules(tokenizer))
     return batch, pad_for_stock(tokenizer, batch)

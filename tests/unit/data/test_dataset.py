@@ -58,7 +58,7 @@ LAYOUTS = {
 def test_every_layout_is_the_same_dataset(layout: str):
     dataset = TokenizedDataset(LAYOUTS[layout]())
     assert len(dataset) == 300 and dataset.tokens == LENGTHS.sum() and dataset.max_length == LENGTHS.max()
-    assert dataset.lengths.dtype == np.int32 and dataset.lengths.tolist() == LENGTHS.tolist()
+    assert dataset.lengths[:].dtype == np.int32 and dataset.lengths[:].tolist() == LENGTHS.tolist()
     assert [dataset[row].tolist() for row in range(300)] == SEQUENCES
     for rows in ([], [7], [299, 0, 150, 150], [-1, 3], np.arange(300)[::-1], np.arange(40, 44)):
         flat = dataset.flat(rows)

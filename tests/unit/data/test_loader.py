@@ -80,7 +80,7 @@ def test_deterministic_and_different(loader: BatchLoader):
     assert not same_batch(loader.load(0).batches[0][1], reseeded)
     masks = []
     for epoch in (0, 1):  # The masks of the longest sequence
-        longest = int(loader.dataset.lengths.argmax())
+        longest = int(loader.dataset.lengths[:].argmax())
         for step in range(loader.plan.total_steps):
             number, rows = loader.plan.batches(step)
             for index, own in enumerate(rows):
@@ -220,7 +220,7 @@ def test_validation_has_the_shape_of_training(tmp_path: Path):
         dataset=train, plan=BatchPlan(train.lengths, **options), rules=rules, pad_token_id=1, sizes=sizes
     )
     few = replace(loader, dataset=validation)
-    shortest = load_from_disk(tmp_path / "path_to_save_dataset")["validation"].select(validation.lengths.argsort()[:3])
+    shortest = load_from_disk(tmp_path / "path_to_save_dataset")["validation"].select(validation.lengths[:].argsort()[:3])
     few_rows = TokenizedDataset(shortest, validation.manifest)
     shapes = {
         tuple(len(value) for value in vars(batch).values())

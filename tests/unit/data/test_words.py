@@ -135,7 +135,7 @@ def test_shares(family: str, language: str):
     tokenizer = make_tokenizer(family, language)
     dataset = tokenize(tokenizer, texts(language))
     rules = masking_rules(tokenizer, word_start=find_word_starts(tokenizer))
-    check_words(dataset.flat(range(len(dataset))), dataset.lengths, rules)
+    check_words(dataset.flat(range(len(dataset))), dataset.lengths[:], rules)
     words = [words_of(tokenizer, dataset[row]) for row in range(len(dataset))]
     batch, shares = make_flat_batch(dataset, range(len(dataset)), tokenizer.pad_token_id), []
     sequence = np.repeat(np.arange(len(dataset)), np.diff(batch.cu_seqlens))
