@@ -69,13 +69,16 @@ def _create(call: dict[str, Any]) -> Any:
     "Create a run; where the folders of tokenizer or dataset are missing, say how to make them."
     from langmlm.tasks import create_mlm
 
-    for name in _PATHS:
-        path = str(call[name])  # A relative path that is given may be a name on the Hub
-        is_default = path == name and call["resume"] != "full"  # Otherwise the run is checked first
-        if (is_default or os.path.isabs(path)) and not os.path.exists(path):
-            remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
-            raise FileNotFoundError(f"there is no folder {path!r}{' here' if is_default else ''}: {remedy}")
-    return create_mlm(**call)
+    local = {name: str(call[name]) for name in _PATHS if call[name] == name or os.path.isabs(call[name])}
+    missing = {name: path for name, path in local.items() if not os.path.exists(path)}
+    try:  # An absolute path is not searched for on the Hub, which takes a minute without a network
+        return create_mlm(**call | {name: os.path.abspath(path) for name, path in missing.items()})
+    except ValueError as error:
+        for name, path in missing.items():
+            if str(error).startswith(f"{name}="):
+                remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
+                raise FileNotFoundError(f"there is no folder {path!r} here: {remedy}") from error
+        raise
 
 
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:

@@ -343,12 +343,19 @@ def test_several_invalid_options_have_a_line_each(tmp_path: Path, monkeypatch, c
 
 
 def test_missing_folders_are_not_searched_for_on_the_hub(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    "A request without a network takes a minute; `create_mlm` would start with one."
+    "A request without a network takes a minute."
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tasks, "create_mlm", lambda **call: pytest.fail("not reached"))
-    assert "there is no folder 'tokenizer' here" in fail(["train"], capsys)[1][-1]
-    status, lines = fail(["train", "--tokenizer", "t", "--tokenized_dataset", str(tmp_path / "moved")], capsys)
-    assert status == 1 and f"there is no folder {str(tmp_path / 'moved')!r}: make it with" in lines[-1]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the Hub was asked"))
+    assert "there is no folder 'tokenizer' here: make it with langmlm tokenizer" in fail(["train"], capsys)[1][-1]
+
+
+def test_resume_without_the_dataset(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "The error says how to name another folder."
+    shutil.copytree(finished / "run", tmp_path / "run")
+    status, lines = fail(["resume", str(tmp_path / "run"), "--tokenized_dataset", str(tmp_path / "gone")], capsys)
+    assert status == 1 and lines[-1].endswith("or name another one with --tokenized_dataset")
+    assert f"there is no folder {str(tmp_path / 'gone')!r}" in lines[-1]
 
 
 def test_home_folder(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
