@@ -59,7 +59,7 @@ def _parse_value(given: Any, annotation: Any) -> Any:
         if number in kinds:
             with contextlib.suppress(ValueError):
                 return number(given)
-    return given
+    return os.path.expanduser(given) if PathLike in kinds else given
 
 # %% ../nbs/arguments.ipynb #556373e9
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # As `shtab.FILE`, without importing shtab
@@ -102,7 +102,8 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Callable) -> None:
     for section in sections:
         group, described = parser.add_argument_group(comments[section.name]), docments(section.annotation)
         for parameter in signature(section.annotation).parameters.values():
-            _add_argument(group, parameter, described[parameter.name])
+            shown = parameter if section.default is Parameter.empty else parameter.replace(default=None)
+            _add_argument(group, shown, described[parameter.name])
 
 # %% ../nbs/arguments.ipynb #54830e43
 class _OneLineParser(argparse.ArgumentParser):
@@ -159,7 +160,9 @@ def make_parser(
         if name in detailed:
             _add_arguments(parsers[name], command)
             parsers[name].add_argument("--debug", **debug | {"default": argparse.SUPPRESS})
-            parsers[name].usage = re.sub(r"\[-.*\] ", "[OPTIONS] ", parsers[name].format_usage()[7:].strip())
+            usage = " ".join(parsers[name].format_usage().split()).removeprefix(f"usage: langmlm {name}")
+            needed = re.sub(r" \[-(?:[^][]|\[[^]]*\])*\]", "", usage)  # Without the options in brackets
+            parsers[name].usage = f"langmlm {name} [OPTIONS]{needed}"
     return parser, parsers
 
 # %% ../nbs/arguments.ipynb #pars0003

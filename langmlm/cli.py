@@ -66,16 +66,18 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../nbs/cli.ipynb #c803421c
 def _create(call: dict[str, Any]) -> Any:
-    "Create a run; where the default folders are missing, the error says how to make them."
+    "Create a run; where the folders of tokenizer or dataset are missing, say how to make them."
     from langmlm.tasks import create_mlm
 
-    try:
-        return create_mlm(**call)
+    local = {name: str(call[name]) for name in _PATHS if call[name] == name or os.path.isabs(call[name])}
+    missing = {name: path for name, path in local.items() if not os.path.exists(path)}
+    try:  # An absolute path is not searched for on the Hub, which takes a minute without a network
+        return create_mlm(**call | {name: os.path.abspath(path) for name, path in missing.items()})
     except ValueError as error:
-        for name in _PATHS:
-            if str(error).startswith(f"{name}={name!r} ") and not os.path.exists(name):
+        for name, path in missing.items():
+            if str(error).startswith(f"{name}="):
                 remedy = f"make it with langmlm tokenizer, or name another one with --{name}"
-                raise FileNotFoundError(f"there is no folder {name!r} here: {remedy}") from error
+                raise FileNotFoundError(f"there is no folder {path!r} here: {remedy}") from error
         raise
 
 
@@ -91,9 +93,11 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
             logger.info("the options are in %s", save_options(folder, _complete_call(task, call)))
         finally:
             lock.release()
+    if task.state.step == task.loader.plan.total_steps:
+        logger.info("the run has finished: to train longer, raise num_train_epochs or max_steps")
     try:
         task.train(stop_at_step)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, OSError):
         if is_main:
             logger.warning("to resume: langmlm resume %s", shlex.quote(str(folder)))
         raise
@@ -131,12 +135,12 @@ def _train(
 
 
 def _resume(
-    run: str,  # Folder of a run, for its newest intact checkpoint, or one of its checkpoints
+    run: str | PathLike,  # Folder of a run, for its newest intact checkpoint, or one of its checkpoints
     *,
     tokenizer: str | PathLike | None = None,  # None: as at the start of the run
     tokenized_dataset: str | PathLike | None = None,  # None: as at the start of the run
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
-    training_config: TrainingConfig,  # training options that change; the run keeps the others
+    training_config: TrainingConfig = None,  # training options that change; the run keeps the others
 ) -> None:
     "Resume a run from its newest checkpoint."
     if not (folder := Path(run)).is_dir():
@@ -166,7 +170,7 @@ def _bench(
 
 # %% ../nbs/cli.ipynb #533e3c44
 def _fill_mask(
-    model: str,  # Folder of a run or a model, or name on the Hub
+    model: str | PathLike,  # Folder of a run or a model, or name on the Hub
     text: Sequence[str],  # Text with one or more <mask>
     *,
     top_k: int = 5,  # Number of predictions for a mask
@@ -195,17 +199,18 @@ def _fill_mask(
 
 # %% ../nbs/cli.ipynb #85d67f91
 def _evaluate(
-    model: str,  # Folder of a run or a model, or name on the Hub
-    data: str,  # CSV, TSV, Parquet or JSON lines file with labeled text
+    model: str | PathLike,  # Folder of a run or a model, or name on the Hub
+    data: str | PathLike,  # CSV, TSV, Parquet or JSON lines file with labeled text
     *,
     test_data: str | PathLike | None = None,  # The same for a test split; None: cross-validation
     validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
-    text_column: str = "text", batch_size: int = 16,
-    label_column: str = "label",  # Strings or integers
+    text_column: str = "text",  # Column with strings
+    label_column: str = "label",  # Column with strings or integers
     folds: int = 5,  # Of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
     learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
     epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
+    batch_size: int = 16,  # Examples in an optimizer step
     max_train_examples: int = 2_000,  # In a training run, as a stratified sample
     baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
 ) -> None:
@@ -217,7 +222,7 @@ def _evaluate(
 
 
 def _export(
-    model: str,  # Folder of a run or a model
+    model: str | PathLike,  # Folder of a run or a model
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
     print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
@@ -227,7 +232,7 @@ def _export(
 
 # %% ../nbs/cli.ipynb #r0000012
 def _info(
-    path: str,  # Folder of a tokenizer, dataset, checkpoint, model or run
+    path: str | PathLike,  # Folder of a tokenizer, dataset, checkpoint, model or run
 ) -> int:
     "Say what a folder is, what it holds, and whether it is intact."
     if not (folder := Path(path)).is_dir():
@@ -238,7 +243,7 @@ def _info(
 
 # %% ../nbs/cli.ipynb #r0000013
 def _plot(
-    runs: Sequence[str],  # Folders of runs
+    runs: Sequence[str | PathLike],  # Folders of runs
     *,
     output: str | PathLike,  # Image to write, replaced if it exists, such as loss.png, loss.svg or loss.pdf
 ) -> None:
@@ -265,7 +270,7 @@ def _demo(
 ) -> int:
     "Tokenize, train, stop, resume and use a small model, which takes a few minutes."
     if os.path.lexists(folder):
-        raise FileExistsError(f"FOLDER={folder!r} exists: name a new folder")
+        raise FileExistsError(f"FOLDER={folder!r} exists: name a new folder, or delete this one")
     from langmlm.text.corpus import docstrings
 
     os.makedirs(folder)
@@ -290,17 +295,19 @@ def _show_progress() -> AbstractContextManager:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("langmlm").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # It has a handler of its own
     return logging_redirect_tqdm()
 
 
 def _describe_error(error: Exception) -> list[str]:
     "Describe an error in one line, or the errors of a config in one line each."
     if isinstance(error, ConfigError):
-        prefix = "" if error.name == "arguments" else f"{error.name}: "
+        is_clear = error.name in ("arguments", "evaluate") or " and " in error.name  # Of two configs, the lines say which
+        prefix = "" if is_clear else f"{error.name}: "
         return [prefix + line for line in error.errors]
     if isinstance(error, OSError) and error.strerror:
         return [": ".join(str(part) for part in (error.filename, error.strerror) if part)]
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).replace(":\n- ", ": ").replace("\n- ", "; ").split())
     is_expected = isinstance(error, ValueError | OSError | RuntimeError) and text
     return [text if is_expected else f"{type(error).__name__}: {text} (--debug shows the traceback)"]
 

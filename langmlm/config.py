@@ -121,7 +121,9 @@ def describe_unknown(key: Any, known: list[str], explain: Callable[[str], str | 
         return f"{show_value(key)} is not an option: {reason}"
     text = str(key)
     close = get_close_matches(text, known, n=1, cutoff=0.75)
-    close += [name for name in known if len(text) > 3 and text in name.split("_", 1)[-1]][:1]
+    close += [name for name in known if len(text) > 1 and text == "".join(word[:1] for word in name.split("_"))]  # "lr"
+    words = tuple(text.split("_"))  # Each begins a word of the option
+    close += [name for name in known if len(text) > 2 and all(f"_{word}" in f"_{name}" for word in words)]
     return f"{show_value(key)} is not an option" + (f"; did you mean {close[0]!r}?" if close else "")
 
 # %% ../nbs/config.ipynb #5a05e014

@@ -63,7 +63,7 @@ def _drop_repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write_hashes(file: Path, hashes: np.ndarray) -> np.ndarray:
     "Write one hash of each document to a file, sorted; return the indices of duplicates among the documents."
     first, duplicates = _drop_repeated(hashes)
-    first.tofile(file)
+    file.write_bytes(first.view(np.uint8))  # `tofile` would not say that the disk is full
     return duplicates
 
 # %% ../../nbs/tokens/03_duplicates.ipynb #5f39853b

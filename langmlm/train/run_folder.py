@@ -225,9 +225,11 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
         if self.config.push_to_hub and self.accelerator.is_main_process and folder.name not in missing:
             upload_model(folder, self.config)
     if missing:
+        is_safe = state.step == self.plan.total_steps and "final_model" not in missing
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
-            f"in memory only ({self.describe_latest()}): free some space and call train() again, which saves them"
+            f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space and call "
+            "train() again in this process, which saves what is missing"
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9

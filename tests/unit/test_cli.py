@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,25 @@ def test_help_has_one_line_for_each_field(command: str, kinds: list, capsys: pyt
             assert comments[entry.name] in line
 
 
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_help_is_complete(command: str, capsys: pytest.CaptureFixture):
+    "A usage line names what is needed, and every option has a description, not only a default."
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage.startswith(f"usage: langmlm {command} [OPTIONS]") and usage.count("[") - usage.count("...]") < 3
+    assert ("--output PATH" in usage) == (command == "plot") and lines[0] == ""
+    options = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if line.startswith("  --")]
+    assert options and all(len(found) == 2 and found[1][0] != "[" for found in options)
+
+
+def test_resume_shows_no_defaults(capsys: pytest.CaptureFixture):
+    "An option that is not given keeps the value of the run, not the default."
+    with pytest.raises(SystemExit):
+        cli.main(["resume", "--help"])
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --") and line.endswith("]")]
+
+
 def test_names_of_a_command_are_unique():
     "No option of a command is in two configs."
     assert not {entry.name for entry in fields(ModelConfig)} & {entry.name for entry in fields(TrainingConfig)}
@@ -312,11 +332,47 @@ def test_wrong_usage(words: str, message: str, capsys: pytest.CaptureFixture, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_several_invalid_options_have_a_line_each(capsys: pytest.CaptureFixture):
-    "Of both configs."
+def test_several_invalid_options_have_a_line_each(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    "Of both configs, each named once."
+    monkeypatch.chdir(tmp_path)
+    for name in ("tokenizer", "tokenized_dataset"):
+        (tmp_path / name).mkdir()
     status, lines = fail("train --learning_rate -1 --mlm_probability 2 --hidden_size 0".split(), capsys)
     assert status == 2 and len(lines) == 3
-    assert all(line.startswith("langmlm train: error: ") for line in lines)
+    assert all(re.match(r"langmlm train: error: (model|training)_config: (?!\w+_config)", line) for line in lines)
+
+
+def test_missing_folders_are_not_searched_for_on_the_hub(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    "A request without a network takes a minute."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the Hub was asked"))
+    assert "there is no folder 'tokenizer' here: make it with langmlm tokenizer" in fail(["train"], capsys)[1][-1]
+
+
+def test_resume_without_the_dataset(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "The error says how to name another folder."
+    shutil.copytree(finished / "run", tmp_path / "run")
+    status, lines = fail(["resume", str(tmp_path / "run"), "--tokenized_dataset", str(tmp_path / "gone")], capsys)
+    assert status == 1 and lines[-1].endswith("or name another one with --tokenized_dataset")
+    assert f"there is no folder {str(tmp_path / 'gone')!r}" in lines[-1]
+
+
+def test_home_folder(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    "The shell replaces `~` neither in quotes nor after an equals sign."
+    monkeypatch.setenv("HOME", str(finished))
+    assert cli.main(["info", "~/run"]) == 0 and "final_model" in capsys.readouterr().out
+    assert collect_arguments(cli._plot, {"runs": ["~/run"], "output": "~/a.png"}) == {
+        "runs": [str(finished / "run")],
+        "output": str(finished / "a.png"),
+    }
+
+
+def test_resume_a_finished_run(calls: list, caplog: pytest.LogCaptureFixture):
+    "Says that there is nothing left to train."
+    (Path("run") / "checkpoint-10").mkdir(parents=True)
+    assert cli.main(["resume", "run"]) == 0
+    assert any("the run has finished" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +419,8 @@ def test_debug_shows_the_traceback(position: str):
             ["langmlm train: error: training_config: a", "langmlm train: error: training_config: b"],
         ),
         (ValueError("first\n  second"), 1, ["langmlm train: error: first second"]),
+        (ValueError("other:\n- a\n- b"), 1, ["langmlm train: error: other: a; b"]),
+        (ConfigError("evaluate", ["a"]), 2, ["langmlm train: error: a"]),
         (KeyError("x"), 1, ["langmlm train: error: KeyError: 'x' (--debug shows the traceback)"]),
         (OSError(28, "No space left on device", "file"), 1, ["langmlm train: error: file: No space left on device"]),
     ],

@@ -95,7 +95,8 @@ def test_strange_keys():
     with pytest.raises(ConfigError) as caught:
         make_config(Example, "example", {"": 1, "zzzzzzzz": 2, 7: 3})
     assert caught.value.errors == ["'' is not an option", "'zzzzzzzz' is not an option", "7 is not an option"]
-    for key, meant in (("learning_rates", "learning_rate"), ("rate", "learning_rate"), ("optimizer", None)):
+    meanings = {"learning_rates": "learning_rate", "rate": "learning_rate", "lr": "learning_rate", "optimizer": None}
+    for key, meant in (meanings | {"learn_r": "learning_rate", "step": "steps", "s": None, "ate": None}).items():
         with pytest.raises(ConfigError) as caught:
             make_config(Example, "example", {key: 1})
         expected = f"; did you mean {meant!r}?" if meant else ""

@@ -1,5 +1,6 @@
 "Hashes of documents, the validation split, and duplicates."
 
+import errno
 import tracemalloc
 from pathlib import Path
 
@@ -84,3 +85,11 @@ def test_files_of_any_size(hashes_per_file: int, tmp_path: Path):
     marks = mark_duplicates(iter(texts), tmp_path, hashes_per_file)
     assert [is_duplicate(marks, index) for index in range(12)] == [text in texts[:at] for at, text in enumerate(texts)]
     assert mark_duplicates(iter([]), tmp_path) == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full exists on Linux only")
+def test_hashes_on_a_full_disk(documents: list[str]):
+    "The error is that of the disk; `ndarray.tofile` would only count items."
+    with pytest.raises(OSError) as caught:
+        write_hashes(Path("/dev/full"), hash_documents(documents))
+    assert caught.value.errno == errno.ENOSPC

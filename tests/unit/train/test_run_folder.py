@@ -387,9 +387,9 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
             run.run_folder.finish(run.model, run.optimizer, run.state)
     folder = tmp_path / "run"
     assert str(caught.value) == (
-        f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in memory only "
+        f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in final_model "
         f"(the latest checkpoint is {folder / 'checkpoint-3'}): "
-        "free some space and call train() again, which saves them"
+        "free some space and call train() again in this process, which saves what is missing"
     )
     with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
         with pytest.raises(OSError, match=r"^final_model could not be saved"):
