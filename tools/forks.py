@@ -25,7 +25,6 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
-from unittest.mock import patch
 
 from sandbox import ROOT, TIME_LIMIT, environment, last_lines
 
@@ -81,8 +80,6 @@ def fork_server() -> multiprocessing.context.ForkServerContext:
         server._forkserver_address, server._forkserver_alive_fd = given["address"], os.open(os.devnull, os.O_WRONLY)
         server.ensure_running = resource_tracker.ensure_running
         return context
-    with patch.object(sys, "warnoptions", [*sys.warnoptions, "ignore:resource_tracker:UserWarning"]):
-        resource_tracker.ensure_running()  # At its end, it warns of what killed processes have left
     context.set_forkserver_preload(["tools.preload"])
     before = dict(os.environ)
     os.environ.clear()  # The server has the environment of its start
@@ -113,7 +110,14 @@ def run_pytest(workers: int, *words: str) -> int:
     "Run pytest in several processes that are forks and share the server, and return its exit status."
     import pytest
 
+    outputs = [(number, os.dup(number)) for number in (1, 2)]
+    with open(os.devnull, "wb") as nothing:  # The server, its forks, and what warns of the files of those that are killed
+        for number, _ in outputs:
+            os.dup2(nothing.fileno(), number)
     facts = facts_to_share()
+    for number, output in outputs:
+        os.dup2(output, number)
+        os.close(output)
     os.environ[SHARED] = json.dumps(facts)
     options = ["--tx", f"{workers}*popen//python={shlex.quote(facts['python'])}"]
     options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
