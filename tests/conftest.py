@@ -3,8 +3,10 @@
 Nothing here imports the package before a test needs it, because the process that distributes the tests never does.
 """
 
+import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -80,6 +82,19 @@ def project(tmp_path: Path) -> Path:
     from sandbox import copy_project
 
     return copy_project(tmp_path / "project")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    "Tell a worker which Python this is."
+    node.workerinput["python"] = sys.executable
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    "Start real Python processes in a worker, which may be a fork: see tools/forks.py."
+    if hasattr(config, "workerinput"):
+        sys.executable = config.workerinput["python"]
+        multiprocessing.set_executable(sys.executable)
 
 
 # The report

@@ -38,14 +38,14 @@ def main() -> int:
     if words and not words[0].startswith("-"):
         words = ["-k", *words]
     # The next group of checks goes to the worker that is free: the long ones come first (see tests/conftest.py)
-    options = ["-p", "no:cacheprovider", "-n", str(WORKERS), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    options = ["-p", "no:cacheprovider", "--dist", "loadgroup", "--no-loadscope-reorder"]
     options += ["--durations", "10", "-o", "tmp_path_retention_policy=failed"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="langmlm-", dir=scratch_parent(), ignore_cleanup_errors=True) as folder:
         project, scratch = copy_project(Path(os.path.realpath(folder)) / "project"), Path(folder) / "tmp"
         scratch.mkdir()
         variables = environment(project) | {"TMPDIR": str(scratch), "HF_HOME": str(scratch / "hub")}
-        command = [sys.executable, "-m", "pytest", *options, *words]
+        command = [sys.executable, project / "tools" / "forks.py", str(WORKERS), *options, *words]
         return subprocess.run(command, cwd=project, env=variables, check=False).returncode
 
 

@@ -1,6 +1,7 @@
 """Processes that start in no time: forks of one process that has imported the libraries, which takes seconds of each core.
 
 `fork_server` is for functions, `run_notebook` for notebooks, and `forked_commands` for everything that starts `python`.
+As a script, this file runs pytest in several processes that are forks, too, and whose tests use the same server.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +21,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from functools import cache
-from multiprocessing.forkserver import ensure_running
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -29,6 +31,7 @@ from sandbox import ROOT, TIME_LIMIT, environment, last_lines
 MAX_FILES = 64  # That a command may inherit
 SPARE = 500  # Numbers of files from here on are free
 STARTERS = ("accelerate", "torchrun")  # Commands that start Python
+SHARED = "LANGMLM_FORKS"  # Variable that names the server of another process, in JSON
 READ_AT_IMPORT = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": None, "OMP_NUM_THREADS": "1"}  # With the values of the forks
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -72,16 +75,53 @@ def fork_server() -> multiprocessing.context.ForkServerContext:
     `fork_server().Process(target=..., args=...)` starts in no time; a new process needs seven seconds for its imports.
     """
     context = multiprocessing.get_context("forkserver")
+    if given := shared_server():
+        server = forkserver._forkserver
+        server._forkserver_address, server._forkserver_alive_fd = given["address"], os.open(os.devnull, os.O_WRONLY)
+        server.ensure_running = resource_tracker.ensure_running
+        return context
     context.set_forkserver_preload(["tools.preload"])
     before = dict(os.environ)
     os.environ.clear()  # The server has the environment of its start
     os.environ.update(environment(ROOT))
     try:
-        ensure_running()
+        forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(before)
     return context
+
+
+def shared_server() -> dict | None:
+    "What another process has started for the same copy of the project, if this process is one of its workers."
+    given = json.loads(os.environ.get(SHARED, "{}"))
+    return given if given.get("project") == str(ROOT) else None
+
+
+def facts_to_share() -> dict:
+    "Start the server and the commands, unless they are shared, and return what other processes need to know of them."
+    if given := shared_server():
+        return given
+    python = forked_python()
+    return {"project": str(ROOT), "address": forkserver._forkserver._forkserver_address, "python": python}
+
+
+def run_pytest(workers: int, *words: str) -> int:
+    "Run pytest in several processes that are forks and share the server, and return its exit status."
+    import pytest
+
+    outputs = [(number, os.dup(number)) for number in (1, 2)]
+    with open(os.devnull, "wb") as nothing:  # The server, its forks, and what warns of the files of those that are killed
+        for number, _ in outputs:
+            os.dup2(nothing.fileno(), number)
+    facts = facts_to_share()
+    for number, output in outputs:
+        os.dup2(output, number)
+        os.close(output)
+    os.environ[SHARED] = json.dumps(facts)
+    options = ["--tx", f"{workers}*popen//python={shlex.quote(facts['python'])}"]
+    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+    return pytest.main([*words, *options])
 
 
 def forked_python() -> str:
@@ -97,6 +137,8 @@ def forked_commands() -> Path:
     as they end. Other options, and variables that libraries read when they are imported, lead to the real Python. Beside
     it are the commands of the environment; those that start Python start this one.
     """
+    if given := shared_server():
+        return Path(given["python"]).parent
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     python = folder / "python"
@@ -275,3 +317,9 @@ def run_notebook(path: Path, flags: set[str]) -> None:
     log.unlink(missing_ok=True)
     assert status is not None, f"no end after {TIME_LIMIT} s\n{output}"
     assert status == 0, f"exit status {status}\n{output}"
+
+
+if __name__ == "__main__":
+    import forks  # Processes find its functions by this name
+
+    sys.exit(forks.run_pytest(int(sys.argv[1]), *sys.argv[2:]))

@@ -9,8 +9,8 @@ from nbdev.serve import proc_nbs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # settings.ini names modules in `tools`
 
-if __name__ == "__main__":  # The workers import this file again
+if __name__ == "__main__":
     refresh_quarto_yml()
     _build_modidx()
     nbdev_sidebar.__wrapped__()
-    proc_nbs(force=True, n_workers=1)
+    proc_nbs(force=True, n_workers=0)

@@ -1,28 +1,33 @@
 "Every notebook runs; all are clean and in shape; README.md and the documentation can be made from them."
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from book import notebook_paths, output_problems, read_book, shape_problems, sidebar_links, sidebar_problems
-from forks import run_notebook
+from forks import forked_python, run_notebook
 from language import language_problems
 from links import link_problems
 from package import read_settings
-from sandbox import ROOT, changes, demand_none, last_lines, project_files, run_command, snapshot, tool
+from sandbox import ROOT, changes, copy_project, demand_none, last_lines, project_files, run_command, snapshot, tool
 
 BOOK = ROOT / "nbs"
 NAMES = [path.relative_to(BOOK).as_posix() for path in notebook_paths(BOOK)]
 FLAGS = set(read_settings(ROOT)["tst_flags"].split())  # Cells with these directives are not run
 
 
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A copy of the project in which notebooks run, one after another, because they leave it as it was."
+    return copy_project(tmp_path_factory.mktemp("book") / "project")
+
+
 @pytest.mark.parametrize("name", NAMES[::-1])  # Tutorials take longest
-def test_notebook_runs(project: Path, name: str):
+def test_notebook_runs(book: Path, name: str):
     "Every cell runs, and leaves nothing behind."
-    before = snapshot(project)
-    run_notebook(project / "nbs" / name, FLAGS)
-    demand_none(changes(before, snapshot(project)))
+    before = snapshot(book)
+    run_notebook(book / "nbs" / name, FLAGS)
+    demand_none(changes(before, snapshot(book)))
 
 
 def test_notebooks_are_clean(project: Path):
@@ -60,12 +65,12 @@ def test_plain_language():
 
 def test_readme_is_fresh(project: Path):
     "README.md and its figures are what nbs/index.ipynb makes."
-    run_command([sys.executable, "tools/readme.py"], project, project)
+    run_command([forked_python(), "tools/readme.py"], project, project)
 
 
 @pytest.mark.slow
 def test_docs_can_be_prepared(project: Path):
     "The documentation builds up to the point where Quarto takes over."
-    output = run_command([sys.executable, "tools/prepare_docs.py"], project, project)
+    output = run_command([forked_python(), "tools/prepare_docs.py"], project, project)
     assert [name for name in NAMES if not (project / "_proc" / name).exists()] == []
     assert "Found cells containing imports" not in output, last_lines(output)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -21,15 +20,14 @@ RUN += "--save_steps 10 --bf16 false --learning_rate 2e-3".split()
 WORDS = ["-m", "langmlm"]
 
 
-def run(folder: Path, *words: str, python: str = "") -> subprocess.CompletedProcess:
-    "Run a command in a folder, with a Python that has imported the libraries or with another one."
-    command = [python or forked_python(), *WORDS, *words]
-    return subprocess.run(command, cwd=folder, env=environment(ROOT), capture_output=True, text=True)
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    "Run a command in a folder, in a fork; `test_command_line` of the tests of uploads starts Python itself."
+    return subprocess.run([forked_python(), *WORDS, *words], cwd=folder, env=environment(ROOT), capture_output=True, text=True)
 
 
-def succeed(folder: Path, *words: str, python: str = "") -> subprocess.CompletedProcess:
+def succeed(folder: Path, *words: str) -> subprocess.CompletedProcess:
     "Run a command that must succeed."
-    done = run(folder, *words, python=python)
+    done = run(folder, *words)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -44,14 +42,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A folder with a text, and the tokenizer and dataset made from it."
     folder = tmp_path_factory.mktemp("cli")
     (folder / "my text.txt").write_text("\n".join(islice(docstrings(), 400)), encoding="utf-8")
-    done = succeed(folder, "tokenizer", "my text.txt", "--vocab_size", "500", "--max-length", "32", python=sys.executable)
+    done = succeed(folder, "tokenizer", "my text.txt", "--vocab_size", "500", "--max-length", "32")
     assert "documents" in done.stdout and "dataset: ./tokenized_dataset" in done.stdout
     return folder
 
 
 def test_from_text_to_filled_masks(work: Path):
     "In two sessions, and once more from the options that the run has saved: the weights are the same bit for bit."
-    stopped = succeed(work, "train", *MODEL, *RUN, "--output_dir", "first", "--stop_at_step", "15", python=sys.executable)
+    stopped = succeed(work, "train", *MODEL, *RUN, "--output_dir", "first", "--stop_at_step", "15")
     assert stopped.stdout == "first\n" and "step 10 of 40: loss" in stopped.stderr
     assert succeed(work, "resume", "first").stdout == "first/final_model\n"
     elsewhere = work / "elsewhere"

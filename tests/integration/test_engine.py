@@ -1,13 +1,16 @@
 "An engine for distributed work tokenizes the parts of a dataset: the contract is `shard=(i, n)` and a join."
 
+import os
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from forks import fork_server
 
 from langmlm import tasks
 from langmlm.text.corpus import docstrings
 
+os.environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"  # Workers need no imports
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install dask distributed")
 
 
@@ -25,6 +28,7 @@ def test_dask(data, tmp_path: Path):
     for number in range(8):
         (texts / f"{number}.txt").write_text("\n".join(documents[number::8]), encoding="utf-8")
     arguments = {"texts": str(texts), "tokenizer": str(data["tokenizer"]), "dataset": str(tmp_path / "dataset")}
+    fork_server()
     local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": str(tmp_path)}
     with distributed.LocalCluster(**local) as cluster, distributed.Client(cluster) as client:
         futures = client.map(make_part, range(4), parts=4, **arguments, pure=False)

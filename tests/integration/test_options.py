@@ -25,8 +25,9 @@ from langmlm.data.dataset import open_dataset
 from langmlm.model.roberta import ModelConfig
 from langmlm.train.config import TrainingConfig
 
+SHORT = SETTINGS | {"num_train_epochs": 1}
 CHANGES_WEIGHTS = {
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "max_steps": 5,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -84,14 +85,14 @@ TESTED_ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def expected(data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    "Return the final weights of a run with the default settings of the tests."
+    "Return the final weights of a run of one epoch with the default settings of the tests."
     return train(data, tmp_path_factory.mktemp("expected"))
 
 
 def train(data: dict[str, Path], folder: Path, **changes) -> dict[str, torch.Tensor]:
     "Train a small model, and return its final weights."
     tasks.create_mlm(
-        **data, model_config=ARCHITECTURE, training_config={**SETTINGS, "output_dir": folder / "run", **changes}
+        **data, model_config=ARCHITECTURE, training_config={**SHORT, "output_dir": folder / "run", **changes}
     ).train()
     return load_file(folder / "run" / "final_model" / "model.safetensors")
 
@@ -121,7 +122,7 @@ def test_keeps_the_weights(data, tmp_path: Path, expected: dict, name: str):
 
 @pytest.mark.parametrize(
     ("changes", "steps"),
-    [({"save_steps": 3, "save_total_limit": 2}, 2), ({"save_strategy": "no"}, 0), ({"save_strategy": "epoch"}, 2)],
+    [({"save_steps": 3, "save_total_limit": 2}, 2), ({"save_strategy": "no"}, 0), ({"save_strategy": "epoch", "num_train_epochs": 2}, 2)],
 )
 def test_checkpoints(data, tmp_path: Path, changes: dict, steps: int):
     "The number of checkpoints that remain is the one asked for."

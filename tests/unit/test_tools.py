@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from unittest import mock
 
 import empty_environment
 import packaging
@@ -45,6 +46,8 @@ from package import (
 from readme import without_figures
 from forks import run_notebook
 from sandbox import ROOT, changes, copy_project, run_command, snapshot
+
+from langmlm.text.corpus import docstrings
 
 TITLE = Cell("markdown", "# Corpus\n\n> Documents.", [])
 PIXEL = "iVBORw0KGgo="
@@ -496,6 +499,8 @@ def is_running(pid: int) -> bool:
 def report_modules(path: Path) -> None:
     "Write what a new process has imported and what it sees of the machine."
     found = {name: name in sys.modules for name in ("langmlm.tasks", "nbdev.test", "matplotlib.pyplot")}
+    with mock.patch("ast.parse", side_effect=InterruptedError):
+        found["docstrings"] = len(list(docstrings()))
     path.write_text(json.dumps(found | {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}))
 
 
@@ -504,7 +509,31 @@ def test_forks_have_imported_the_libraries(tmp_path: Path):
     process.start()
     process.join()
     found = json.loads((tmp_path / "found").read_text())
+    assert found.pop("docstrings") > 1_000  # Nothing was parsed
     assert found == {"langmlm.tasks": True, "nbdev.test": True, "matplotlib.pyplot": True, "gpu": ""}
+
+
+ASK_FOR_SERVER = """
+import os, forks
+
+def write_parent(file):
+    process = forks.fork_server().Process(target=os.system, args=(f"cat /proc/$PPID/stat > {file}",))
+    process.start()
+    process.join()
+"""
+
+
+def test_workers_share_the_server(tmp_path: Path):
+    "A process that is told of the server of another one starts its forks there, and uses its commands."
+    program = ASK_FOR_SERVER + f"write_parent({str(tmp_path / 'theirs')!r})\nprint(forks.forked_python())"
+    variables = os.environ | {forks.SHARED: json.dumps(forks.facts_to_share()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [forks.forked_python(), "-c", program]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    exec(ASK_FOR_SERVER + f"write_parent({str(tmp_path / 'ours')!r})", {})
+    theirs, ours = ((tmp_path / name).read_text().rsplit(")", 1)[1].split()[1] for name in ("theirs", "ours"))
+    assert theirs == ours and done.stdout.strip() == forks.forked_python()
+    with mock.patch.dict(os.environ, {forks.SHARED: json.dumps({"project": "another copy"})}):
+        assert forks.shared_server() is None
 
 
 SCRIPT = """
