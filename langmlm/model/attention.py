@@ -43,7 +43,7 @@ def group_equal_lengths(
             blocks.append(EqualLengthBlock(int(starts[row]), min(most, end - row), length))
     return blocks
 
-# %% ../../nbs/model/02_attention.ipynb #38bcae1d
+# %% ../../nbs/model/02_attention.ipynb #blkv0001
 def _as_rows(tensor: Tensor, block: EqualLengthBlock) -> Tensor:
     "View a block of [tokens, heads, head size] as [rows, heads, length, head size]."
     tokens = tensor[block.start : block.start + block.rows * block.length]
@@ -55,7 +55,7 @@ def _is_distant(length: int, window: int, device: torch.device) -> Tensor:
     positions = torch.arange(length, device=device)
     return (positions[:, None] - positions).abs() > window
 
-
+# %% ../../nbs/model/02_attention.ipynb #38bcae1d
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, blocks, dropout, scale, window):

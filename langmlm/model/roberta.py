@@ -219,6 +219,17 @@ def _attention_arguments(
     pairs = [(near if local else bounds, seed) for local, seed in zip(is_local, seeds)]
     return [{"cu_seqlens": cu_seqlens, "bounds": given, "seed": seed} for given, seed in pairs]
 
+# %% ../../nbs/model/01_roberta.ipynb #runl0001
+def _run_layers(layers: nn.ModuleList, hidden: Tensor, arguments: list[dict[str, Any]], masked_positions: Tensor) -> Tensor:
+    "Run the layers of a RoBERTa or BERT; the last one computes the masked positions only."
+    # Its modules are internal. The public alternative, the model's own forward, computes every position.
+    *layers, last = layers
+    for layer, given in zip(layers, arguments):
+        hidden = layer(hidden, **given)
+    attended, _ = last.attention.self(hidden, **arguments[-1])
+    masked = last.attention.output(attended[0, masked_positions], hidden[0, masked_positions])
+    return last.feed_forward_chunk(masked)
+
 # %% ../../nbs/model/01_roberta.ipynb #f4c3c2fa
 class FlatMaskedLM(nn.Module):
     "A stock model that takes flat batches and returns the sum of their losses."
@@ -260,8 +271,6 @@ class FlatMaskedLM(nn.Module):
         masked_positions: Tensor,  # [predictions] int64, indices into `input_ids`
     ) -> Tensor:  # [predictions, hidden size], the input of the decoder
         "Encode all tokens, and transform the hidden states at the masked positions for the decoder."
-        # These modules of the stock models are internal. The public alternative, the model's own forward, computes
-        # the last layer and the head at every position.
         embed, head, config = self.model.base_model.embeddings, self.head, self.model.config
         positions = position_ids[None] - (config.pad_token_id + 1 - first_position(config.model_type, config.pad_token_id))
         is_modern = config.model_type == "modernbert"
@@ -269,15 +278,8 @@ class FlatMaskedLM(nn.Module):
         arguments = _attention_arguments(config, hidden, cu_seqlens)
         if is_modern:
             return encode_modernbert(self.model, hidden, positions, arguments, masked_positions)
-        *layers, last = self.layers
-        for layer, given in zip(layers, arguments):
-            hidden = layer(hidden, **given)
-        attended, _ = last.attention.self(hidden, **arguments[-1])
-        masked = last.attention.output(attended[0, masked_positions], hidden[0, masked_positions])
-        masked = last.feed_forward_chunk(masked)
-        if config.model_type == "bert":
-            return head.transform(masked)
-        return head.layer_norm(gelu(head.dense(masked)))
+        masked = _run_layers(self.layers, hidden, arguments, masked_positions)
+        return head.transform(masked) if config.model_type == "bert" else head.layer_norm(gelu(head.dense(masked)))
 
     def forward(
         self,

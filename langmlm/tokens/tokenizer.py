@@ -154,6 +154,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
     files = {file for file in _TOKENIZER_FILES if os.path.exists(os.path.join(name, file))}
+    if not files and os.path.exists(os.path.join(name, "dataset_dict.json")):
+        raise ValueError(f"tokenizer={str(name)!r} is the folder of a dataset: name that of a tokenizer")
     kind = RobertaTokenizer if files == {"vocab.json", "merges.txt"} else AutoTokenizer  # Those of Langformers
     try:
         tokenizer = kind.from_pretrained(name, trust_remote_code=False)

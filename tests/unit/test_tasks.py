@@ -323,7 +323,7 @@ def test_started_from_a_model(work: Path):
         ({"training_config": "fast"}, "training_config is invalid:\n- it must be a dict, got 'fast'"),
         ({"tokenized_dataset": "tokenizer"}, "not a dataset folder"),
         ({"tokenized_dataset": "nowhere"}, "nowhere"),
-        ({"tokenizer": "tokenized_dataset"}, "neither a tokenizer folder"),
+        ({"tokenizer": "tokenized_dataset"}, "is the folder of a dataset: name that of a tokenizer"),
         ({"checkpoint_path": "elsewhere"}, "neither a model folder"),
         ({"checkpoint_path": "tokenized_dataset"}, "contains neither a checkpoint nor a model"),
         ({"checkpoint_path": "docs/final_model", "resume": "full"}, "cannot be resumed"),
