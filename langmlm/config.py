@@ -6,7 +6,6 @@
 __all__ = ['SPECIAL_TOKENS', 'ConfigError', 'show_value', 'check_config', 'make_config', 'TokenizerConfig', 'ModelConfig']
 
 # %% ../nbs/config.ipynb #b765da52
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -274,9 +273,10 @@ class ModelConfig(Options):
 
     def __post_init__(self):
         check_config(self, "model_config", _MODEL_RULES, _find_model_conflicts)
-        for name, value in _BASE_MODELS.get(self.model_type, {}).items():
-            if name not in self.given:
-                object.__setattr__(self, name, value)
+        chosen = {name: value for name, value in _BASE_MODELS.get(self.model_type, {}).items() if name not in self.given}
+        floats = {name: float(getattr(self, name)) for name in ("layer_norm_eps", "initializer_range")}
+        for name, value in (floats | chosen).items():  # The configs of transformers take no 1 for 1.0
+            object.__setattr__(self, name, value)
 
 # %% ../nbs/config.ipynb #19fb41d4
 _BASE_MODELS = {  # Values other than those of roberta-base
@@ -291,7 +291,7 @@ _MODEL_RULES = [
     ("num_hidden_layers", lambda value: 1 <= value <= 1_000, "1 to 1,000"),
     ("hidden_dropout_prob attention_probs_dropout_prob", lambda value: 0 <= value <= 0.99, "from 0 to 0.99"),
     ("classifier_dropout", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("layer_norm_eps initializer_range", lambda value: 0 < value < math.inf, "above 0"),
+    ("layer_norm_eps initializer_range", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ("initialization", ("random", "corpus")),
     ("local_attention", lambda value: value >= 2 and value % 2 == 0, "an even number of at least 2"),
     ("global_attn_every_n_layers", lambda value: value >= 1, "at least 1"),
@@ -308,7 +308,8 @@ def _find_model_conflicts(config: ModelConfig) -> list[str]:
         if name in config.given and getattr(config, name) not in (None, type(config).__dataclass_fields__[name].default):
             errors.append(f"{name} is no option of model_type={config.model_type!r}: leave it out")
     if heads > 0 and config.hidden_size % heads:
-        errors.append(f"hidden_size must be a multiple of num_attention_heads={heads}, got {config.hidden_size}")
+        sizes = f"num_attention_heads={show_value(heads)}, got {show_value(config.hidden_size)}"
+        errors.append(f"hidden_size must be a multiple of {sizes}")
     if config.hidden_act not in ACT2FN:
         errors.append(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
     return errors

@@ -197,7 +197,7 @@ def comments_of(symbol: Any) -> dict[str, str | None]:
         return docments(symbol.__init__, args_kwargs=True)
     comments = {}
     for base in reversed(symbol.__mro__):
-        if base.__module__ != "builtins" and "__annotations__" in vars(base):
+        if base.__module__ != "builtins" and inspect.get_annotations(base):
             comments |= field_comments(base)
     return comments
 

@@ -23,6 +23,7 @@ from langmlm.arguments import _parse_value, collect_arguments, list_options, rea
 from langmlm.config import ConfigError, ModelConfig, TokenizerConfig
 from langmlm.disk import lock_folder
 from langmlm.testing import tiny_run
+from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.config import TrainingConfig
 
 SECTIONS = {"tokenizer_config": TokenizerConfig, "model_config": ModelConfig, "training_config": TrainingConfig}
@@ -467,11 +468,13 @@ def test_a_folder_in_use_gets_no_options(calls: list, capsys: pytest.CaptureFixt
 
 def test_info(finished: Path, capsys: pytest.CaptureFixture):
     "Every kind of folder is named with its sizes and settings."
+    checkpoint = list_checkpoints(finished / "run")[-1]
+    steps = checkpoint.name.partition("-")[2]
     expected = {
         "tokenizer": ["kind             ", "tokenizer", "vocab_size", "600"],
         "dataset": ["dataset", "max_length", "32", "documents", "300"],
-        "run": ["run", "checkpoint-130, final_model", "130 of 130", "learning_rate", "0.002", "num_hidden_layers"],
-        "run/checkpoint-130": ["checkpoint", "130 of 130", "hidden_size"],
+        "run": ["run", f"{checkpoint.name}, final_model", f"{steps} of {steps}", "learning_rate", "0.002", "num_hidden_layers"],
+        f"run/{checkpoint.name}": ["checkpoint", f"{steps} of {steps}", "hidden_size"],
         "run/final_model": ["model", "hidden_size", "32"],
     }
     for name, parts in expected.items():
@@ -481,10 +484,11 @@ def test_info(finished: Path, capsys: pytest.CaptureFixture):
     assert "save_total_limit" not in shown
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "dataset", "run/checkpoint-130", "run"])
+@pytest.mark.parametrize("name", ["tokenizer", "dataset", "checkpoint", "run"])
 def test_info_finds_damage(finished: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
     "A changed byte in any file is reported, with status 1."
-    shutil.copytree(finished / name, tmp_path / "copy")
+    folder = list_checkpoints(finished / "run")[-1] if name == "checkpoint" else finished / name
+    shutil.copytree(folder, tmp_path / "copy")
     largest = max((path for path in (tmp_path / "copy").rglob("*") if path.is_file()), key=os.path.getsize)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1

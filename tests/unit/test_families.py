@@ -477,3 +477,12 @@ def test_operations_of_modernbert():
     layer = 3 * 4**2 * 105 + 2 * 4 * (5**2 + 100**2)
     rest = (4**2 + 3 * 4 * 8) * (105 + 10)
     assert counted[0] == 6 * (2 * layer + rest + (4**2 + 4 * 10) * 10)
+
+
+@pytest.mark.parametrize("name", NEW_TYPES)
+def test_integers_for_fractions(name: str, own_data: dict[str, Path]):
+    "What `ModelConfig` accepts, the configs of transformers accept."
+    given = dict.fromkeys(("layer_norm_eps", "initializer_range", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0)
+    given |= {"layer_norm_eps": 1, "initializer_range": 1}
+    completed = complete_config(ModelConfig(model_type=name, **given), load_tokenizer(own_data["tokenizer"]), MAX_LENGTH)
+    assert completed.initializer_range == 1.0

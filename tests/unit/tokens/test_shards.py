@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -238,7 +237,7 @@ class Broken(io.RawIOBase):
 def test_broken_compressed_file(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, truncated: bool):
     "An I/O error while a compressed file is read keeps the finished shards, and so does a file that ends early."
     file, config = tmp_path / "text.txt.gz", replace(config, path_to_save_dataset=tmp_path / "made" / "dataset", num_workers=1)
-    file.write_bytes(gzip.compress("\n".join(documents).encode()))
+    file.write_bytes(gzip.compress("\n".join(documents * 2).encode()))
     whole = file.read_bytes()
 
     def read_broken(self) -> io.BufferedReader:
@@ -335,7 +334,7 @@ def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: 
 
 def test_unstable_stream(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "A stream that gives other documents at the second reading is an error, and leaves nothing to resume."
-    readings = count()
+    readings = iter(range(10**9))  # Unlike `itertools.count`, it can be pickled in Python 3.14
     stream = datasets.IterableDataset.from_generator(lambda: ({"text": f"{text} {next(readings)}"} for text in documents))
     with pytest.raises(TextError, match="other documents than when it was read before"):
         write_dataset(open_corpus(stream), tokenizer, replace(config, path_to_save_dataset=tmp_path / "dataset"), CHARACTERS)
