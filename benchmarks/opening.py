@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from datetime import date
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
+from plans import timed
 
 from langmlm.data.batching import BatchPlan, make_flat_batch
 from langmlm.data.dataset import open_dataset
@@ -68,19 +68,18 @@ def measure(folder: Path, trace: bool) -> dict[str, Any]:
     "Open a dataset, plan a run, find a step in its middle, and make a batch; return times and memory."
     seconds, before = {}, private_memory()
 
-    def timed(name: str, action: Callable[[], Any]) -> Any:
-        began = time.process_time()
-        result = action()
-        seconds[name] = round(time.process_time() - began, 4)
+    def measured(name: str, action: Callable[[], Any]) -> Any:
+        elapsed, result = timed(action)
+        seconds[name] = round(elapsed, 4)
         return result
 
     if trace:
         tracemalloc.start()
-    dataset = timed("open", lambda: open_dataset(folder))
-    timed("tokens", lambda: (dataset.tokens, dataset.max_length))
-    plan = timed("plan", lambda: BatchPlan(dataset.lengths, **OPTIONS, num_train_epochs=1_000))
-    _, rows = timed("seek", lambda: plan.batches(plan.total_steps // 2))
-    timed("first_batch", lambda: make_flat_batch(dataset, rows[0], pad_token_id=1))
+    dataset = measured("open", lambda: open_dataset(folder))
+    measured("tokens", lambda: (dataset.tokens, dataset.max_length))
+    plan = measured("plan", lambda: BatchPlan(dataset.lengths, **OPTIONS, num_train_epochs=1_000))
+    _, rows = measured("seek", lambda: plan.batches(plan.total_steps // 2))
+    measured("first_batch", lambda: make_flat_batch(dataset, rows[0], pad_token_id=1))
     if trace:
         return {"peak_bytes": tracemalloc.get_traced_memory()[1]}
     return {"seconds": seconds, "private_bytes": private_memory() - before}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .roberta import first_position, longest_input
+
 # %% ../../nbs/model/08_extend.ipynb #790102ff
 @torch.no_grad()
 def _grow(model: PreTrainedModel, fill: Callable[[Tensor, Tensor], None], **sizes: int) -> PreTrainedModel:
@@ -51,9 +53,7 @@ def repeat_positions(
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if table is None and model.config.model_type != "modernbert":
         raise ValueError(f"a {model.config.model_type} model has no learned position embeddings to extend")
-    padding = getattr(table, "padding_idx", None)
-    first = 0 if padding is None else padding + 1  # RoBERTa's relatives count from there
-    present = model.config.max_position_embeddings - first
+    first, present = first_position(model.config.model_type, model.config.pad_token_id), longest_input(model.config)
     if max_length <= present:
         raise ValueError(f"max_length must be above {present:,}, which the model reads already, got {max_length:,}")
 

@@ -43,6 +43,11 @@ def first_position(model_type: str, pad_token_id: int) -> int:
     "Return the position of the first token of a sequence."
     return 0 if model_type in ("bert", "modernbert") else pad_token_id + 1
 
+
+def longest_input(config: PreTrainedConfig) -> int:
+    "Return the number of tokens in the longest sequence that a model reads."
+    return config.max_position_embeddings - first_position(config.model_type, config.pad_token_id)
+
 # %% ../../nbs/model/01_roberta.ipynb #86e20683
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     "Return the special token ids that a config repeats, by their names there."
@@ -193,9 +198,7 @@ def _flat_attention(
     if blocks is not None:
         window = None if sliding_window is None else sliding_window - 1
         return attend_equal_lengths(query, key, value, blocks, dropout, scaling, window)[None], None
-    config = module.config
-    max_seqlen = config.max_position_embeddings - first_position(config.model_type, config.pad_token_id)
-    return attend_varlen(query, key, value, cu_seqlens, max_seqlen, dropout, scaling)[None], None
+    return attend_varlen(query, key, value, cu_seqlens, longest_input(module.config), dropout, scaling)[None], None
 
 
 AttentionInterface.register(_FLAT_ATTENTION, _flat_attention)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import ConfigError, TokenizerConfig, make_config
 from ..disk import check_replaceable, find_overlaps
 from ..model.extend import embed_new_words, repeat_positions
-from ..model.roberta import find_mismatches, first_position
+from ..model.roberta import find_mismatches, longest_input
 from ..text.corpus import open_corpus
 from ..text.sampling import TextSample
 from ..tokens.encode import encode_documents
@@ -123,8 +123,7 @@ def extend_tokenizer(
     extended = embed_new_words(model, pieces, len(tokenizer))
     both = (model, tokenizer), (extended, extended_tokenizer)
     tokens = [sum(int(lengths.sum()) for _, lengths in encode_documents(sample.pieces(), some)) for _, some in both]
-    first = first_position(model.config.model_type, tokenizer.pad_token_id)
-    capacity = min(tokenizer.model_max_length, model.config.max_position_embeddings - first) - 2
+    capacity = min(tokenizer.model_max_length, longest_input(model.config)) - 2
     texts = [_cut(text, tokenizer, capacity) for text in sample.pieces(sample.find_level(_LOSS_BYTES)[0])]
     losses = [_loss_per_byte(*pair, texts) for pair in both]
     save_model(path_to_save, extended, extended_tokenizer)

@@ -8,6 +8,7 @@ __all__ = ['History', 'training_flops', 'peak_flops', 'Estimate']
 # %% ../../nbs/train/03_metrics.ipynb #5d92f4b5
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -188,8 +189,9 @@ def training_flops(
     hidden, intermediate, tokens = config.hidden_size, config.intermediate_size, float(lengths.sum())
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     lengths, gates = lengths.astype(np.float64), 3 if config.model_type == "modernbert" else 2
-    reach = [np.inf if kind == "full_attention" else 2 * config.sliding_window + 1 for kind in kinds]
-    pairs = sum(float((lengths * np.minimum(lengths, most)).sum()) for most in reach)  # Of a token and one it attends to
+    reach = Counter(np.inf if kind == "full_attention" else 2 * config.sliding_window + 1 for kind in kinds)
+    # Pairs of a token and one it attends to, in all layers
+    pairs = sum(count * float((lengths * np.minimum(lengths, most)).sum()) for most, count in reach.items())
     projections, rest = 3 * hidden**2, hidden**2 + gates * hidden * intermediate  # Weights before and after attention
     layers = config.num_hidden_layers * projections * tokens + 2 * hidden * pairs
     layers += rest * ((config.num_hidden_layers - 1) * tokens + predictions)
