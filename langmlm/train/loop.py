@@ -202,6 +202,7 @@ class _Monitor:
         "Log the means of the steps since the last entry."
         _, losses, predictions, grad_norms = zip(*self._state.unlogged)
         loss, speed = sum(losses) / max(1, sum(predictions)), self._recent.reading()
+        left = self._recent.estimate(self._plan.total_steps - self._state.step)
         self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norms[-1]} | speed)
         self._state.mark_logged()
         self._recent = self._new_meter()
@@ -209,7 +210,8 @@ class _Monitor:
         summary += f", {speed['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(summary)
         if self._is_main_process:
-            logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary)
+            time_left = f", about {left.duration} left" if left.steps_left else ""
+            logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary + time_left)
             self._diagnose()
 
     def _diagnose(self) -> None:

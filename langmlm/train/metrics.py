@@ -236,12 +236,13 @@ class SpeedMeter:
         model_config: PreTrainedConfig,  # Decides the number of operations
     ):
         self.device, self.precision, self.model_config = device, precision, model_config
-        self.tokens = self.computed_tokens = self.padding = 0
+        self.steps = self.tokens = self.computed_tokens = self.padding = 0
         self.flops = self.waited = 0.0
         self._start = perf_counter()
 
     def add(self, step_batches: Any, waited: float) -> None:
         "Count an optimizer step."
+        self.steps += 1
         self.tokens += step_batches.tokens
         self.computed_tokens += step_batches.computed_tokens
         self.padding += step_batches.padding
@@ -265,6 +266,10 @@ class SpeedMeter:
             "memory_gb": round(memory / 1e9, 2),
         }
 
+    def estimate(self, steps_left: int) -> "Estimate":
+        "Estimate the time of the steps that are left, at this speed."
+        return Estimate((perf_counter() - self._start) / max(1, self.steps), steps_left)
+
     def __str__(self) -> str:
         speed, mfu, padding, wait, memory = self.reading().values()
         use = f"{speed:,.0f} tokens/s, {mfu:.0%} of the device's peak (MFU), {padding:.1%} padding"
@@ -275,7 +280,7 @@ class SpeedMeter:
 class Estimate:
     "Time that the rest of a run takes, without saving checkpoints; prints as one line."
 
-    seconds_per_step: float  # Median of the measured steps
+    seconds_per_step: float  # Of the measured steps
     steps_left: int  # Optimizer steps that are not done
 
     @property
@@ -283,8 +288,12 @@ class Estimate:
         "Total time of the steps that are left."
         return self.seconds_per_step * self.steps_left
 
-    def __str__(self) -> str:
+    @property
+    def duration(self) -> str:
+        "That time in hours and minutes, rounded up."
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+    def __str__(self) -> str:
         steps = "step" if self.steps_left == 1 else "steps"
-        duration = f"{hours} h {minutes} min" if hours else f"{minutes} min"
-        return f"about {duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"
+        return f"about {self.duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"
