@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
-from ..model.compile import should_compile
+from ..model.layers import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
 from .sharding import is_sharded_run
