@@ -328,11 +328,13 @@ class Arithmetic:
     steps: int  # Optimizer steps
     tokens_per_step: float  # Mean over all steps, of all processes together
     parameters: int  # Of the model
-    batch_size: int  # `per_device_train_batch_size`
-    by_max_steps: bool = False  # Whether `max_steps` determines the number of steps
+    config: TrainingConfig  # Options of the run
     packing_ratio: int = 1  # Times as many sequences as configured in a step
-    learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
-    by_recipe: bool = False  # Whether a recipe chose the batch size
+
+    @property
+    def learning_rate(self) -> float:
+        "Return the peak learning rate, adapted to `packing_ratio`."
+        return self.config.peak_learning_rate(self.packing_ratio)
 
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.size(), self.advice()]))
@@ -344,32 +346,30 @@ class Arithmetic:
         text += f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         if self.packing_ratio > 1:
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step, so the peak"
-            given = self.learning_rate / self.packing_ratio**_RATE_EXPONENT
-            text += f" learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
+            text += f" learning rate is {self.learning_rate:.3g} instead of {self.config.learning_rate:.3g}"
         return text
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None; a recipe needs fewer."
-        if self.by_recipe:
+        if self.config.recipe is not None or self.steps >= _FEW_STEPS:
             return None
-        smaller = max(1, self.batch_size * self.steps // _FEW_STEPS)
-        remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * self.batch_size // smaller:,}"
-        if self.by_max_steps or smaller == self.batch_size:
-            remedy = f"raise {'max_steps' if self.by_max_steps else 'num_train_epochs'}"
-        remedy += ", or let recipe='efficient' choose"
+        size, by_max_steps = self.config.per_device_train_batch_size, self.config.max_steps > 0
+        smaller = max(1, size * self.steps // _FEW_STEPS)
+        remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * size // smaller:,}"
+        if by_max_steps or smaller == size:
+            remedy = f"raise {'max_steps' if by_max_steps else 'num_train_epochs'}"
         few = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more)"
-        return f"{few}: {remedy}" if self.steps < _FEW_STEPS else None
+        return f"{few}: {remedy}, or let recipe='efficient' choose"
 
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
     dataset: Any,  # `TokenizedDataset`: only `lengths` and `tokens` are used
     plan: Any,  # `BatchPlan`, from `plan_batches`
     parameters: int,  # Number of parameters of the model
-    config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
+    config: TrainingConfig,  # Options of the run
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
-    epochs = plan.epochs_done(plan.total_steps)
-    steps, batch_size = plan.total_steps, config.per_device_train_batch_size
-    size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
-    ratio, learning_rate = plan.packing_ratio, config.peak_learning_rate(plan.packing_ratio)
-    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate, config.recipe is not None)
+    steps, tokens = plan.total_steps, dataset.tokens
+    epochs = plan.epochs_done(steps)
+    size = len(dataset.lengths), tokens, epochs, steps, tokens * epochs / steps
+    return Arithmetic(*size, parameters, config, plan.packing_ratio)
