@@ -89,18 +89,8 @@ def _clean_up(path: str | PathLike) -> None:
             logger.warning("%s: %s", path, action)
 
 # %% ../nbs/tasks.ipynb #9be27d10
-_PATHS = ("path_to_save_tokenizer", "path_to_save_dataset", "output_dir", "logging_dir")
-
-
 def _expand_user(path: str | PathLike | None) -> str | None:
     return path if path is None else os.path.expanduser(path)
-
-
-def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | TrainingConfig:
-    "Replace `~` in the paths of a config."
-    paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
-    changed = {name: home for name, path in paths.items() if (home := os.path.expanduser(path)) != os.fspath(path)}
-    return config.change(**changed) if changed else config
 
 
 def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
@@ -131,7 +121,7 @@ def create_tokenizer(
     tokenizer: str | PathLike | None = None,  # Folder or Hub name of a tokenizer to use as it is; None: train one
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
-    config = _expand_home(make_config(TokenizerConfig, "tokenizer_config", tokenizer_config))
+    config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
     tokenizer = _expand_user(tokenizer)
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
@@ -335,7 +325,6 @@ def create_mlm(
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
         architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
-        config = _expand_home(config)
         check_run_folder(config.run_folder, start)
         _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
         loaded = load_tokenizer(tokenizer)
