@@ -298,13 +298,12 @@ def plan_batches(
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
     from langmlm.data.batching import BatchPlan
 
-    batch_size = config.per_device_train_batch_size
     token_budget, packing_ratio = _limit_packing(dataset, config)
     plan = BatchPlan(
         dataset.lengths,
         seed=config.seed,
         token_budget=token_budget,
-        sequences_per_batch=None if config.packing else batch_size,
+        sequences_per_batch=None if config.packing else config.per_device_train_batch_size,
         batches_per_step=config.gradient_accumulation_steps * num_processes,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,

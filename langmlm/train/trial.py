@@ -118,6 +118,7 @@ def measure_peak(
 
 # %% ../../nbs/train/15_trial.ipynb #614804bd
 _BYTES_PER_PARAMETER = 16
+_USED_SHARE = 0.8  # Of the free memory; the rest is for what an estimate leaves out
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,9 @@ class StepMemory:
         "Return whether a step fits into the free memory."
         return self.needed <= self.free
 
-    def most_sequences(
-        self,
-        share: float = 0.8,  # Of the free memory to use; the rest is for what an estimate leaves out
-    ) -> int:  # 0: not even one fits
-        "Return the largest number of sequences in a micro-batch that fits."
-        return max(0, int((share * self.free - self.parameters - self.per_batch) / self.per_sequence))
+    def most_sequences(self) -> int:
+        "Return the largest number of sequences in a micro-batch that fits, 0 if not even one does."
+        return max(0, int((_USED_SHARE * self.free - self.parameters - self.per_batch) / self.per_sequence))
 
     def __str__(self) -> str:
         sizes = self.needed, self.parameters, self.needed - self.parameters, self.free
