@@ -9,7 +9,7 @@ __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -144,6 +145,9 @@ def create_tokenizer(
 class MLMTask:
     "A run that is ready to train."
 
+    show_batch: Callable[..., ShownBatch]  # Both are defined below; type checkers look here
+    worst_tokens: Callable[..., pd.DataFrame]
+
     def __init__(
         self,
         model: PreTrainedModel,  # Trained in place
@@ -204,28 +208,6 @@ class MLMTask:
                 raise
             raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
 
-    def show_batch(
-        self,
-        step: int | None = None,  # Optimizer steps done before it; None: the next step, or the last one at the end
-        micro_batch: int = 0,  # Index of the micro-batch in the step
-        sequences: int = 10,  # Most sequences to show, from the shortest to the longest
-    ) -> ShownBatch:  # Displays itself: in color in a notebook, as plain text in a terminal
-        "Show the documents of a micro-batch, and which of their tokens are masked, replaced or left as they are."
-        last = self.loader.plan.total_steps - 1
-        step = min(self.state.step, last) if step is None else step
-        return self.loader.show_batch(self.tokenizer, step, micro_batch, sequences)
-
-    def worst_tokens(
-        self,
-        rows: int = 20,  # Most tokens to list
-        min_count: int = 5,  # Least number of times that a token must have been masked
-    ) -> pd.DataFrame:  # Columns `token`, `count`, `loss` in nats, `accuracy`, and `predicted instead` with counts
-        "List the tokens of the validation split with the highest mean loss, and what was predicted in their place."
-        if self.validation is None:
-            needed = "a validation split: set eval_steps, and validation_fraction in tokenizing"
-            raise ValueError(f"worst_tokens needs {needed}")
-        return find_worst_tokens(self.module, self.validation, self.accelerator, self.tokenizer, rows, min_count)
-
 # %% ../nbs/tasks.ipynb #logsize1
 def _log_size(task: MLMTask) -> None:
     "Log the size of a run, an advice if it has few steps, and why it is not reproducible bit for bit, if so."
@@ -236,6 +218,31 @@ def _log_size(task: MLMTask) -> None:
     head_size = config.hidden_size // config.num_attention_heads
     if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size):
         logger.warning("this run is not reproducible bit for bit: %s", reason)
+
+# %% ../nbs/tasks.ipynb #765c5e98
+@patch
+def show_batch(
+    self: MLMTask,
+    step: int | None = None,  # Optimizer steps done before it; None: the next step, or the last one at the end
+    micro_batch: int = 0,  # Index of the micro-batch in the step
+    sequences: int = 10,  # Most sequences to show, from the shortest to the longest
+) -> ShownBatch:  # Displays itself: in color in a notebook, as plain text in a terminal
+    "Show the documents of a micro-batch, and which of their tokens are masked, replaced or left as they are."
+    last = self.loader.plan.total_steps - 1
+    step = min(self.state.step, last) if step is None else step
+    return self.loader.show_batch(self.tokenizer, step, micro_batch, sequences)
+
+# %% ../nbs/tasks.ipynb #cd0939de
+@patch
+def worst_tokens(
+    self: MLMTask,
+    rows: int = 20,  # Most tokens to list
+    min_count: int = 5,  # Least number of times that a token must have been masked
+) -> pd.DataFrame:  # Columns `token`, `count`, `loss` in nats, `accuracy`, and `predicted instead` with counts
+    "List the tokens of the validation split with the highest mean loss, and what was predicted in their place."
+    if self.validation is None:
+        raise ValueError("worst_tokens needs a validation split: set eval_steps, and validation_fraction in tokenizing")
+    return find_worst_tokens(self.module, self.validation, self.accelerator, self.tokenizer, rows, min_count)
 
 # %% ../nbs/tasks.ipynb #9587af43
 def _make_loaders(

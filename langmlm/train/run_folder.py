@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/10_run_folder.ipynb #b9ff2c1c
 _LOG = "log.jsonl"  # Entries of the log, one per line
+_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json|log\.jsonl"  # What a run writes into its folder
 
 
 def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
@@ -62,9 +63,6 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
-_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json|log\.jsonl"  # What a run writes into its folder
-
-
 class RunFolder:
     "Reads and writes the folder of a run."
 
@@ -93,21 +91,21 @@ class RunFolder:
         with ExitStack() as held:
             with fail_together():
                 if self.accelerator.is_main_process:
-                    self._open(step, held)
+                    held.callback(lock_folder(self.path, "output_dir").release)
+                    if not self._opened:
+                        self._repair(step)
             if not self._opened:
                 start_trackers(self.accelerator, self.config)
             self._opened = True
             yield
 
-    def _open(self, step: int, held: ExitStack) -> None:
-        "Lock the folder until `held` is closed; the first time, also check the Hub and repair the folder."
-        held.callback(lock_folder(self.path, "output_dir").release)
-        if not self._opened:
-            check_run_folder(self.path, self.start)
-            check_upload(self.config, self.tokenizer.mask_token)
-            for action in clean_up_interrupted(self.path, _OWNED):
-                logger.warning("%s: %s", self.path, action)
-            set_aside_newer(self.path, step)
+    def _repair(self, step: int) -> None:
+        "Check that the folder and the Hub may be written to, and clean up what a killed run left in the folder."
+        check_run_folder(self.path, self.start)
+        check_upload(self.config, self.tokenizer.mask_token)
+        for action in clean_up_interrupted(self.path, _OWNED):
+            logger.warning("%s: %s", self.path, action)
+        set_aside_newer(self.path, step)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
