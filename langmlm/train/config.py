@@ -150,9 +150,9 @@ class TrainingConfig(_DerivedValues, Options):
 
     def __post_init__(self):
         if isinstance(self.num_train_epochs, float) and self.num_train_epochs.is_integer():
-            self._set(num_train_epochs=int(self.num_train_epochs))  # 3.0, as transformers writes it
+            self.assign(num_train_epochs=int(self.num_train_epochs))  # 3.0, as transformers writes it
         check_config(self, "training_config", _RULES, _find_conflicts)
-        self._expand_home("output_dir", "logging_dir")
+        self.expand_home("output_dir", "logging_dir")
 
 # %% ../../nbs/train/01_config.ipynb #484804be
 def _is_epochs(value: float) -> bool:

@@ -77,7 +77,7 @@ class _PeakMemory(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._known = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
         results = function(*args, **(kwargs or {}))
