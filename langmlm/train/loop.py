@@ -227,22 +227,16 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
-    "Add to an error of the communication what it means and how to resume."
+def _monitor(
+    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
+) -> Iterator[_Monitor]:
+    "Show progress inside the block, leave PyTorch's random generators as they were, and explain a lost connection."
+    monitor = _Monitor(model, loader, run_folder, state)
     try:
-        yield
+        with keep_random_state(run_folder.accelerator.device), monitor.bar:
+            yield monitor
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"
             error.add_note(f"another process of this run has ended or cannot be reached, see its log: {remedy}")
         raise
-
-
-@contextmanager
-def _monitor(
-    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
-) -> Iterator[_Monitor]:
-    "Show progress and explain a lost connection inside the block; leave PyTorch's random generators as they were."
-    monitor = _Monitor(model, loader, run_folder, state)
-    with _explain_lost_process(run_folder), keep_random_state(run_folder.accelerator.device), monitor.bar:
-        yield monitor

@@ -10,8 +10,8 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch._inductor.graph import GraphLowering
 
-from langmlm.model import compile as compiling
-from langmlm.model.compile import compile_model, should_compile
+from langmlm.model import layers as compiling
+from langmlm.model.layers import compile_model, should_compile
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -19,8 +19,8 @@ from langmlm.disk import LOCK, read_json
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.loop import fit, train_step
-from langmlm.train.metrics import Estimate
 from langmlm.train.optim import learning_rate_at
+from langmlm.train.metrics import Estimate
 
 PACKAGE = Path(langmlm.__file__).parent
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -396,6 +396,7 @@ def test_estimate_of_few_steps(start_run: Callable):
 PRIVATE = {  # What the modules of training, data and disks use; each has a test, named here
     "train/launch.py": {"AcceleratorState._reset_state"},  # test_launch.py::test_private_api_of_accelerate
     "train/optim.py": {"torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported"},  # test_optim.py
+    "train/trial.py": {"torch.utils._python_dispatch: _python_dispatch"},  # test_trial.py::test_tensors_are_counted_...
 }
 
 
