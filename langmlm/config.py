@@ -317,6 +317,9 @@ def _find_model_conflicts(config: ModelConfig) -> list[str]:
     if heads > 0 and config.hidden_size % heads:
         sizes = f"num_attention_heads={show_value(heads)}, got {show_value(config.hidden_size)}"
         errors.append(f"hidden_size must be a multiple of {sizes}")
+    elif is_modern and heads > 0 and config.hidden_size // heads % 2:  # Rotary embeddings rotate pairs of dimensions
+        size = show_value(config.hidden_size // heads)
+        errors.append(f"hidden_size / num_attention_heads must be even in ModernBERT, got {size}")
     if config.hidden_act not in ACT2FN:
         errors.append(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
     return errors

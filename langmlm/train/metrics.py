@@ -7,6 +7,7 @@ __all__ = ['History', 'training_flops', 'peak_flops', 'Estimate']
 
 # %% ../../nbs/train/03_metrics.ipynb #5d92f4b5
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
