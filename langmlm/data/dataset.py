@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_manifest
-from ..tokens.duplicates import ContentHash
+from ..text.selection import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
 # %% ../../nbs/data/01_dataset.ipynb #c7ffd60c

@@ -35,7 +35,7 @@ from ..disk import hash_file, hash_json
 from .files import SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
-from .sampling import SpooledTexts, choose_weights, count_reads
+from .selection import SpooledTexts, choose_weights, count_reads
 
 # %% ../../nbs/text/03_corpus.ipynb #fb6d0625
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find
 from ..disk import read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
-from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
-from .duplicates import mark_duplicates, mark_near_duplicates, select_validation, write_hashes
+from ..text.selection import ContentHash, find_duplicates, hash_documents, is_duplicate, mark_duplicates
+from ..text.selection import mark_near_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
 from .processes import SharedFolder, process_rank, read_finished, reuse_finished, work_folder

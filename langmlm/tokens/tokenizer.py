@@ -27,7 +27,7 @@ from ..config import SPECIAL_TOKENS, TokenizerConfig  # noqa: F401  Users import
 from ..disk import atomic_folder, check_replaceable, hash_json, is_intact
 from ..disk import read_json, write_json, write_manifest
 from ..text.corpus import Corpus
-from ..text.sampling import TextSample, affordable_bytes
+from ..text.selection import TextSample, affordable_bytes
 from .processes import read_finished, reuse_finished, work_folder
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #66cf1dac

@@ -24,7 +24,7 @@ from ..disk import check_replaceable, find_overlaps
 from ..model.extend import embed_new_words, repeat_positions
 from ..model.roberta import find_mismatches, longest_input
 from ..text.corpus import open_corpus
-from ..text.sampling import TextSample
+from ..text.selection import TextSample
 from ..tokens.encode import encode_documents
 from ..tokens.extend import add_words, find_new_words, spell_words
 from ..tokens.tokenizer import copy_backend, load_tokenizer

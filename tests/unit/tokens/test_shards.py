@@ -17,7 +17,7 @@ import pytest
 from langmlm.disk import is_intact, read_json, read_manifest
 from langmlm.text.corpus import Corpus, TextError, open_corpus
 from langmlm.tokens import shards as module
-from langmlm.tokens.duplicates import hash_documents, mark_duplicates, select_validation
+from langmlm.text.selection import hash_documents, mark_duplicates, select_validation
 from langmlm.tokens.encode import read_sequences
 from langmlm.tokens.processes import read_finished, unfinished_folder, work_folder
 from langmlm.tokens.shards import SHARD_CHARACTERS, join_dataset, write_dataset
