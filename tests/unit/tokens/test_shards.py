@@ -373,7 +373,7 @@ def test_one_job_at_a_time(texts: Path, tokenizer, config: TokenizerConfig, tmp_
     "A second process with the same job gets an error, and folders with other files are never replaced."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     key = module._describe_job(corpus.fingerprint(), tokenizer, config, SHARD_CHARACTERS)["key"]
-    with work_folder(tmp_path / "dataset", key, "path_to_save_dataset"):
+    with work_folder(tmp_path / "dataset", key, "dataset", "path_to_save_dataset"):
         with pytest.raises(RuntimeError, match="path_to_save_dataset=.* is in use by another run"):
             write_dataset(corpus, tokenizer, config)
     (tmp_path / "dataset").mkdir()
