@@ -28,7 +28,6 @@ from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.compile import compile_model
-from .model.memory import StepMemory, is_out_of_memory
 from .model.modernbert import modernbert_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
@@ -40,18 +39,19 @@ from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_data
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
 from .train.checkpoint import TRAINER_STATE, StartingPoint, find_starting_point, list_checkpoints
 from .train.checkpoint import load_model, load_optimizer
-from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
+from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
 from .train.loop import fit
-from .train.metrics import Estimate, History
+from .train.metrics import History
 from .train.optim import make_optimizer
 from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
 from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
-from .train.trial import check_memory, estimate_memory, measure_steps
+from .train.trial import Estimate, StepMemory, check_memory, estimate_memory, explain_memory
+from .train.trial import is_out_of_memory, measure_steps
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
 logger = logging.getLogger(__name__)

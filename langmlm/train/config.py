@@ -373,15 +373,3 @@ def run_arithmetic(
     size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
     ratio, learning_rate = plan.packing_ratio, config.peak_learning_rate(plan.packing_ratio)
     return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate, config.recipe is not None)
-
-# %% ../../nbs/train/01_config.ipynb #mem0code1
-def explain_memory(config: TrainingConfig, most: int | None = None) -> str:
-    "Name settings to change so that a step fits; `most` sequences of full length would. The first keeps its size."
-    size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    smaller = max(1, min(size - 1, most if most else size // 2))
-    steps = math.ceil(size * accumulated / smaller)
-    remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] if size > 1 else []
-    if not config.gradient_checkpointing:
-        remedies.append("gradient_checkpointing=True")
-    remedies.append("a smaller model, or a lower max_length when the text is tokenized")
-    return "the run needs more memory than there is: set " + ", or ".join(remedies)

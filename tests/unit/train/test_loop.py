@@ -18,8 +18,8 @@ from langmlm.disk import LOCK, read_json
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.loop import fit, train_step
-from langmlm.train.metrics import Estimate
 from langmlm.train.optim import learning_rate_at
+from langmlm.train.trial import Estimate
 
 PACKAGE = Path(langmlm.__file__).parent
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
