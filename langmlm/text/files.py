@@ -67,14 +67,14 @@ def _decompress_streams(stream: BinaryIO, new_decompressor: Callable[[], Any]) -
 # %% ../../nbs/text/01_files.ipynb #8394c787
 _BLOCK = 2**16  # Bytes
 _DECOMPRESS = {
-    "gz": lambda stream: _read_blocks(gzip.GzipFile(fileobj=stream)),
+    "gz": lambda stream: read_blocks(gzip.GzipFile(fileobj=stream)),
     "bz2": lambda stream: _decompress_streams(stream, bz2.BZ2Decompressor),
     "xz": lambda stream: _decompress_streams(stream, partial(lzma.LZMADecompressor, memlimit=2**30)),
-    "zst": lambda stream: _read_blocks(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")),
+    "zst": lambda stream: read_blocks(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")),
 }
 
 
-def _read_blocks(stream: Any) -> Iterator[bytes]:
+def read_blocks(stream: Any) -> Iterator[bytes]:
     "Read a stream to its end."
     return iter(partial(stream.read, _BLOCK), b"")
 

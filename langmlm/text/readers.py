@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import DOCUMENTS, ENCODING_ERRORS
-from .files import check_ratio
+from .files import check_ratio, read_blocks
 
 # %% ../../nbs/text/02_readers.ipynb #01d6caab
 @dataclass(frozen=True)
@@ -64,15 +64,6 @@ def detect_wide_encoding(head: bytes) -> str | None:
     return next((encoding for encoding, matches in patterns.items() if matches), None)
 
 # %% ../../nbs/text/02_readers.ipynb #68402c12
-_FIRST_BLOCK, _LATER_BLOCKS = 2**16, 2**22  # Bytes
-
-
-def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    "Read a stream in blocks."
-    yield stream.read(_FIRST_BLOCK)
-    yield from iter(partial(stream.read, _LATER_BLOCKS), b"")
-
-
 _MAGIC = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF",
 }  # fmt: skip
@@ -89,7 +80,7 @@ def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
     "Decode a stream of UTF-8 into strings that may begin and end anywhere."
-    blocks, head = _read_blocks(stream), []
+    blocks, head = read_blocks(stream), []
     while sum(map(len, head)) < 1024 and (block := next(blocks, None)):
         head.append(block)
     if encoding := detect_wide_encoding(b"".join(head)):
@@ -325,7 +316,7 @@ def arrow_rows(batches: Iterable[Any], name: str, options: ReadOptions) -> Itera
 # %% ../../nbs/text/02_readers.ipynb #69a45f2c
 def _parquet_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:
     "Read the text column of a Parquet file, unless it decompresses to far more than its size."
-    table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_LATER_BLOCKS)
+    table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**22)
     check_text_column(table.schema_arrow.names, name, options.text_column)
     for group in map(table.metadata.row_group, range(table.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):

@@ -37,8 +37,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 def read(data: bytes, form: str = "txt", block: int = 2**16, counts: Counter | None = None, **options) -> list[str]:
     "The documents in a file, read in small blocks."
     counts = Counter() if counts is None else counts
-    readers = "langmlm.text.readers"
-    with patch(f"{readers}._FIRST_BLOCK", block), patch(f"{readers}._LATER_BLOCKS", block):
+    with patch("langmlm.text.files._BLOCK", block):
         texts = read_texts(BytesIO(data), form, "a.txt", ReadOptions(**options), counts)
         return list(drop_empty_documents(texts, counts))
 
