@@ -173,7 +173,6 @@ class DatasetPart(Part):
 
     def __init__(self, dataset: Any, options: ReadOptions, name: str = "data_path", version: str | None = None):
         self.dataset, self.options, self.name, self.identity, self.version = dataset, options, name, name, version
-        self.size = dataset.data.nbytes if isinstance(dataset, Dataset) else None
         self.is_stable = isinstance(dataset, Dataset) or version is not None
 
     def check_beginning(self) -> None:
