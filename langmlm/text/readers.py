@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import DOCUMENTS, ENCODING_ERRORS
-from .files import check_ratio, read_blocks
+from .files import check_ratio
 
 # %% ../../nbs/text/02_readers.ipynb #01d6caab
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
     return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
-def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
-    "Decode a stream of UTF-8 into strings that may begin and end anywhere."
-    blocks, head = read_blocks(stream), []
+def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[str]:
+    "Decode blocks of UTF-8 into strings that may begin and end anywhere."
+    blocks, head = iter(blocks), []
     while sum(map(len, head)) < 1024 and (block := next(blocks, None)):
         head.append(block)
     if encoding := detect_wide_encoding(b"".join(head)):
@@ -105,10 +105,10 @@ def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
             yield text
 
 # %% ../../nbs/text/02_readers.ipynb #9503f6a8
-def _read_lines(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[list[str]]:
+def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[list[str]]:
     "Read lines without their line ends, many at a time."
     pieces = []  # Of a line that has not ended
-    for text in _decode(stream, name, options):
+    for text in _decode(blocks, name, options):
         end = text.rfind("\n") + 1
         if not end:
             pieces.append(text)
@@ -143,9 +143,9 @@ def _resolve_surrogates(text: str, location: str, options: ReadOptions, counts: 
         return _SURROGATES.sub("�", text)
 
 # %% ../../nbs/text/02_readers.ipynb #c537b56f
-def _read_text(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
+def _read_text(blocks: Iterable[bytes], name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
     "Read the documents of a plain text file, empty ones included."
-    documents = chain.from_iterable(_read_lines(stream, name, options))
+    documents = chain.from_iterable(_read_lines(blocks, name, options))
     if options.document == "file":
         documents = iter(["\n".join(documents)])
     elif options.document == "blank-line":
@@ -227,9 +227,9 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict:
 _JSON = json.JSONDecoder(object_pairs_hook=_make_object)
 
 # %% ../../nbs/text/02_readers.ipynb #e1e6ebbb
-def _jsonl_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
+def _jsonl_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
     "Read a file with one JSON object per line."
-    for number, line in enumerate(chain.from_iterable(_read_lines(stream, name, options)), start=1):
+    for number, line in enumerate(chain.from_iterable(_read_lines(blocks, name, options)), start=1):
         if not line or line.isspace():
             continue
         try:
@@ -246,10 +246,10 @@ def _jsonl_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[t
 _BETWEEN_OBJECTS = re.compile(r"[ \t\r\n,\[\]]*")
 
 
-def _json_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
+def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
     "Read a JSON array of objects, or consecutive objects, each as soon as it is complete."
     text, wanted, row, depth = "", 0, 0, 0
-    for piece in chain(_decode(stream, name, options), [""]):
+    for piece in chain(_decode(blocks, name, options), [""]):
         text, end = text + piece, 0
         if piece and len(text) < wanted:
             continue
@@ -276,10 +276,10 @@ def _json_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tu
         raise ValueError(f"{name}, after row {row}: the array has no end, so the file is truncated")
 
 # %% ../../nbs/text/02_readers.ipynb #173f2fe9
-def _csv_rows(stream: BinaryIO, name: str, options: ReadOptions, delimiter: str = ",") -> Iterator[tuple[int, str]]:
+def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimiter: str = ",") -> Iterator[tuple[int, str]]:
     "Read the cells of the text column, with their line numbers."
     csv.field_size_limit(2**31 - 1)
-    lines = (line + "\n" for line in chain.from_iterable(_read_lines(stream, name, options)))
+    lines = (line + "\n" for line in chain.from_iterable(_read_lines(blocks, name, options)))
     rows, header = csv.reader(lines, delimiter=delimiter, strict=True), None
     try:
         for cells in rows:
@@ -341,9 +341,9 @@ _ROWS = {  # Format -> reader of its rows, and what it counts
 }  # fmt: skip
 
 
-def read_texts(stream: BinaryIO, format: str, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
-    "Read the documents of a file, empty ones included; count what is skipped or replaced."
+def read_texts(source: Any, format: str, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
+    "Read documents, empty ones included, from the blocks of a text or the stream of a table; count what is skipped."
     if format == "txt":
-        return _read_text(stream, name, options, counts)
+        return _read_text(source, name, options, counts)
     read_rows, unit = _ROWS[format]
-    return extract_texts(read_rows(stream, name, options), f"{name}, {unit}", options, counts)
+    return extract_texts(read_rows(source, name, options), f"{name}, {unit}", options, counts)

@@ -18,6 +18,7 @@ from nasty_files import csv_file, is_empty, json_file
 
 from langmlm.text.corpus import open_corpus
 from langmlm.text.files import FORMATS
+from langmlm.text.files import TABLES, _read_blocks
 from langmlm.text.readers import (
     DOCUMENTS,
     EMPTY,
@@ -38,7 +39,8 @@ def read(data: bytes, form: str = "txt", block: int = 2**16, counts: Counter | N
     "The documents in a file, read in small blocks."
     counts = Counter() if counts is None else counts
     with patch("langmlm.text.files._BLOCK", block):
-        texts = read_texts(BytesIO(data), form, "a.txt", ReadOptions(**options), counts)
+        source = BytesIO(data) if form in TABLES else _read_blocks(BytesIO(data))
+        texts = read_texts(source, form, "a.txt", ReadOptions(**options), counts)
         return list(drop_empty_documents(texts, counts))
 
 
