@@ -86,23 +86,26 @@ def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterato
     if encoding := detect_wide_encoding(b"".join(head)):
         raise ValueError(f"{name} is in {encoding}: convert it first, for instance: iconv -f {encoding} -t UTF-8")
     decoder = codecs.getincrementaldecoder("utf-8")(options.decode_errors)
-    line, line_bytes, is_start = 1, 0, True  # `line_bytes`: already read of the current line
+    line, line_bytes, is_start = 1, 0, True
     for block in chain(head, blocks, [b""]):
-        pending = len(decoder.getstate()[0])  # Bytes of a character that the last block began
+        data = decoder.getstate()[0] + block  # With the bytes of a character that the last block began
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            before = error.object[: error.start]
-            if newlines := before.count(b"\n"):
-                line, line_bytes, pending = line + newlines, -before.rfind(b"\n") - 1, 0
-            location = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
-            raise _utf8_error(location, error.object[error.start], b"".join(head)) from None
-        line += block.count(b"\n")
-        line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
+            line, line_bytes = _advance(line, line_bytes, data[: error.start])
+            location = f"{name}, line {line}, byte {line_bytes + 1} of the line"
+            raise _utf8_error(location, data[error.start], b"".join(head)) from None
+        line, line_bytes = _advance(line, line_bytes, data[: len(data) - len(decoder.getstate()[0])])
         if text and is_start:
             text, is_start = text.removeprefix("\ufeff"), False
         if text:
             yield text
+
+
+def _advance(line: int, line_bytes: int, data: bytes) -> tuple[int, int]:
+    "Return the number of the line that is current after `data`, and how many of its bytes have been read."
+    newlines = data.count(b"\n")
+    return line + newlines, len(data) - data.rfind(b"\n") - 1 if newlines else line_bytes + len(data)
 
 # %% ../../nbs/text/02_readers.ipynb #9503f6a8
 def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[list[str]]:
