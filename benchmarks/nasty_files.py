@@ -237,8 +237,7 @@ def read_case(case: Case, tokenizer: Path, target: Path, with_dataset: bool) -> 
     "Read the documents of a case twice; make their dataset if wanted, or if an error is expected."
     with ExitStack() as stack:
         if len(case.documents) < 100 and max(map(len, case.documents), default=0) < 10_000:
-            for name in ("_FIRST_BLOCK", "_LATER_BLOCKS"):
-                stack.enter_context(patch(f"langmlm.text.readers.{name}", case.block))
+            stack.enter_context(patch("langmlm.text.files._BLOCK", case.block))
         corpus = open_corpus(case.path, **case.options)
         read = [list(corpus), list(corpus)]
         if with_dataset or case.error is not None:

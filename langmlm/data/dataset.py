@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_manifest
-from ..tokens.duplicates import ContentHash
+from ..text.selection import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
 # %% ../../nbs/data/01_dataset.ipynb #c7ffd60c
@@ -206,7 +206,7 @@ def open_dataset(
     "Open a dataset folder for training, or raise an error that names what is missing."
     name = f"tokenized_dataset={str(folder)!r}"
     folder = _local_copy(folder, name)
-    _check_manifest(folder, name)
+    manifest = _check_manifest(folder, name)
     try:
         splits = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
@@ -220,7 +220,6 @@ def open_dataset(
     rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
-    manifest = read_manifest(folder) or {}
     facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
     dataset = TokenizedDataset(rows, manifest | facts if facts else None)
     if not len(dataset):
@@ -234,11 +233,11 @@ _COUNTS = re.compile(r"[0-9]{1,18}(?: [0-9]{1,18})*")  # By id
 _REMEDY = "tokenize the text again, or restore a copy"
 
 
-def _check_manifest(folder: Path, name: str) -> None:
-    "Raise an error if a dataset has a manifest that does not fit it; datasets of other tools have none."
+def _check_manifest(folder: Path, name: str) -> dict[str, Any]:
+    "Return the manifest of a dataset, or raise an error if it does not fit it; datasets of other tools have none."
     manifest = read_manifest(folder)
     if manifest is None:
-        return
+        return {}
     if manifest.get("kind") != "dataset":
         raise ValueError(f"{name} is not a dataset folder: its {MANIFEST} is that of a {manifest.get('kind')}")
     damage = find_damage(folder, digests=False)
@@ -248,6 +247,7 @@ def _check_manifest(folder: Path, name: str) -> None:
         damage = [f"max_length is {manifest['max_length']:,} in {MANIFEST}"]
     if damage:
         raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: {_REMEDY}")
+    return manifest
 
 
 def _check_counts(dataset: TokenizedDataset, name: str) -> None:

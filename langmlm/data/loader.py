@@ -94,13 +94,12 @@ class BatchLoader:
         computed = [*own, *[0] * (least - len(own))]
         flat = [make_flat_batch(self.dataset, rows[index], self.pad_token_id) for index in computed]
         masked, lengths = [self._mask(batch, epoch) for batch in flat], [np.diff(batch.cu_seqlens.numpy()) for batch in flat]
-        others = [batch for index, batch in enumerate(rows) if index not in own]
         if len(own) < least:
             masked[-1] = replace(masked[-1], masked_positions=masked[-1].masked_positions[:0], labels=masked[-1].labels[:0])
         batches = [(index, self._finish(batch)) for index, batch in zip(computed, masked)]
         return StepBatches(
             batches,
-            tokens=sum(int(part.sum()) for part in (*lengths[: len(own)], *map(self.dataset.lengths.__getitem__, others))),
+            tokens=int(self.dataset.lengths[np.concatenate(rows)].sum()),
             lengths=np.concatenate(lengths),
             predictions=sum(len(batch.labels) for batch in masked),
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),

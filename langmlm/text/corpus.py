@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import IOBase
@@ -32,10 +32,10 @@ from xxhash import xxh3_128
 
 from ..config import ConfigError
 from ..disk import hash_file, hash_json
-from .files import SourceFile, detect_format, find_files
+from .files import TABLES, SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
-from .sampling import SpooledTexts, choose_weights, count_reads
+from .selection import SpooledTexts, choose_weights, count_reads
 
 # %% ../../nbs/text/03_corpus.ipynb #fb6d0625
 logger = logging.getLogger(__name__)
@@ -136,9 +136,10 @@ class FilePart(Part):
         self._check_unchanged()
 
     def _read(self, options: ReadOptions, counts: Counter) -> Iterator[str]:
-        local = self.file.filesystem is None
-        with _text_errors() if local else nullcontext(), self.file.open() as stream:
-            yield from read_texts(stream, self.file.format, self.name, options, counts)
+        local, is_table = self.file.filesystem is None, self.file.format in TABLES
+        with _text_errors() if local else nullcontext():
+            with self.file.open() if is_table else closing(self.file.blocks()) as source:
+                yield from read_texts(source, self.file.format, self.name, options, counts)
 
     def _state(self) -> tuple[int, ...] | None:
         "Return what changes when a local file is replaced or written to."
@@ -173,7 +174,6 @@ class DatasetPart(Part):
 
     def __init__(self, dataset: Any, options: ReadOptions, name: str = "data_path", version: str | None = None):
         self.dataset, self.options, self.name, self.identity, self.version = dataset, options, name, name, version
-        self.size = dataset.data.nbytes if isinstance(dataset, Dataset) else None
         self.is_stable = isinstance(dataset, Dataset) or version is not None
 
     def check_beginning(self) -> None:

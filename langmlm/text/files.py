@@ -13,7 +13,6 @@ import logging
 import lzma
 import os
 import re
-import shutil
 import stat
 import tempfile
 import zlib
@@ -23,7 +22,6 @@ from dataclasses import dataclass, field
 from errno import ENOSPC
 from fnmatch import fnmatch
 from functools import partial
-from io import BufferedReader, RawIOBase
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +35,7 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/text/01_files.ipynb #d8146e74
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow")
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
+TABLES = ("parquet", "arrow")  # Formats with their table of contents at the end
 _WEB = ("http://", "https://")  # Not every web server supports range requests
 
 
@@ -66,17 +65,20 @@ def _decompress_streams(stream: BinaryIO, new_decompressor: Callable[[], Any]) -
 
 # %% ../../nbs/text/01_files.ipynb #8394c787
 _BLOCK = 2**16  # Bytes
-_DECOMPRESS = {
-    "gz": lambda stream: _read_blocks(gzip.GzipFile(fileobj=stream)),
-    "bz2": lambda stream: _decompress_streams(stream, bz2.BZ2Decompressor),
-    "xz": lambda stream: _decompress_streams(stream, partial(lzma.LZMADecompressor, memlimit=2**30)),
-    "zst": lambda stream: _read_blocks(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")),
-}
 
 
 def _read_blocks(stream: Any) -> Iterator[bytes]:
     "Read a stream to its end."
     return iter(partial(stream.read, _BLOCK), b"")
+
+
+_DECOMPRESS = {
+    None: _read_blocks,
+    "gz": lambda stream: _read_blocks(gzip.GzipFile(fileobj=stream)),
+    "bz2": lambda stream: _decompress_streams(stream, bz2.BZ2Decompressor),
+    "xz": lambda stream: _decompress_streams(stream, partial(lzma.LZMADecompressor, memlimit=2**30)),
+    "zst": lambda stream: _read_blocks(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")),
+}
 
 # %% ../../nbs/text/01_files.ipynb #0d4546a1
 _MAX_RATIO, _SMALL_SIZE = 200, 2**28  # Decompressed bytes per compressed byte, in files with more decompressed bytes
@@ -87,25 +89,6 @@ def check_ratio(size: int, compressed: int, name: str) -> None:
     if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
         problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
         raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
-
-
-class _Decompressed(RawIOBase):
-    "The decompressed bytes of a file, as long as it is no decompression bomb."
-
-    def __init__(self, stored: BinaryIO, compression: str, name: str):
-        self._stored, self._blocks, self._name = stored, filter(None, _DECOMPRESS[compression](stored)), name
-        self._rest, self._size = b"", 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        if not self._rest and (block := next(self._blocks, b"")):
-            self._rest, self._size = block, self._size + len(block)
-            check_ratio(self._size, self._stored.tell(), self._name)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
 @dataclass(frozen=True)
@@ -118,43 +101,48 @@ class SourceFile:
     size: int | None = None  # Bytes, as stored; None: the server does not say
     filesystem: Any = field(default=None, repr=False)  # fsspec file system; None: a local file
 
+    def blocks(self) -> Iterator[bytes]:
+        "Read the decompressed bytes of the file, one block at a time."
+        with _name_file(self), self._open_stored() as stored:
+            size = 0
+            for block in filter(None, _DECOMPRESS[self.compression](stored)):
+                size += len(block)
+                if self.compression:
+                    check_ratio(size, stored.tell(), self.name)
+                yield block
+
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        "Open the file as a stream of decompressed bytes."
-        with ExitStack() as stack:
-            try:
+        "Open the file as a stream of decompressed bytes that can seek, if need be by way of a temporary file."
+        with _name_file(self), ExitStack() as stack:
+            if self.compression or self.name.startswith(_WEB):
+                stream = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
+                stream.writelines(self.blocks())
+                stream.seek(0)
+            else:
                 stream = stack.enter_context(self._open_stored())
-                if self.compression:
-                    stream = BufferedReader(_Decompressed(stream, self.compression, self.name), _BLOCK)
-                cannot_seek = self.compression or self.name.startswith(_WEB)
-                if cannot_seek and self.format in ("parquet", "arrow"):
-                    copy = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
-                    shutil.copyfileobj(stream, copy, 2**22)
-                    copy.seek(0)
-                    stream = copy
-                yield stream
-            except Exception as error:
-                described = _name_file(error, self)
-                if described is error:
-                    raise
-                raise described from error
+            yield stream
 
     def _open_stored(self) -> BinaryIO:
         return self.filesystem.open(self.name, "rb") if self.filesystem else open(self.name, "rb")
 
 # %% ../../nbs/text/01_files.ipynb #69ff1e21
-def _name_file(error: Exception, file: SourceFile) -> Exception:
-    "Add the name of the file to an error that was raised while it was read."
+@contextmanager
+def _name_file(file: SourceFile) -> Iterator[None]:
+    "Add the name of the file to an error that is raised while it is read."
     damage = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
-    is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # The system's have a number
-    if is_damage and (file.compression or file.format in ("parquet", "arrow")):
-        kind = ".".join(filter(None, [file.format, file.compression]))
-        return ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}")
-    if isinstance(error, OSError) and error.errno:
-        error.filename = error.filename or (tempfile.gettempdir() if error.errno == ENOSPC else file.name)
-    elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
-        return OSError(f"reading {file.name} failed: {type(error).__name__}: {error}")
-    return error
+    try:
+        yield
+    except Exception as error:
+        is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # The system's have a number
+        if is_damage and (file.compression or file.format in TABLES):
+            kind = ".".join(filter(None, [file.format, file.compression]))
+            raise ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}") from error
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or (tempfile.gettempdir() if error.errno == ENOSPC else file.name)
+        elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
+            raise OSError(f"reading {file.name} failed: {type(error).__name__}: {error}") from error
+        raise
 
 # %% ../../nbs/text/01_files.ipynb #45e860d9
 def find_files(

@@ -64,15 +64,6 @@ def detect_wide_encoding(head: bytes) -> str | None:
     return next((encoding for encoding, matches in patterns.items() if matches), None)
 
 # %% ../../nbs/text/02_readers.ipynb #68402c12
-_FIRST_BLOCK, _LATER_BLOCKS = 2**16, 2**22  # Bytes
-
-
-def _read_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    "Read a stream in blocks."
-    yield stream.read(_FIRST_BLOCK)
-    yield from iter(partial(stream.read, _LATER_BLOCKS), b"")
-
-
 _MAGIC = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF",
 }  # fmt: skip
@@ -87,37 +78,40 @@ def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
     return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
-def _decode(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[str]:
-    "Decode a stream of UTF-8 into strings that may begin and end anywhere."
-    blocks, head = _read_blocks(stream), []
+def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[str]:
+    "Decode blocks of UTF-8 into strings that may begin and end anywhere."
+    blocks, head = iter(blocks), []
     while sum(map(len, head)) < 1024 and (block := next(blocks, None)):
         head.append(block)
     if encoding := detect_wide_encoding(b"".join(head)):
         raise ValueError(f"{name} is in {encoding}: convert it first, for instance: iconv -f {encoding} -t UTF-8")
     decoder = codecs.getincrementaldecoder("utf-8")(options.decode_errors)
-    line, line_bytes, is_start = 1, 0, True  # `line_bytes`: already read of the current line
+    line, line_bytes, is_start = 1, 0, True
     for block in chain(head, blocks, [b""]):
-        pending = len(decoder.getstate()[0])  # Bytes of a character that the last block began
+        data = decoder.getstate()[0] + block  # With the bytes of a character that the last block began
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            before = error.object[: error.start]
-            if newlines := before.count(b"\n"):
-                line, line_bytes, pending = line + newlines, -before.rfind(b"\n") - 1, 0
-            location = f"{name}, line {line}, byte {line_bytes - pending + error.start + 1} of the line"
-            raise _utf8_error(location, error.object[error.start], b"".join(head)) from None
-        line += block.count(b"\n")
-        line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
+            line, line_bytes = _advance(line, line_bytes, data[: error.start])
+            location = f"{name}, line {line}, byte {line_bytes + 1} of the line"
+            raise _utf8_error(location, data[error.start], b"".join(head)) from None
+        line, line_bytes = _advance(line, line_bytes, data[: len(data) - len(decoder.getstate()[0])])
         if text and is_start:
             text, is_start = text.removeprefix("\ufeff"), False
         if text:
             yield text
 
+
+def _advance(line: int, line_bytes: int, data: bytes) -> tuple[int, int]:
+    "Return the number of the line that is current after `data`, and how many of its bytes have been read."
+    newlines = data.count(b"\n")
+    return line + newlines, len(data) - data.rfind(b"\n") - 1 if newlines else line_bytes + len(data)
+
 # %% ../../nbs/text/02_readers.ipynb #9503f6a8
-def _read_lines(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[list[str]]:
+def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[list[str]]:
     "Read lines without their line ends, many at a time."
     pieces = []  # Of a line that has not ended
-    for text in _decode(stream, name, options):
+    for text in _decode(blocks, name, options):
         end = text.rfind("\n") + 1
         if not end:
             pieces.append(text)
@@ -152,9 +146,9 @@ def _resolve_surrogates(text: str, location: str, options: ReadOptions, counts: 
         return _SURROGATES.sub("�", text)
 
 # %% ../../nbs/text/02_readers.ipynb #c537b56f
-def _read_text(stream: BinaryIO, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
+def _read_text(blocks: Iterable[bytes], name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
     "Read the documents of a plain text file, empty ones included."
-    documents = chain.from_iterable(_read_lines(stream, name, options))
+    documents = chain.from_iterable(_read_lines(blocks, name, options))
     if options.document == "file":
         documents = iter(["\n".join(documents)])
     elif options.document == "blank-line":
@@ -236,9 +230,9 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict:
 _JSON = json.JSONDecoder(object_pairs_hook=_make_object)
 
 # %% ../../nbs/text/02_readers.ipynb #e1e6ebbb
-def _jsonl_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
+def _jsonl_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
     "Read a file with one JSON object per line."
-    for number, line in enumerate(chain.from_iterable(_read_lines(stream, name, options)), start=1):
+    for number, line in enumerate(chain.from_iterable(_read_lines(blocks, name, options)), start=1):
         if not line or line.isspace():
             continue
         try:
@@ -255,10 +249,10 @@ def _jsonl_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[t
 _BETWEEN_OBJECTS = re.compile(r"[ \t\r\n,\[\]]*")
 
 
-def _json_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
+def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
     "Read a JSON array of objects, or consecutive objects, each as soon as it is complete."
     text, wanted, row, depth = "", 0, 0, 0
-    for piece in chain(_decode(stream, name, options), [""]):
+    for piece in chain(_decode(blocks, name, options), [""]):
         text, end = text + piece, 0
         if piece and len(text) < wanted:
             continue
@@ -285,10 +279,10 @@ def _json_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tu
         raise ValueError(f"{name}, after row {row}: the array has no end, so the file is truncated")
 
 # %% ../../nbs/text/02_readers.ipynb #173f2fe9
-def _csv_rows(stream: BinaryIO, name: str, options: ReadOptions, delimiter: str = ",") -> Iterator[tuple[int, str]]:
+def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimiter: str = ",") -> Iterator[tuple[int, str]]:
     "Read the cells of the text column, with their line numbers."
     csv.field_size_limit(2**31 - 1)
-    lines = (line + "\n" for line in chain.from_iterable(_read_lines(stream, name, options)))
+    lines = (line + "\n" for line in chain.from_iterable(_read_lines(blocks, name, options)))
     rows, header = csv.reader(lines, delimiter=delimiter, strict=True), None
     try:
         for cells in rows:
@@ -325,7 +319,7 @@ def arrow_rows(batches: Iterable[Any], name: str, options: ReadOptions) -> Itera
 # %% ../../nbs/text/02_readers.ipynb #69a45f2c
 def _parquet_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:
     "Read the text column of a Parquet file, unless it decompresses to far more than its size."
-    table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_LATER_BLOCKS)
+    table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**22)
     check_text_column(table.schema_arrow.names, name, options.text_column)
     for group in map(table.metadata.row_group, range(table.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
@@ -350,9 +344,9 @@ _ROWS = {  # Format -> reader of its rows, and what it counts
 }  # fmt: skip
 
 
-def read_texts(stream: BinaryIO, format: str, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
-    "Read the documents of a file, empty ones included; count what is skipped or replaced."
+def read_texts(source: Any, format: str, name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
+    "Read documents, empty ones included, from the blocks of a text or the stream of a table; count what is skipped."
     if format == "txt":
-        return _read_text(stream, name, options, counts)
+        return _read_text(source, name, options, counts)
     read_rows, unit = _ROWS[format]
-    return extract_texts(read_rows(stream, name, options), f"{name}, {unit}", options, counts)
+    return extract_texts(read_rows(source, name, options), f"{name}, {unit}", options, counts)

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .tokenizer import copy_backend
 
@@ -193,7 +194,7 @@ def token_bytes(
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
     backend, added = tokenizer.backend_tokenizer, tokenizer.get_added_vocab()
     is_byte_level = "ByteLevel" in f"{backend.pre_tokenizer} {backend.decoder}"
-    alphabet = _byte_alphabet()
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     if not (is_byte_level or alphabet.keys() <= set(tokens)):
         alphabet = {}
     return [
@@ -216,14 +217,6 @@ def _text_bytes(token: str, model: Model) -> bytes:
         return token.removeprefix(prefix).encode()
     space = " " if token and (prefix or isinstance(model, WordLevel)) else ""
     return (space + token.replace("▁", " ")).encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    "Map each character of the byte-level alphabet to its byte; those of unprintable bytes start at 256."
-    alphabet = set(ByteLevel.alphabet())
-    printable = [byte for byte in range(256) if chr(byte) in alphabet]
-    others = [byte for byte in range(256) if chr(byte) not in alphabet]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 # %% ../../nbs/tokens/02_encode.ipynb #c97d589a
 _BEFORE_WORDS = (b" ", b"\n", b"\t", b"\r")

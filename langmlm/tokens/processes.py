@@ -24,7 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..disk import LOCK, find_damage, lock_folder, read_json, read_manifest, write_file, write_json
+from ..disk import LOCK, check_replaceable, find_damage, lock_folder, read_json, read_manifest, write_file, write_json
 
 # %% ../../nbs/tokens/06_processes.ipynb #f075b60c
 logger = logging.getLogger(__name__)
@@ -150,13 +150,11 @@ def unfinished_folder(target: Path, key: str) -> Path:
 
 
 @contextmanager
-def work_folder(target: Path, key: str, parameter: str) -> Iterator[SharedFolder]:
-    "Create or reopen the folder for unfinished work on the result that an option names; one job at a time has it."
-    path, lock = unfinished_folder(target, key), None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"{parameter}={str(target)!r} cannot be written to: {error}") from error
+def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[SharedFolder]:
+    "Create or reopen the folder for unfinished work on a result; it ends when the result is there, in all processes."
+    check_replaceable(target, kind, parameter)
+    path, lock, is_finished = unfinished_folder(target, key), None, False
+    path.mkdir(parents=True, exist_ok=True)
     work = SharedFolder(path)
     try:
         with _signs_of_life(work):
@@ -172,9 +170,12 @@ def work_folder(target: Path, key: str, parameter: str) -> Iterator[SharedFolder
                 work.tell("ready")
             work.wait_until(lambda: work.has_told(0, "ready"))
             yield work
+            work.wait_until(lambda: work.rank == 0 or read_finished(target, key))
+            is_finished = read_finished(target, key) is not None
     finally:
         if lock:
-            if work.ranks == 1 and [*path.glob("*")] == [path / LOCK]:  # There is nothing to resume
+            is_empty = work.ranks == 1 and [*path.glob("*")] == [path / LOCK]  # There is nothing to resume
+            if is_finished or is_empty:
                 shutil.rmtree(path, ignore_errors=True)
             lock.release()
 

@@ -26,8 +26,8 @@ from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find
 from ..disk import name_in_errors, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
-from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
-from .duplicates import mark_duplicates, mark_near_duplicates, select_validation, write_hashes
+from ..text.selection import ContentHash, find_duplicates, hash_documents, is_duplicate, mark_duplicates
+from ..text.selection import mark_near_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
 from .processes import SharedFolder, process_rank, read_finished, reuse_finished, work_folder
@@ -337,12 +337,12 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
     return job | {"key": hash_json({name: value for name, value in job.items() if name != "key"})}, shards, total
 
 # %% ../../nbs/tokens/05_shards.ipynb #395458fc
-def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> Report:
+def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> None:
     "Make a folder from the shards of one machine."
     with atomic_folder(target, within) as partial:
         for record in shards.values():
             shutil.copytree(record["folder"], partial / record["folder"].name, copy_function=link_or_copy)
-        return Report(write_manifest(partial, "dataset part", _summarize(job, shards) | facts))
+        write_manifest(partial, "dataset part", _summarize(job, shards) | facts)
 
 
 def join_dataset(
@@ -414,23 +414,20 @@ def write_dataset(
     if manifest := reuse_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
         return Report(manifest)
-    check_replaceable(target, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
-    with work_folder(target, job["key"], "path_to_save_dataset") as work, _keep_finished_shards(work):
+    kind = "dataset part" if config.shard else "dataset"
+    with work_folder(target, job["key"], kind, "path_to_save_dataset") as work, _keep_finished_shards(work):
         marks, found = _mark_documents(corpus, work, config)
         job |= found
         total = _write_shards(corpus, tokenizer, work.path, config, turn, shard_characters, marks, work.check)
         work.tell("done")
-        if rank:
-            work.wait_until(lambda: read_finished(target, job["key"]))
-            return Report(read_finished(target, job["key"]))
-        work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
-        shards = _read_shards(work.path)
-        if config.shard:
-            report = _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read, work.path)
-        else:
-            report = _save_dataset(target, job, shards, total, work.path)
-    shutil.rmtree(work.path, ignore_errors=True)
-    return report
+        if rank == 0:
+            work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
+            shards = _read_shards(work.path)
+            if config.shard:
+                _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read, work.path)
+            else:
+                _save_dataset(target, job, shards, total, work.path)
+    return Report(read_finished(target, job["key"]))
 
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1
 def _mark_documents(corpus: Corpus, work: SharedFolder, config: TokenizerConfig) -> tuple[bytes, dict[str, int]]:

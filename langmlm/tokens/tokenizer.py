@@ -27,8 +27,8 @@ from ..config import SPECIAL_TOKENS, TokenizerConfig  # noqa: F401  Users import
 from ..disk import atomic_folder, check_replaceable, hash_json, is_intact
 from ..disk import read_json, write_json, write_manifest
 from ..text.corpus import Corpus
-from ..text.sampling import TextSample, affordable_bytes
-from .processes import read_finished, reuse_finished, work_folder
+from ..text.selection import TextSample, affordable_bytes
+from .processes import reuse_finished, work_folder
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #66cf1dac
 logger = logging.getLogger(__name__)
@@ -223,8 +223,7 @@ def reuse_or_train_tokenizer(corpus: Corpus, config: TokenizerConfig, source: st
         logger.info("%s was trained on the same text with the same options: reused", target)
         yield load_tokenizer(target)
         return
-    check_replaceable(target, "tokenizer", "path_to_save_tokenizer")
-    with work_folder(target, key, "path_to_save_tokenizer") as work:
+    with work_folder(target, key, "tokenizer", "path_to_save_tokenizer") as work:
         trained = work.path / "tokenizer"
         if work.rank == 0:
             if is_intact(trained):
@@ -238,6 +237,3 @@ def reuse_or_train_tokenizer(corpus: Corpus, config: TokenizerConfig, source: st
         if work.rank == 0:
             with atomic_folder(target, within=work.path) as partial:
                 shutil.copytree(trained, partial, dirs_exist_ok=True)
-        work.wait_until(lambda: work.rank == 0 or read_finished(target, key))
-    if work.rank == 0:
-        shutil.rmtree(work.path, ignore_errors=True)

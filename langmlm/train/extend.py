@@ -7,8 +7,12 @@ __all__ = ['extend_tokenizer', 'extend_positions']
 
 # %% ../../nbs/train/13_extend.ipynb #a95f90be
 import copy
+import json
+import logging
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -17,19 +21,108 @@ from random import Random
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE, Unigram, WordPiece
+from tokenizers.pre_tokenizers import Punctuation, Sequence
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..config import ConfigError, TokenizerConfig, make_config
+from ..config import ConfigError, TokenizerConfig, make_config, show_value
 from ..disk import check_replaceable, find_overlaps
 from ..model.roberta import find_mismatches, first_position, longest_input
 from ..text.corpus import open_corpus
-from ..text.sampling import TextSample
+from ..text.selection import TextSample
 from ..tokens.encode import encode_documents
-from ..tokens.extend import add_words, find_new_words, spell_words
-from ..tokens.tokenizer import copy_backend, load_tokenizer
+from ..tokens.tokenizer import copy_backend, load_tokenizer, wrap_backend
 from .checkpoint import find_starting_point, load_model, save_model
+
+# %% ../../nbs/train/13_extend.ipynb #e4760d03
+logger = logging.getLogger(__name__)
+
+# %% ../../nbs/train/13_extend.ipynb #ece92ea3
+def _make_splitter(backend: Tokenizer) -> Callable[[str], list[str]]:
+    "Return a function that splits a text into the units that may become tokens, spelled as in the vocabulary."
+    normalizer, words, is_unigram = backend.normalizer, backend.pre_tokenizer, isinstance(backend.model, Unigram)
+    if words is None or not isinstance(backend.model, (BPE, Unigram, WordPiece)):
+        kind = f"a {type(backend.model).__name__} model {'without' if words is None else 'with'} a pre-tokenizer"
+        raise ValueError(f"the tokenizer cannot get new words: it has {kind}, not BPE, Unigram or WordPiece with one")
+    words = Sequence([words, Punctuation()]) if is_unigram else words
+
+    def split(text: str) -> list[str]:
+        units = words.pre_tokenize_str(normalizer.normalize_str(text) if normalizer else text)
+        return [unit for unit, _ in units if unit.startswith("▁") or not is_unigram]
+
+    return split
+
+
+def _count_pieces(backend: Tokenizer, unit: str) -> int:
+    "Return how many pieces a unit has; a unit that is unknown as a whole has none."
+    pieces = [piece.value for piece in backend.model.tokenize(unit)]
+    return 0 if pieces == [getattr(backend.model, "unk_token", None)] != [unit] else len(pieces)
+
+# %% ../../nbs/train/13_extend.ipynb #847312fe
+def find_new_words(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, n: int, min_count: int = 10) -> list[str]:
+    "Find at most `n` words that would save the most tokens, as spelled in the vocabulary, for instance with `Ġ`."
+    backend = copy_backend(tokenizer)
+    split, counts = _make_splitter(backend), Counter()
+    for document in documents:
+        counts.update(split(document))
+    saved = {
+        unit: count * (_count_pieces(backend, unit) - 1)
+        for unit, count in counts.items()
+        if count >= min_count and _is_word(backend.decoder.decode([unit]))
+    }
+    return sorted((unit for unit in saved if saved[unit] > 0), key=lambda unit: (-saved[unit], unit))[:n]
+
+
+def _is_word(text: str) -> bool:
+    return all(unicodedata.category(character)[0] in "LM" for character in text.strip())
+
+# %% ../../nbs/train/13_extend.ipynb #9e582d3e
+def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    "Look up how new words are spelled in a vocabulary; a `ConfigError` lists what is no single word there."
+    backend = copy_backend(tokenizer)
+    split, units, errors = _make_splitter(backend), [], []
+    for word in words:
+        found = [split(form) for form in (f" {word}", word)] if isinstance(word, str) else [[]]
+        if not all(len(form) == 1 for form in found) or not backend.decoder.decode(found[0]).strip():
+            errors.append(f"{show_value(word)} is not one word to this tokenizer: leave it out, or give its parts")
+        units += [form[0] for form in found if len(form) == 1]
+    if errors:
+        raise ConfigError("words", errors)
+    return [unit for unit in dict.fromkeys(units) if _count_pieces(backend, unit) != 1]
+
+# %% ../../nbs/train/13_extend.ipynb #8d306d87
+def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:
+    "Make a tokenizer with new words, whose ids begin at `len(tokenizer)`; also return the ids of their old pieces."
+    old, first = copy_backend(tokenizer), len(tokenizer)
+    pieces = [[piece.id for piece in old.model.tokenize(unit)] for unit in units]
+    content = json.loads(old.to_str())
+    model, added = content["model"], sorted(old.get_added_tokens_decoder().items())
+    if isinstance(old.model, BPE):
+        model["vocab"] |= {token.content: id for id, token in added}  # Later ids would be assigned anew
+        model["vocab"] |= {unit: first + index for index, unit in enumerate(units)}
+        model["ignore_merges"] = True
+        _warn_of_unreached(old, model["vocab"].keys() - {*units, *(token.content for _, token in added)})
+    elif isinstance(old.model, Unigram):
+        scores = [score for _, score in model["vocab"]]
+        model["vocab"] += [[token.content, min(scores)] for id, token in added if id >= len(scores)]
+        unknown = min(scores) - 10  # As in `tokenizers`
+        totals = [sum(unknown if id == model["unk_id"] else scores[id] for id in ids) for ids in pieces]
+        model["vocab"] += [[unit, total + 1e-6 * len(ids)] for unit, ids, total in zip(units, pieces, totals)]
+    backend = Tokenizer.from_str(json.dumps(content))
+    if isinstance(old.model, WordPiece):
+        backend.add_tokens([AddedToken(unit, single_word=True) for unit in units])
+    settings = {name: getattr(tokenizer, name) for name in ("model_input_names", "model_max_length")}
+    return wrap_backend(backend, tokenizer, **settings), pieces
+
+
+def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
+    "Log the tokens that no merge reaches: they are looked up as whole words from now on."
+    if unreached := sorted(unit for unit in vocabulary if len(old.model.tokenize(unit)) > 1):
+        text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
+        logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
 
 # %% ../../nbs/train/13_extend.ipynb #790102ff
 @torch.no_grad()

@@ -50,6 +50,19 @@ def test_compressed_streams(compression: str, tmp_path: Path):
     assert decompress(tmp_path, data + empty + data, compression) == TEXT + TEXT
 
 
+@pytest.mark.parametrize("compression", [None, *COMPRESSIONS])
+def test_blocks_and_stream_have_the_same_bytes(compression: str | None, tmp_path: Path):
+    "A file is read in blocks without empty ones, or opened as a stream that can seek."
+    data = TEXT * 100
+    (tmp_path / "file").write_bytes(COMPRESS[compression](data) if compression else data)
+    file = SourceFile(str(tmp_path / "file"), "txt", compression)
+    with patch("langmlm.text.files._BLOCK", 64):
+        blocks = list(file.blocks())
+    assert b"".join(blocks) == data and all(blocks) and len(blocks) > 10
+    with file.open() as stream:
+        assert stream.seek(7) == 7 and stream.read() == data[7:]
+
+
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_truncated_or_damaged_compressed_file(compression: str, tmp_path: Path):
     "A file that ends early is an error, and so is a damaged stream after a good one."

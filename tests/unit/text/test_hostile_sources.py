@@ -142,8 +142,12 @@ def test_full_temporary_disk(tmp_path: Path):
     "The disk that is full is that of the temporary files, and the error says so."
     pq.write_table(pa.table({"text": ["storm"]}), tmp_path / "a.parquet")
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with patch.object(files.shutil, "copyfileobj", side_effect=full), pytest.raises(OSError) as caught:
+
+    class FullDisk(io.BytesIO):
+        def writelines(self, blocks):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with patch.object(files.tempfile, "TemporaryFile", lambda prefix: FullDisk()), pytest.raises(OSError) as caught:
         read(tmp_path / "a.parquet.gz")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == files.tempfile.gettempdir()
 

@@ -18,6 +18,7 @@ from nasty_files import csv_file, is_empty, json_file
 
 from langmlm.text.corpus import open_corpus
 from langmlm.text.files import FORMATS
+from langmlm.text.files import TABLES, _read_blocks
 from langmlm.text.readers import (
     DOCUMENTS,
     EMPTY,
@@ -37,9 +38,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 def read(data: bytes, form: str = "txt", block: int = 2**16, counts: Counter | None = None, **options) -> list[str]:
     "The documents in a file, read in small blocks."
     counts = Counter() if counts is None else counts
-    readers = "langmlm.text.readers"
-    with patch(f"{readers}._FIRST_BLOCK", block), patch(f"{readers}._LATER_BLOCKS", block):
-        texts = read_texts(BytesIO(data), form, "a.txt", ReadOptions(**options), counts)
+    with patch("langmlm.text.files._BLOCK", block):
+        source = BytesIO(data) if form in TABLES else _read_blocks(BytesIO(data))
+        texts = read_texts(source, form, "a.txt", ReadOptions(**options), counts)
         return list(drop_empty_documents(texts, counts))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langmlm.text.sampling import TextSample, affordable_bytes
+from langmlm.text.selection import TextSample, affordable_bytes
 
 
 @pytest.fixture

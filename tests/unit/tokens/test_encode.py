@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langmlm.tokens import encode as module
-from langmlm.tokens.duplicates import ContentHash
+from langmlm.text.selection import ContentHash
 from langmlm.tokens.encode import (
     CHARACTERS_PER_BATCH,
     DOCUMENTS_PER_BATCH,

@@ -11,9 +11,9 @@ from langmlm import tasks
 from langmlm.arguments import collect_arguments
 from langmlm.config import ConfigError, TokenizerConfig
 from langmlm.text.corpus import Corpus, open_corpus
-from langmlm.text.sampling import choose_weights, count_reads
+from langmlm.text.selection import choose_weights, count_reads
 from langmlm.tokens import shards as module
-from langmlm.tokens.duplicates import hash_documents, select_validation
+from langmlm.text.selection import hash_documents, select_validation
 from langmlm.tokens.shards import join_dataset, write_dataset
 from langmlm.tokens.tokenizer import fingerprint_tokenizer, train_tokenizer
 

@@ -13,7 +13,7 @@ from langmlm.config import ConfigError, TokenizerConfig
 from langmlm.disk import read_manifest
 from langmlm.text.corpus import open_corpus
 from langmlm.tokens import shards as module
-from langmlm.tokens.duplicates import _hash_shingles, is_duplicate, mark_near_duplicates
+from langmlm.text.selection import _hash_shingles, is_duplicate, mark_near_duplicates
 from langmlm.tokens.shards import join_dataset, write_dataset
 
 pytest.importorskip("datasketch", reason="needs the package datasketch", exc_type=ImportError)
@@ -151,7 +151,7 @@ def test_invalid_options_and_a_missing_package(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_candidates_agree_with_an_earlier_row():
-    from langmlm.tokens.duplicates import _find_candidates
+    from langmlm.text.selection import _find_candidates
 
     rows = np.random.default_rng(0).integers(0, 3, (5_000, 4)).astype("<u4")
     seen, expected = {}, {}

@@ -23,7 +23,7 @@ def make_processes(path: Path, ranks: int = 3) -> list[SharedFolder]:
 def test_single_process(tmp_path: Path):
     "Without a launcher there is one process, which writes no messages."
     assert process_rank() == (0, 1)
-    with work_folder(tmp_path / "result", "key", "option") as work:
+    with work_folder(tmp_path / "result", "key", "dataset", "option") as work:
         work.tell("done"), work.check(), work.wait_until(lambda: True)
         assert [path.name for path in work.path.iterdir()] == [".lock"]
 
@@ -89,19 +89,19 @@ def test_earlier_calls_are_forgotten(tmp_path: Path):
 def test_work_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     "One job at a time; work of other keys is mentioned and stays; the folder is kept."
     target = tmp_path / "result"
-    with work_folder(target, "a" * 32, "option") as work:
+    with work_folder(target, "a" * 32, "dataset", "option") as work:
         (work.path / "half").touch()
         with pytest.raises(RuntimeError, match="option=.* is in use by another run"):
-            with work_folder(target, "a" * 32, "option"):
+            with work_folder(target, "a" * 32, "dataset", "option"):
                 pass
-        with work_folder(target, "b" * 32, "option") as other:
+        with work_folder(target, "b" * 32, "dataset", "option") as other:
             assert other.path != work.path == unfinished_folder(target, "a" * 32)
     assert (work.path / "half").exists() and f"{work.path}: unfinished work on other text" in caplog.text
     assert "will be replaced" not in caplog.text
     target.mkdir()
-    with work_folder(target, "c" * 32, "option"):
+    with work_folder(target, "c" * 32, "dataset", "option"):
         assert f"{target} is of other text or options and will be replaced" in caplog.text
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="option=.* cannot be written to"):
-        with work_folder(tmp_path / "file" / "result", "key", "option"):
+    with pytest.raises(OSError, match="option=.* cannot be created: .*file. is a file"):
+        with work_folder(tmp_path / "file" / "result", "key", "dataset", "option"):
             pass

@@ -17,7 +17,7 @@ import pytest
 from langmlm.disk import is_intact, read_json, read_manifest
 from langmlm.text.corpus import Corpus, TextError, open_corpus
 from langmlm.tokens import shards as module
-from langmlm.tokens.duplicates import hash_documents, mark_duplicates, select_validation
+from langmlm.text.selection import hash_documents, mark_duplicates, select_validation
 from langmlm.tokens.encode import read_sequences
 from langmlm.tokens.processes import read_finished, unfinished_folder, work_folder
 from langmlm.tokens.shards import SHARD_CHARACTERS, join_dataset, write_dataset
@@ -245,7 +245,7 @@ def test_broken_compressed_file(documents: list[str], tokenizer, config: Tokeniz
 
     corpus = open_corpus(file)
     broken = patch.object(type(corpus.parts[0].file), "_open_stored", read_broken)
-    with broken, patch("langmlm.text.readers._LATER_BLOCKS", 2**16), pytest.raises((OSError, ValueError)):
+    with broken, pytest.raises((OSError, ValueError)):
         write_dataset(corpus, tokenizer, config, CHARACTERS)
     (unfinished,) = (tmp_path / "made").iterdir()
     assert len(module._read_shards(unfinished)) > 2
@@ -373,7 +373,7 @@ def test_one_job_at_a_time(texts: Path, tokenizer, config: TokenizerConfig, tmp_
     "A second process with the same job gets an error, and folders with other files are never replaced."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     key = module._describe_job(corpus.fingerprint(), tokenizer, config, SHARD_CHARACTERS)["key"]
-    with work_folder(tmp_path / "dataset", key, "path_to_save_dataset"):
+    with work_folder(tmp_path / "dataset", key, "dataset", "path_to_save_dataset"):
         with pytest.raises(RuntimeError, match="path_to_save_dataset=.* is in use by another run"):
             write_dataset(corpus, tokenizer, config)
     (tmp_path / "dataset").mkdir()

@@ -18,7 +18,7 @@ from transformers import RobertaForMaskedLM
 from langmlm import tasks
 from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.testing import tiny_run
-from langmlm.tokens.duplicates import hash_documents, select_validation
+from langmlm.text.selection import hash_documents, select_validation
 from langmlm.train.checkpoint import save_model
 from langmlm.train.evaluate import check_validation, evaluate
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from langmlm.tokens.duplicates import (
+from langmlm.text.corpus import docstrings
+from langmlm.text.selection import (
     HASH,
     find_duplicates,
     hash_documents,
@@ -16,6 +17,12 @@ from langmlm.tokens.duplicates import (
     select_validation,
     write_hashes,
 )
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    "The docstrings of the standard library."
+    return list(docstrings())
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 from langmlm.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.encode import encode_documents, find_word_starts, token_bytes
-from langmlm.tokens.extend import add_words, find_new_words, spell_words
+from langmlm.train.extend import add_words, find_new_words, spell_words
 from langmlm.tokens.tokenizer import fingerprint_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 ROLES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), SPECIAL_TOKENS))
