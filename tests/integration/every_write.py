@@ -269,10 +269,11 @@ def die_everywhere(scenario: str, work: Path) -> int:
     calls = run(action, after, copies=work)
     assert run(action, middle, die_at=calls // 2) is None, f"it did not die at call {calls // 2} of {calls}"
     left, copied = (sorted(map(repr, contents(folder).values())) for folder in (middle, work / str(calls // 2)))
-    assert left == copied, f"what a death at call {calls // 2} of {calls} leaves is not what was copied"  # Names are random
+    assert left == copied, "a death leaves something else than what was copied"  # Names are random
     old = {name: states for name in results if (states := intact_states(before, name))}
     valid = {name: {*states, *intact_states(after, name)} for name, states in old.items()}
-    deaths = {work / str(call): f"at call {call} of {calls}" for call in range(1, calls + 1)} | {middle: "in the middle"}
+    deaths = {work / str(call): f"at call {call} of {calls}" for call in range(1, calls + 1)}
+    deaths[middle] = "in the middle"
     for folder, moment in deaths.items():
         for name, digests in valid.items():
             assert set(intact_states(folder, name)) & digests, f"{name} is lost after a death {moment}"
@@ -281,7 +282,7 @@ def die_everywhere(scenario: str, work: Path) -> int:
                 assert find_damage(manifest.parent) == [], f"{manifest.parent} is half a result after a death {moment}"
         assert (folder / "mine.txt").read_text() == "mine" == (folder / ".result.backup").read_text()
         if (before / "run").exists():
-            assert any(map(is_intact, list_checkpoints(folder / "run"))), f"there is no checkpoint after a death {moment}"
+            assert any(map(is_intact, list_checkpoints(folder / "run"))), f"no checkpoint after a death {moment}"
         action(folder)
         assert contents(folder) == contents(after), f"the rerun after a death {moment} ended otherwise"
         shutil.rmtree(folder)
