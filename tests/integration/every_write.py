@@ -136,11 +136,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in found}
 
 
-def intact_states(folder: Path, name: str) -> list[str]:
+def intact_states(folder: Path, name: str, damage: Callable[[Path], list[str]] = find_damage) -> list[str]:
     "The digests of a result that can be used, under its name or moved aside while its name is free."
     path = folder / name
     found = [path] if path.exists() else list(path.parent.glob(f".{path.name}.*.replaced"))
-    return [read_json(path / "manifest.json")["digest"] for path in found if not find_damage(path)]
+    return [read_json(path / "manifest.json")["digest"] for path in found if not damage(path)]
 
 
 # What is interrupted: how the folder looks before, and what is done in it
