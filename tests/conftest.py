@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell ignores it f
 HANG = 1_500  # Seconds: limits in tests catch hangs only, on machines of any speed
 ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SETTINGS = {
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "num_train_epochs": 2,
     "learning_rate": 2e-3,
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from langmlm.text.corpus import docstrings
 
     folder = tmp_path_factory.mktemp("data")
-    (folder / "data.txt").write_text("\n".join(islice(docstrings(), 150)), encoding="utf-8")
+    (folder / "data.txt").write_text("\n".join(islice(docstrings(), 75)), encoding="utf-8")
     config = {
         "vocab_size": 500,
         "max_length": 32,
@@ -107,12 +107,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests of a file share tokenizers and runs, so one worker gets them all, except for long ones and notebooks.
     """
 
+    sizes = {path: path.stat().st_size for path in {item.path for item in items}}
+
     def order(item: pytest.Item) -> tuple:
         is_long = item.get_closest_marker("slow") is not None
         folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
         if folder in ("unit", "integration") and not is_long:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
-        return not is_long, {"integration": 0, "book": 1}.get(folder, 2), -item.path.stat().st_size
+        return not is_long, {"integration": 0, "book": 1}.get(folder, 2), -sizes[item.path]
 
     items.sort(key=order)
 

@@ -53,12 +53,12 @@ for name in os.listdir("/dev/fd"):
 facts = {{"words": words, "folder": os.getcwd(), "variables": dict(os.environ), "files": files, "process": os.getpid()}}
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(ADDRESS)
-    socket.send_fds(server, [b"x"], files)
-    server.sendall(json.dumps(facts).encode() + b"\\n")
     replies = server.makefile("rb")
     process = int(replies.readline())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda number, frame: os.kill(process, number))
+    socket.send_fds(server, [b"x"], files)  # The fork waits for these two before it runs anything
+    server.sendall(json.dumps(facts).encode() + b"\\n")
     status = int(replies.readline())
 if status < 0:
     if -status != signal.SIGKILL:

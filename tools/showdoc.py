@@ -6,6 +6,7 @@ import io
 import re
 import tokenize
 from dataclasses import is_dataclass
+from functools import cache, cached_property
 from importlib import import_module
 from inspect import Parameter
 from textwrap import dedent, fill
@@ -26,6 +27,11 @@ class ApiRenderer(BasicMarkdownRenderer):
     "Render `show_doc(sym)`; named as `renderer` in settings.ini."
 
     def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    @cached_property
+    def markdown(self) -> str:
+        "The entry, for which the documentation build asks twice."
         symbol = exported(self.sym)
         return f"---\n\n{source_link(symbol)}{entry(symbol, self.nm, self.title_level)}"
 
@@ -41,9 +47,14 @@ def exported(symbol: Any) -> Any:
 
 def definitions(name: str) -> list[tuple[str, str]]:
     "The modules that define a name, each with the name."
+    return [(module, name) for key, module in modules().items() if key == f"{module}.{name}"]
+
+
+@cache
+def modules() -> dict[str, str]:
+    "The module of every name in the index of the documentation, which knows all libraries that are linked to."
     found = [(key, entry) for key, entry in NbdevLookup().syms.items() if isinstance(entry, tuple)]
-    modules = {key: entry[1].removesuffix(".py").replace("/", ".") for key, entry in found}
-    return [(module, name) for key, module in modules.items() if key == f"{module}.{name}"]
+    return {key: entry[1].removesuffix(".py").replace("/", ".") for key, entry in found}
 
 
 def import_symbol(module: str, name: str) -> Any:

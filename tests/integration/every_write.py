@@ -1,8 +1,9 @@
 """Processes that die at every single call that writes or changes a name.
 
-A real kill runs no `finally` block, so a process ends with `os._exit`, which runs none either. Python reports every
-call that opens, creates, renames, links or deletes a file to audit hooks, before it happens; a hook counts them and ends
-the process at the n-th one. All processes are forked from one that has imported everything and computed nothing.
+A real kill runs no `finally` block: it leaves what the disk holds at that moment. Python reports every call that opens,
+creates, renames, links or deletes a file to audit hooks, before it happens; a hook copies the folder before each of them.
+One process of each scenario does die, at the call in the middle, with `os._exit`, which runs no `finally` block either;
+it must leave what was copied there. All processes are forked from one that has imported everything and computed nothing.
 """
 
 import os
@@ -53,16 +54,20 @@ def is_change(event: str, arguments: tuple, root: str) -> bool:
     return event in CHANGES
 
 
-def run_and_die(action: Callable[[Path], Any], folder: Path, die_at: int) -> None:
+def run_and_die(action: Callable[[Path], Any], folder: Path, die_at: int, copies: Path | None) -> None:
     "Run an action in this process, which dies at a call (0: at none), and leaves the number of calls or its error."
-    calls = 0
+    calls, is_copying = 0, False
 
     def hook(event: str, arguments: tuple) -> None:
-        nonlocal calls
-        if is_change(event, arguments, str(folder)):
+        nonlocal calls, is_copying
+        if not is_copying and is_change(event, arguments, str(folder)):
             calls += 1
             if calls == die_at:
                 os._exit(KILLED)
+            if copies:
+                is_copying = True
+                shutil.copytree(folder, copies / str(calls), symlinks=True)
+                is_copying = False
 
     sys.addaudithook(hook)
     try:
@@ -74,12 +79,15 @@ def run_and_die(action: Callable[[Path], Any], folder: Path, die_at: int) -> Non
     os._exit(0)
 
 
-def run(action: Callable[[Path], Any], folder: Path, die_at: int = 0) -> int | None:
-    "Fork a process that runs an action; return the number of its calls, or None if it died at one of them."
+def run(action: Callable[[Path], Any], folder: Path, die_at: int = 0, copies: Path | None = None) -> int | None:
+    """Fork a process that runs an action; return the number of its calls, or None if it died at one of them.
+
+    `copies`: a folder for copies of the other one, made before each call, with its number as name.
+    """
     child = os.fork()
     if child == 0:
         try:
-            run_and_die(action, folder, die_at)
+            run_and_die(action, folder, die_at, copies)
         finally:
             os._exit(1)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -128,11 +136,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in found}
 
 
-def intact_states(folder: Path, name: str) -> list[str]:
+def intact_states(folder: Path, name: str, damage: Callable[[Path], list[str]] = find_damage) -> list[str]:
     "The digests of a result that can be used, under its name or moved aside while its name is free."
     path = folder / name
     found = [path] if path.exists() else list(path.parent.glob(f".{path.name}.*.replaced"))
-    return [read_json(path / "manifest.json")["digest"] for path in found if not find_damage(path)]
+    return [read_json(path / "manifest.json")["digest"] for path in found if not damage(path)]
 
 
 # What is interrupted: how the folder looks before, and what is done in it
@@ -249,30 +257,33 @@ SCENARIOS: dict[str, tuple[Callable, Callable, list[str]]] = {  # Before, action
 
 
 def die_everywhere(scenario: str, work: Path) -> int:
-    "Die at every call of a scenario, check what is there, and run the action again; return the number of calls."
+    "Check what a death at every call of a scenario leaves, and run the action again; return the number of calls."
     prepare, action, results = SCENARIOS[scenario]
-    before, after = work / "before", work / "after"
+    before, after, middle = work / "before", work / "after", work / "middle"
     before.mkdir()
     run(prepare, before)
     for name in ("mine.txt", ".result.backup"):
         (before / name).write_text("mine")
     shutil.copytree(before, after)
-    calls = run(action, after)
+    shutil.copytree(before, middle)
+    calls = run(action, after, copies=work)
+    assert run(action, middle, die_at=calls // 2) is None, f"it did not die at call {calls // 2} of {calls}"
+    left, copied = (sorted(map(repr, contents(folder).values())) for folder in (middle, work / str(calls // 2)))
+    assert left == copied, "a death leaves something else than what was copied"  # Names are random
     old = {name: states for name in results if (states := intact_states(before, name))}
     valid = {name: {*states, *intact_states(after, name)} for name, states in old.items()}
-    for call in range(1, calls + 1):
-        folder, moment = work / str(call), f"after a death at call {call} of {calls}"
-        shutil.copytree(before, folder)
-        assert run(action, folder, die_at=call) is None, f"it did not die at call {call} of {calls}"
+    deaths = {work / str(call): f"at call {call} of {calls}" for call in range(1, calls + 1)}
+    deaths[middle] = "in the middle"
+    for folder, moment in deaths.items():
         for name, digests in valid.items():
-            assert set(intact_states(folder, name)) & digests, f"{name} is lost {moment}"
+            assert set(intact_states(folder, name)) & digests, f"{name} is lost after a death {moment}"
         for manifest in folder.rglob("manifest.json"):
             if not any(part.startswith(".") for part in manifest.relative_to(folder).parts):
-                assert find_damage(manifest.parent) == [], f"{manifest.parent} is half a result {moment}"
+                assert find_damage(manifest.parent) == [], f"{manifest.parent} is half a result after a death {moment}"
         assert (folder / "mine.txt").read_text() == "mine" == (folder / ".result.backup").read_text()
         if (before / "run").exists():
-            assert any(map(is_intact, list_checkpoints(folder / "run"))), f"there is no checkpoint {moment}"
-        run(action, folder)
-        assert contents(folder) == contents(after), f"the rerun ended otherwise {moment}"
+            assert any(map(is_intact, list_checkpoints(folder / "run"))), f"no checkpoint after a death {moment}"
+        action(folder)
+        assert contents(folder) == contents(after), f"the rerun after a death {moment} ended otherwise"
         shutil.rmtree(folder)
     return calls

@@ -15,7 +15,7 @@ from langmlm import tasks
 from langmlm.text.corpus import docstrings
 from transformers import AutoTokenizer, RobertaForMaskedLM
 
-DOCUMENTS = 800
+DOCUMENTS = 400
 VOCABULARY = 1_000
 MAX_LENGTH = 64
 SENTENCE = "Return a new<mask> object."

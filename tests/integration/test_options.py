@@ -29,7 +29,7 @@ SHORT = SETTINGS | {"num_train_epochs": 1}
 CHANGES_WEIGHTS = {
     "num_train_epochs": 2,
     "max_steps": 5,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "packing": False,
     "mlm_probability": 0.3,

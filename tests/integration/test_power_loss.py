@@ -9,7 +9,7 @@ import pytest
 from every_write import SCENARIOS, in_clean_process, intact_states, run
 from power_loss import crash_states, record, write_tree
 
-from langmlm.disk import find_damage, is_intact, read_json
+from langmlm.disk import find_damage, read_json
 from langmlm.train.checkpoint import list_checkpoints
 
 FLUSHES = {  # Where the package flushes, and a scenario that needs it
@@ -49,24 +49,33 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def find_losses(scenario: str, work: Path, without: tuple[str, str] | None = None) -> tuple[list[str], int]:
     "Check all states after a power failure: what is lost in them, and how many there are."
-    before, after, losses = work / "before", work / "after", []
+    before, after, losses, known = work / "before", work / "after", [], {}
     results = SCENARIOS[scenario][2]
     old, new = ({name: set(intact_states(folder, name)) for name in results} for folder in (before, after))
     states, last = crash_states(pickle.loads((work / "steps").read_bytes()), without)
     for number, content in enumerate(states):
         folder = work / f"state-{number}"
         write_tree(content, folder)
+
+        def damage(path: Path, folder: Path = folder, content: tuple = content) -> list[str]:
+            "The damage of a folder; that of equal folders, of which most states have several, is looked up."
+            for name in path.relative_to(folder).parts:
+                content = dict(content)[name]
+            if content not in known:
+                known[content] = find_damage(path)
+            return known[content]
+
         for name in results:
             expected = new[name] if content in last else old[name] and old[name] | new[name]
-            if expected and not expected.intersection(intact_states(folder, name)):
+            if expected and not expected.intersection(intact_states(folder, name, damage)):
                 losses.append(f"{name} is lost" + " after the end" * (content in last))
         for manifest in folder.rglob("manifest.json"):
             if not any(part.startswith(".") for part in manifest.relative_to(folder).parts):
-                losses += [f"{manifest.parent.name}: {damage}" for damage in find_damage(manifest.parent)]
+                losses += [f"{manifest.parent.name}: {problem}" for problem in damage(manifest.parent)]
         if (before / "facts.json").exists():
             new_facts = read_json(after / "facts.json")["step"]
             losses += check_facts(folder / "facts.json", {new_facts} if content in last else {1, new_facts})
-        if (before / "run").exists() and not any(map(is_intact, list_checkpoints(folder / "run"))):
+        if (before / "run").exists() and all(map(damage, list_checkpoints(folder / "run"))):
             losses.append("there is no checkpoint")
         shutil.rmtree(folder)
     return losses, len(states)

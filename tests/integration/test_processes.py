@@ -19,12 +19,16 @@ from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
 
 COMMUNICATE_AND_EXIT = """
-import os, sys
+import ctypes, os, sys, threading
 from accelerate import Accelerator
 from langmlm.train.launch import StopRequest
 from launches import join_launch
 
-for store in sys.argv[1:]:  # Two forks for each, which need no imports, and reach the end of the script
+def need_python(path):
+    threading.main_thread().join()
+    open(path, "w").close()
+
+for store in sys.argv[1:]:  # Two forks for each, which reach the end of the script
     children = []
     for rank in (0, 1):
         if (child := os.fork()) == 0:
@@ -34,9 +38,11 @@ for store in sys.argv[1:]:  # Two forks for each, which need no imports, and rea
         join_launch(2, rank, store)
         kept = Accelerator(cpu=True)
         assert kept.num_processes == 2
+        threading.Thread(target=need_python, args=(f"{store}-{rank}",), daemon=True).start()  # As threads of gloo do
         assert not StopRequest().agree(kept)
-        break
-    assert [os.wait()[1] for child in children] == [0, 0], "a script did not end well"
+        sys.setswitchinterval(1_000)  # Seconds until another thread interrupts this one, which does not wait by itself
+        ctypes.pythonapi.Py_Exit(0)  # What Python does at the end of a script
+    assert [os.wait()[1] for _ in children] == [0, 0], "a script did not end well"
 """
 
 
@@ -136,13 +142,17 @@ def test_untied_embeddings(data, tmp_path: Path):
 
 
 def test_a_script_may_exit_at_once(tmp_path: Path):
-    "Gloo's threads need Python for a moment after a collective; without the wait at exit, every third script aborted."
-    script = tmp_path / "script.py"
+    """Gloo's threads need Python for a moment after a collective; without the wait at exit, every third script aborted.
+
+    A thread that needs Python when the script has ended gets it, too; without the wait it never does.
+    """
+    script, stores = tmp_path / "script.py", [tmp_path / f"store-{number}" for number in range(4)]
     script.write_text(COMMUNICATE_AND_EXIT)
-    command = [sys.executable, script, *(tmp_path / f"store-{number}" for number in range(8))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [forked_python(), script, *stores]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=HANG, env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
+    assert all(Path(f"{store}-{rank}").exists() for store in stores for rank in (0, 1)), "a thread got no time"
 
 
 START = """

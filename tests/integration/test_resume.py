@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers import same_weights
 
-LARGER = {"per_device_train_batch_size": 24}  # Epochs of 5 steps: neither logging nor saves fall on their ends
+LARGER = {"per_device_train_batch_size": 12}  # Epochs of 5 steps: neither logging nor saves fall on their ends
 SCHEDULES = {  # Which data, masks, learning rates, saves and log entries a step has, depends on its number
     "steps": {},
     "epochs": {"save_strategy": "epoch"},

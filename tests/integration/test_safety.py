@@ -337,7 +337,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_tokenizing_on_a_full_disk(data, small_disk: SmallDisk, tmp_path: Path):
     "The error says what and where, older results are as they were, and the same call completes when there is space."
     text = tmp_path / "text.txt"
-    text.write_text((data["tokenizer"].parent / "data.txt").read_text(encoding="utf-8") * 5, encoding="utf-8")
+    text.write_text((data["tokenizer"].parent / "data.txt").read_text(encoding="utf-8") * 10, encoding="utf-8")
     (straight := tmp_path / "straight").mkdir()
     tokenize(straight, text, vocab_size=500)
     tokenize(small_disk.folder, data["tokenizer"].parent / "data.txt")
@@ -499,7 +499,7 @@ def test_other_runs_are_rejected(data, create, tmp_path: Path):
     assert "max_position_embeddings=34" in error_of(make("longer", "same.txt", data["tokenizer"], 48))
     assert "hidden_size=48, but the model has 32: leave model_config out" in error_of(model_config={"hidden_size": 48})
     for name, value in (
-        ("per_device_train_batch_size", 8),
+        ("per_device_train_batch_size", 4),
         ("packing", False),
         ("seed", 7),
         ("mlm_probability", 0.3),

@@ -22,11 +22,10 @@ from langmlm.tokens.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def loader(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BatchLoader:
+def loader(tmp_path_factory: pytest.TempPathFactory) -> BatchLoader:
     "The loader of a run with three micro-batches in a step."
-    folder = tmp_path_factory.mktemp("loader") / "run"
-    run = tiny_run(data["tokenizer"].parent, output_dir=folder, gradient_accumulation_steps=3, num_train_epochs=3)
-    return run.loader
+    options = {"gradient_accumulation_steps": 3, "num_train_epochs": 3}
+    return tiny_run(tmp_path_factory.mktemp("loader"), 150, {"vocab_size": 500, "max_length": 32}, **options).loader
 
 
 def same_batch(one: MaskedBatch, two: MaskedBatch) -> bool:

@@ -60,7 +60,7 @@ def unigram() -> tuple[Tokenizer, trainers.Trainer]:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     options = {"special_tokens": [*SPECIAL_TOKENS], "unk_token": "<unk>", "show_progress": False}
-    return backend, trainers.UnigramTrainer(vocab_size=400, **options)
+    return backend, trainers.UnigramTrainer(vocab_size=400, n_sub_iterations=1, shrinking_factor=0.5, **options)
 
 
 def byte_fallback() -> tuple[Tokenizer, trainers.Trainer]:

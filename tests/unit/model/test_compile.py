@@ -8,7 +8,6 @@ import torch
 import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
-from torch._inductor.graph import GraphLowering
 
 from langmlm.model import layers as compiling
 from langmlm.model.layers import compile_model, should_compile
@@ -54,7 +53,7 @@ def test_failing_compiler(fall_back: bool, monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("there is no compiler")
 
     assert torch._dynamo.config.suppress_errors is False
-    monkeypatch.setattr(GraphLowering, "run", fail)
+    monkeypatch.setattr("torch._inductor.graph.GraphLowering.run", fail)  # Imported here: it takes a second
     module, hidden = Doubled(), torch.randn(3)
     with torch._dynamo.config.patch(suppress_errors=False), torch._inductor.config.patch(force_disable_caches=True):
         compile_model(module, CPU, fall_back=fall_back)

@@ -23,7 +23,7 @@ from langmlm.tokens.processes import read_finished, unfinished_folder, work_fold
 from langmlm.tokens.shards import SHARD_CHARACTERS, join_dataset, write_dataset
 from langmlm.tokens.tokenizer import TokenizerConfig
 
-CHARACTERS = 200_000
+CHARACTERS = 50_000
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -32,11 +32,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def texts(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def paragraphs(documents: list[str]) -> list[str]:
+    "A third of the documents, in shards of a third of their size."
+    return documents[::3]
+
+
+@pytest.fixture(scope="module")
+def texts(paragraphs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The documents in three files, with and without empty lines between them."
     folder = tmp_path_factory.mktemp("texts")
-    for name, begin, end, separator in (("a", 0, 500, "\n"), ("b", 500, 9_000, "\n\n"), ("c", 9_000, None, "\n\n")):
-        (folder / f"{name}.txt").write_text(separator.join(documents[begin:end]), encoding="utf-8")
+    for name, begin, end, separator in (("a", 0, 170, "\n"), ("b", 170, 3_000, "\n\n"), ("c", 3_000, None, "\n\n")):
+        (folder / f"{name}.txt").write_text(separator.join(paragraphs[begin:end]), encoding="utf-8")
     return folder
 
 
@@ -54,21 +60,21 @@ def written(texts: Path, tokenizer, config: TokenizerConfig) -> dict[str, bytes]
     return contents(Path(config.path_to_save_dataset))
 
 
-def test_batches_from_any_border(texts: Path, documents: list[str]):
+def test_batches_from_any_border(texts: Path, paragraphs: list[str]):
     "Reading from a border gives the rest of the stream, and the last batch says that it is the last."
     corpus = open_corpus(texts)
-    batches = list(module._read_batches(corpus, module._Position(), 100_000))
-    assert [document for batch in batches for document in batch.documents] == documents
+    batches = list(module._read_batches(corpus, module._Position(), 30_000))
+    assert [document for batch in batches for document in batch.documents] == paragraphs
     for border in [batch.end for batch in batches if batch.end][:-1:5]:
         rest = [batch for batch in batches if batch.begin.shard >= border.shard]
-        assert list(module._read_batches(corpus, border, 100_000)) == rest
+        assert list(module._read_batches(corpus, border, 30_000)) == rest
     assert [batch.is_last for batch in batches] == [False] * (len(batches) - 1) + [True]
     assert sum((batch.skipped for batch in batches), Counter()) == corpus.skipped
 
 
 def test_tokenized_batch(texts: Path, tokenizer, config: TokenizerConfig):
     "Sequences, lengths and statistics of a batch are those of its documents."
-    batch = next(module._read_batches(open_corpus(texts), module._Position(), 100_000))
+    batch = next(module._read_batches(open_corpus(texts), module._Position(), 30_000))
     tokenize = module._BatchTokenizer(tokenizer, replace(config, validation_fraction=0.2))
     made = tokenize(batch)
     encoded = tokenizer(batch.documents, add_special_tokens=False, verbose=False)["input_ids"]
@@ -90,17 +96,17 @@ def test_shards(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path)
     "Processes that take turns write what one writes; missing, torn and half-written shards are made again."
     corpus, alone, shared = open_corpus(texts), tmp_path / "alone", tmp_path / "shared"
     alone.mkdir(), shared.mkdir()
-    total = module._write_shards(corpus, tokenizer, alone, config, shard_characters=100_000)
+    total = module._write_shards(corpus, tokenizer, alone, config, shard_characters=30_000)
     for turn in ((1, 3), (0, 3), (2, 3)):
-        module._write_shards(corpus, tokenizer, shared, config, turn, 100_000)
+        module._write_shards(corpus, tokenizer, shared, config, turn, 30_000)
     assert contents(shared) == contents(alone)
     for name in ("shard-00003/manifest.json", "shard-00007/train.arrow", "shard-00009/hashes"):
         (shared / name).unlink()
     (shared / "shard-00005" / "train.arrow").write_bytes(b"torn")
     assert set(range(total)) - set(module._read_shards(shared)) == {3, 5, 7, 9}
-    assert module._write_shards(corpus, tokenizer, shared, config, shard_characters=100_000) == total
+    assert module._write_shards(corpus, tokenizer, shared, config, shard_characters=30_000) == total
     assert contents(shared) == contents(alone)
-    batches = [batch for batch in module._read_batches(corpus, module._Position(), 100_000) if batch.begin.shard == 2]
+    batches = [batch for batch in module._read_batches(corpus, module._Position(), 30_000) if batch.begin.shard == 2]
     sequences = [read_sequences(alone / "shard-00002" / f"{split}.arrow")[0] for split in module._SPLITS]
     restored = "".join(tokenizer.decode(ids[~np.isin(ids, [0, 2])]) for ids in sequences)
     assert len(restored) == sum(batch.characters for batch in batches)
@@ -108,14 +114,14 @@ def test_shards(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path)
         module._write_shards(corpus, tokenizer, tmp_path / "missing", config)
 
 
-def test_marked_documents_are_dropped(texts: Path, documents: list[str], tokenizer, tmp_path: Path):
+def test_marked_documents_are_dropped(texts: Path, paragraphs: list[str], tokenizer, tmp_path: Path):
     "Duplicates are left out, and the record says how many."
     (tmp_path / "marks").mkdir(), (tmp_path / "shards").mkdir()
-    config, marks = TokenizerConfig(max_length=64, drop_duplicates=True), mark_duplicates(documents, tmp_path / "marks")
-    assert sum(map(len, documents)) < SHARD_CHARACTERS
+    config, marks = TokenizerConfig(max_length=64, drop_duplicates=True), mark_duplicates(paragraphs, tmp_path / "marks")
+    assert sum(map(len, paragraphs)) < SHARD_CHARACTERS
     assert module._write_shards(open_corpus(texts), tokenizer, tmp_path / "shards", config, marks=marks) == 1
-    counted, distinct = module._read_shards(tmp_path / "shards")[0]["statistics"], len(set(documents))
-    assert (counted["documents"], counted["dropped"]) == (distinct, len(documents) - distinct)
+    counted, distinct = module._read_shards(tmp_path / "shards")[0]["statistics"], len(set(paragraphs))
+    assert (counted["documents"], counted["dropped"]) == (distinct, len(paragraphs) - distinct)
 
 
 def test_key(tokenizer):
@@ -128,16 +134,16 @@ def test_key(tokenizer):
     assert job["key"] != module._describe_job("some text", tokenizer, replace(config, stride=8), CHARACTERS)["key"]
 
 
-def test_datasets_opens_the_folder(written: dict, documents: list[str], tokenizer, config: TokenizerConfig):
+def test_datasets_opens_the_folder(written: dict, paragraphs: list[str], tokenizer, config: TokenizerConfig):
     "`datasets` reads every document back, once and in order, with two bytes per token."
     folder = Path(config.path_to_save_dataset)
     manifest, splits = read_manifest(folder), datasets.load_from_disk(str(folder))
     assert splits["train"].features["input_ids"].feature.dtype == "uint16"
     assert {name: len(rows) for name, rows in splits.items()} == {n: s["sequences"] for n, s in manifest["splits"].items()}
-    validation = select_validation(hash_documents(documents), 0.1)
+    validation = select_validation(hash_documents(paragraphs), 0.1)
     for name, chosen in (("train", ~validation), ("validation", validation)):
         restored = "".join(tokenizer.decode(ids[1:-1]) for ids in splits[name]["input_ids"])
-        assert restored == "".join(document for document, is_chosen in zip(documents, chosen) if is_chosen)
+        assert restored == "".join(document for document, is_chosen in zip(paragraphs, chosen) if is_chosen)
     assert manifest["kind"] == "dataset" and is_intact(folder)
     assert sum(map(len, written.values())) / sum(split["tokens"] for split in manifest["splits"].values()) < 2.3
 
@@ -234,10 +240,10 @@ class Broken(io.RawIOBase):
 
 
 @pytest.mark.parametrize("truncated", [False, True])
-def test_broken_compressed_file(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, truncated: bool):
+def test_broken_compressed_file(paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, truncated: bool):
     "An I/O error while a compressed file is read keeps the finished shards, and so does a file that ends early."
     file, config = tmp_path / "text.txt.gz", replace(config, path_to_save_dataset=tmp_path / "made" / "dataset", num_workers=1)
-    file.write_bytes(gzip.compress("\n".join(documents * 2).encode()))
+    file.write_bytes(gzip.compress("\n".join(paragraphs * 2).encode()))
     whole = file.read_bytes()
 
     def read_broken(self) -> io.BufferedReader:
@@ -279,35 +285,35 @@ def test_damaged_record(texts: Path, tokenizer, config: TokenizerConfig, tmp_pat
     assert module._read_shards(unfinished) == before
 
 
-def make_stream(documents: list[str]) -> datasets.IterableDataset:
+def make_stream(paragraphs: list[str]) -> datasets.IterableDataset:
     "A stream with an identity of its own, whatever it gives."
-    return datasets.IterableDataset.from_generator(lambda: ({"text": document} for document in documents))
+    return datasets.IterableDataset.from_generator(lambda: ({"text": document} for document in paragraphs))
 
 
-def test_longer_stream_is_not_reused(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_longer_stream_is_not_reused(paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Two streams with the same first 1,200 documents are two corpora; the same stream again is reused."
     config = replace(config, path_to_save_dataset=tmp_path / "dataset")
     for number in (1_200, 3_000, 1_200):
-        report = write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config)
+        report = write_dataset(open_corpus(make_stream(paragraphs[:number])), tokenizer, config)
         assert report["statistics"]["documents"] == number
         stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
-        assert write_dataset(open_corpus(make_stream(documents[:number])), tokenizer, config) == report
+        assert write_dataset(open_corpus(make_stream(paragraphs[:number])), tokenizer, config) == report
         assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
 
 
-def test_stream_is_resumed_if_it_is_the_same(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_stream_is_resumed_if_it_is_the_same(paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "An interrupted stream is resumed where its text is the same, and a resumed one equals an undisturbed one."
     config = replace(config, path_to_save_dataset=tmp_path / "alone")
-    write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
+    write_dataset(open_corpus(make_stream(paragraphs)), tokenizer, config, CHARACTERS)
     whole, target = contents(tmp_path / "alone"), tmp_path / "target" / "dataset"
     config = replace(config, path_to_save_dataset=target, num_workers=1)
     with pytest.raises(OSError):
-        failing = Failing(open_corpus(make_stream(documents)), OSError("network"))
+        failing = Failing(open_corpus(make_stream(paragraphs)), OSError("network"))
         write_dataset(failing, tokenizer, config, CHARACTERS)
     (unfinished,) = (tmp_path / "target").iterdir()
     finished, made = len(module._read_shards(unfinished)), []
     with patch.object(module, "_write_shard", lambda *given: (made.append(given[1].begin.shard), write_shard(*given))):
-        write_dataset(open_corpus(make_stream(documents)), tokenizer, config, CHARACTERS)
+        write_dataset(open_corpus(make_stream(paragraphs)), tokenizer, config, CHARACTERS)
     assert made == list(range(finished, made[-1] + 1)) and finished > 3 and contents(target) == whole
 
 
@@ -315,9 +321,9 @@ write_shard = module._write_shard
 
 
 @pytest.mark.parametrize("changed", ["prefix", "dropped", "behind"])
-def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, changed: str):
+def test_changed_stream_is_not_resumed(paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path, changed: str):
     "Finished shards are not mixed with other text, even under the same key."
-    corpus, other = open_corpus(make_stream(documents)), list(documents)
+    corpus, other = open_corpus(make_stream(paragraphs)), list(paragraphs)
     module._write_shards(corpus, tokenizer, tmp_path, config, shard_characters=CHARACTERS)
     records = module._read_shards(tmp_path)
     missing = 0 if changed == "behind" else len(records) // 2
@@ -332,18 +338,18 @@ def test_changed_stream_is_not_resumed(documents: list[str], tokenizer, config: 
     assert module._read_shards(tmp_path) == records
 
 
-def test_unstable_stream(documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_unstable_stream(paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "A stream that gives other documents at the second reading is an error, and leaves nothing to resume."
     readings = iter(range(10**9))  # Unlike `itertools.count`, it can be pickled in Python 3.14
-    stream = datasets.IterableDataset.from_generator(lambda: ({"text": f"{text} {next(readings)}"} for text in documents))
+    stream = datasets.IterableDataset.from_generator(lambda: ({"text": f"{text} {next(readings)}"} for text in paragraphs))
     with pytest.raises(TextError, match="other documents than when it was read before"):
         write_dataset(open_corpus(stream), tokenizer, replace(config, path_to_save_dataset=tmp_path / "dataset"), CHARACTERS)
     assert not list(tmp_path.iterdir())
 
 
-def test_changed_file(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_changed_file(texts: Path, paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "A file that grows between its fingerprint and its reading is an error."
-    (tmp_path / "log.txt").write_text("\n".join(documents), encoding="utf-8")
+    (tmp_path / "log.txt").write_text("\n".join(paragraphs), encoding="utf-8")
     corpus = open_corpus(tmp_path / "log.txt")
     source = corpus.fingerprint()
     with (tmp_path / "log.txt").open("a") as log:
@@ -353,9 +359,9 @@ def test_changed_file(texts: Path, documents: list[str], tokenizer, config: Toke
     assert open_corpus(tmp_path / "log.txt").fingerprint() != source
 
 
-def test_invalid_text(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_invalid_text(texts: Path, paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Invalid text and a corpus without text leave no unfinished work, and keep the older dataset."
-    (tmp_path / "c.txt").write_bytes("\n".join(documents).encode() + b"\ncaf\xe9")
+    (tmp_path / "c.txt").write_bytes("\n".join(paragraphs).encode() + b"\ncaf\xe9")
     (tmp_path / "spaces.txt").write_text("\n \n")
     (tmp_path / "target").mkdir()
     config = replace(config, path_to_save_dataset=tmp_path / "target" / "dataset")
@@ -411,21 +417,21 @@ def test_parts(written: dict, texts: Path, tokenizer, config: TokenizerConfig, t
     assert contents(tmp_path / "dataset") == written
 
 
-def test_duplicates(texts: Path, documents: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
+def test_duplicates(texts: Path, paragraphs: list[str], tokenizer, config: TokenizerConfig, tmp_path: Path):
     "Duplicates are counted, or dropped on request."
     corpus, config = open_corpus(texts), replace(config, path_to_save_dataset=tmp_path / "dataset")
     counted = write_dataset(corpus, tokenizer, config, CHARACTERS)["statistics"]
     config = replace(config, drop_duplicates=True, path_to_save_dataset=tmp_path / "distinct")
     dropped = write_dataset(corpus, tokenizer, config, CHARACTERS)["statistics"]
-    assert counted["duplicates"] == dropped["dropped"] == len(documents) - len(set(documents))
-    assert dropped["documents"] == len(set(documents)) and dropped["duplicates"] == 0
+    assert counted["duplicates"] == dropped["dropped"] == len(paragraphs) - len(set(paragraphs))
+    assert dropped["documents"] == len(set(paragraphs)) and dropped["duplicates"] == 0
 
 
-def test_borders_of_a_stream_with_weights(documents: list[str]):
+def test_borders_of_a_stream_with_weights(paragraphs: list[str]):
     "The pass that finds the weights of the sources does not change the hashes at the borders."
 
     def open_stream() -> Corpus:
-        return open_corpus(make_stream(documents[:2_000]), mixing=0.3)
+        return open_corpus(make_stream(paragraphs[:2_000]), mixing=0.3)
 
     batches = list(module._read_batches(open_stream(), module._Position(), 20_000))
     border = next(batch.end for batch in batches if batch.end)

@@ -1,6 +1,7 @@
 "A model from a folder, with more words or positions in a new folder that trains on; the old one is not touched."
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
 
 from langmlm import tasks
 from langmlm.config import SPECIAL_TOKENS, ConfigError
+from langmlm.text.corpus import docstrings
 from langmlm.train.checkpoint import load_model
 from langmlm.train.extend import _loss_per_byte, extend_positions, extend_tokenizer
 
@@ -39,8 +41,10 @@ def run(create: Callable, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def text(data: dict[str, Path]) -> Path:
-    return data["tokenizer"].with_name("data.txt")
+def text(tmp_path: Path) -> Path:
+    "Twice the text that the tokenizer is trained on."
+    (tmp_path / "text.txt").write_text("\n".join(islice(docstrings(), 150)), encoding="utf-8")
+    return tmp_path / "text.txt"
 
 
 def test_an_extended_model_trains_on(run: Path, text: Path, tmp_path: Path):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
+from forks import forked_python
 
 from langmlm.model.attention import _has_flash_attention
 from langmlm.train.config import TrainingConfig
@@ -195,14 +195,14 @@ from langmlm.train.launch import signal_exit
 for number in (signal.SIGTERM, signal.SIGINT):
     if os.fork() == 0:
         raise signal_exit(number)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 os._exit(0)
 """
 
 
 def test_exit_status():
     "SIGTERM: 128 plus its number. SIGINT: the process dies of it, which a shell shows as 128 plus its number."
-    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, check=False)
+    done = subprocess.run([forked_python(), "-c", EXIT], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["143", "-2"]
     assert signal_exit(signal.SIGINT, "resume with ...").args == ("resume with ...",)
 
