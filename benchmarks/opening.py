@@ -61,7 +61,7 @@ def write_rows(folder: Path, sequences: int) -> None:
 def private_memory() -> int:
     "Return the bytes of memory that belong to this process alone."
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1_000 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return 1_024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def measure(folder: Path, trace: bool) -> dict[str, Any]:

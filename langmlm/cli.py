@@ -140,7 +140,7 @@ def _resume(
     tokenizer: str | PathLike | None = None,  # None: as at the start of the run
     tokenized_dataset: str | PathLike | None = None,  # None: as at the start of the run
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
-    training_config: TrainingConfig = None,  # training options that change; the run keeps the others
+    training_config: TrainingConfig = None,  # training options that change; batches, masks, seed and kind of optimizer cannot
 ) -> None:
     "Resume a run from its newest checkpoint."
     if not (folder := Path(run)).is_dir():

@@ -93,9 +93,19 @@ class Options:
     given: ClassVar[frozenset[str]] = frozenset()  # Names of the options; set for every config on its own
 
     def __new__(cls, *values, **options):
-        config = super().__new__(cls)
-        object.__setattr__(config, "given", frozenset(options))  # Configs are frozen
-        return config
+        return super().__new__(cls).assign(given=frozenset(options))
+
+    def assign(self, **values: Any) -> Self:
+        "Set attributes of a config that is being made, although configs are frozen."
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def expand_home(self, *names: str) -> None:
+        "Replace `~` in paths, while a config is being made."
+        paths = {name: getattr(self, name) for name in names}
+        home = {name: path for name, path in paths.items() if path is not None and os.fspath(path).startswith("~")}
+        self.assign(**{name: os.path.expanduser(path) for name, path in home.items()})
 
     def fill_in(self, chosen: dict[str, Any]) -> Self:
         "Use the chosen values of options that were not given."
@@ -103,15 +113,12 @@ class Options:
 
     def change(self, **values: Any) -> Self:
         "Replace values; it stays on record which options were given."
-        changed = replace(self, **values)
-        object.__setattr__(changed, "given", self.given)
-        return changed
+        return replace(self, **values).assign(given=self.given)
 
     def leave_out(self, name: str) -> Self:
         "Return to the default of an option, as if it had not been given."
-        changed = self.change(**{name: type(self).__dataclass_fields__[name].default})
-        object.__setattr__(changed, "given", self.given - {name})
-        return changed
+        default = type(self).__dataclass_fields__[name].default
+        return replace(self, **{name: default}).assign(given=self.given - {name})
 
 # %% ../nbs/config.ipynb #e4d497ec
 def describe_unknown(key: Any, known: list[str], explain: Callable[[str], str | None] | None = None) -> str:
@@ -189,6 +196,7 @@ class TokenizerConfig(Options):
 
     def __post_init__(self):
         check_config(self, "tokenizer_config", _TOKENIZER_RULES, _find_tokenizer_conflicts)
+        self.expand_home("path_to_save_tokenizer", "path_to_save_dataset")
 
 # %% ../nbs/config.ipynb #r0000001
 def _are_tokens(tokens: list | tuple) -> bool:
@@ -275,8 +283,7 @@ class ModelConfig(Options):
         check_config(self, "model_config", _MODEL_RULES, _find_model_conflicts)
         chosen = {name: value for name, value in _BASE_MODELS.get(self.model_type, {}).items() if name not in self.given}
         floats = {name: float(getattr(self, name)) for name in ("layer_norm_eps", "initializer_range")}
-        for name, value in (floats | chosen).items():  # The configs of transformers take no 1 for 1.0
-            object.__setattr__(self, name, value)
+        self.assign(**(floats | chosen))  # The configs of transformers take no 1 for 1.0
 
 # %% ../nbs/config.ipynb #19fb41d4
 _BASE_MODELS = {  # Values other than those of roberta-base
@@ -310,6 +317,9 @@ def _find_model_conflicts(config: ModelConfig) -> list[str]:
     if heads > 0 and config.hidden_size % heads:
         sizes = f"num_attention_heads={show_value(heads)}, got {show_value(config.hidden_size)}"
         errors.append(f"hidden_size must be a multiple of {sizes}")
+    elif is_modern and heads > 0 and config.hidden_size // heads % 2:  # Rotary embeddings rotate pairs of dimensions
+        size = show_value(config.hidden_size // heads)
+        errors.append(f"hidden_size / num_attention_heads must be even in ModernBERT, got {size}")
     if config.hidden_act not in ACT2FN:
         errors.append(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {config.hidden_act!r}")
     return errors

@@ -341,6 +341,19 @@ def _delete(path: Path) -> None:
     "Delete a file, a folder, or a link but not what it points to."
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
+# %% ../nbs/disk.ipynb #nameerr1
+@contextmanager
+def name_in_errors(
+    path: str | PathLike,  # That a block writes to
+) -> Iterator[None]:
+    "Name a path in errors of the operating system that do not say where, such as that of a full disk."
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
 # %% ../nbs/disk.ipynb #c0bde2b1
 @contextmanager
 def atomic_folder(
@@ -359,10 +372,11 @@ def atomic_folder(
         partial = _temporary_name(parent / target.name, "partial")
         partial.mkdir()
         try:
-            yield partial
-            for path in [*partial.rglob("*"), partial]:
-                _fsync(path)
-            _give_name(partial, target)
+            with name_in_errors(target):
+                yield partial
+                for path in [*partial.rglob("*"), partial]:
+                    _fsync(path)
+                _give_name(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -43,7 +43,9 @@ def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
     with suppress(ValueError):  # It is damaged, which `damage` says
         manifest = read_manifest(folder) or {}
     if not (kind := manifest.get("kind") or _guess_kind(folder)):
-        raise ValueError(f"{folder} is neither a tokenizer nor a dataset, checkpoint, model or run")
+        runs = ", ".join(sorted(file.parent.name for file in folder.glob("*/log.jsonl")))
+        inside = f"; in it are the runs {runs}" if runs else ""
+        raise ValueError(f"{folder} is neither a tokenizer nor a dataset, checkpoint, model or run{inside}")
     rows = {"kind": kind if manifest or damage else f"{kind} without a manifest, so that damage cannot be found"}
     rows |= {entry.name: manifest[entry.name] for entry in fields(TokenizerConfig) if entry.name in manifest}
     rows |= _describe_training(folder) | _describe_model(folder)

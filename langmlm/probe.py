@@ -89,14 +89,6 @@ def _drop_duplicates(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.Data
         logger.info("removed %s rows of data that are duplicates or in another split", f"{removed:,}")
     return kept.reset_index(drop=True)
 
-
-def _join_tables(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFrame:
-    "Join the splits; a label that only a test split has is an error."
-    for other in others:
-        if unknown := sorted(set(other.label) - set(table.label)):
-            raise ConfigError("evaluate", [f"data has no examples of the label {unknown[0]!r}, and another split does"])
-    return pd.concat([table, *others], ignore_index=True)
-
 # %% ../nbs/probe.ipynb #39f9c4fa
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
     "Return the position of every example in a random order of its class."
@@ -141,10 +133,12 @@ def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequen
     return [_Split(*parts, (seed,)) for seed, maker in makers.items() for parts in maker.split(labels, labels)]
 
 # %% ../nbs/probe.ipynb #5b0008f6
-def _limit_examples(table: pd.DataFrame, folds: int | None, number: int, seed: int) -> pd.DataFrame:
+def _limit_examples(
+    table: pd.DataFrame, others: list[pd.DataFrame], folds: int, number: int, seed: int
+) -> pd.DataFrame:
     "Check the classes, and sample as many examples as a training run may have, or as all folds may."
     least, reason = 2, "training needs"
-    if folds is not None:
+    if not others:
         least, reason = max(4, folds), f"cross-validation with folds={folds} needs"
         number = number * folds // (folds - 1)
     counts, errors = table.label.value_counts(), []
@@ -155,6 +149,8 @@ def _limit_examples(table: pd.DataFrame, folds: int | None, number: int, seed: i
         errors.append(f"{reason} at least {least} examples of each class: remove or merge {named}")
     if number < least * len(counts):
         errors.append(f"max_train_examples must be at least {least * len(counts):,} for {len(counts)} classes")
+    if unknown := sorted({label for other in others for label in other.label} - {*counts.index}):
+        errors.append(f"data has no examples of the label {unknown[0]!r}, and another split does")
     if errors:
         raise ConfigError("evaluate", errors)
     return table.iloc[_sample(pd.factorize(table.label)[0], number, least, seed)].reset_index(drop=True)
@@ -180,11 +176,6 @@ def _bag_of_words(texts: list[str], labels: np.ndarray) -> _Contender:
 
 # %% ../nbs/probe.ipynb #ffeaf2a1
 _EPOCHS, _STEPS = 4, 200  # Of each fine-tuning, at least
-
-
-def _device() -> torch.device:
-    "Return the accelerator, or the CPU."
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -217,7 +208,7 @@ class _FineTuning:
             model = AutoModelForSequenceClassification.from_config(self.config)
             if self.weights is not None:
                 model.base_model.load_state_dict(self.weights)
-            model.to(_device())
+            model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
             self._train(model, train, setting, np.random.default_rng(seed))
         return self._predict(model.eval(), test)
 
@@ -226,7 +217,7 @@ class _FineTuning:
         return np.array([len(ids) for ids in self.inputs["input_ids"]])
 
     def _logits(self, model: PreTrainedModel, indices: np.ndarray) -> torch.Tensor:
-        device = _device()
+        device = model.device
         bf16 = choose_precision(device.type) == "bf16"  # There, every new shape may cost a compilation
         rows = {name: [values[index] for index in indices] for name, values in self.inputs.items()}
         batch = self.tokenizer.pad(rows, return_tensors="pt", pad_to_multiple_of=16 if bf16 else None)
@@ -238,7 +229,7 @@ class _FineTuning:
         epochs = self.epochs or max(_EPOCHS, math.ceil(_STEPS * self.batch_size / len(train)))
         batches = [part for _ in range(epochs) for part in _make_batches(lengths, self.batch_size, generator)]
         for step, indices in enumerate(batches):
-            targets = torch.from_numpy(self.labels[train[indices]]).to(_device())
+            targets = torch.from_numpy(self.labels[train[indices]]).to(model.device)
             torch.nn.functional.cross_entropy(self._logits(model, train[indices]), targets).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
@@ -432,8 +423,8 @@ def evaluate(
     given = {name: part for name, part in given.items() if part is not None}
     table, *others = [_read_labeled(part, name, text_column, label_column) for name, part in given.items()]
     table = _drop_duplicates(table, others)
-    table = _limit_examples(table, None if others else folds, max_train_examples, seeds[0])
-    sizes, table = [len(part) for part in (table, *others)], _join_tables(table, others)
+    table = _limit_examples(table, others, folds, max_train_examples, seeds[0])
+    sizes, table = [len(part) for part in (table, *others)], pd.concat([table, *others], ignore_index=True)
     classes, labels = np.unique(table.label, return_inverse=True)
     config, weights, tokenizer = _load_encoder(model, len(classes))
     inputs, truncated = _tokenize(tokenizer, table.text.tolist(), _max_length(config, tokenizer))

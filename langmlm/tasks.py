@@ -27,8 +27,7 @@ from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
-from .model.compile import compile_model
-from .model.memory import StepMemory, is_out_of_memory
+from .model.layers import compile_model
 from .model.modernbert import modernbert_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
@@ -40,7 +39,7 @@ from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_data
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
 from .train.checkpoint import TRAINER_STATE, StartingPoint, find_starting_point, list_checkpoints
 from .train.checkpoint import load_model, load_optimizer
-from .train.config import Arithmetic, TrainingConfig, explain_memory, plan_batches, run_arithmetic
+from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
 from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
@@ -51,7 +50,8 @@ from .train.recipe import new_model, plan_run
 from .train.run_folder import RunFolder, check_run_folder
 from .train.sharding import is_sharded_run, shard_module
 from .train.state import TrainState, describe_run, keep_global_batch, restore_state
-from .train.trial import check_memory, estimate_memory, measure_steps
+from .train.trial import StepMemory, check_memory, estimate_memory, explain_memory
+from .train.trial import is_out_of_memory, measure_steps
 
 # %% ../nbs/tasks.ipynb #1f3c7dc6
 logger = logging.getLogger(__name__)
@@ -89,18 +89,8 @@ def _clean_up(path: str | PathLike) -> None:
             logger.warning("%s: %s", path, action)
 
 # %% ../nbs/tasks.ipynb #9be27d10
-_PATHS = ("path_to_save_tokenizer", "path_to_save_dataset", "output_dir", "logging_dir")
-
-
 def _expand_user(path: str | PathLike | None) -> str | None:
     return path if path is None else os.path.expanduser(path)
-
-
-def _expand_home(config: TokenizerConfig | TrainingConfig) -> TokenizerConfig | TrainingConfig:
-    "Replace `~` in the paths of a config."
-    paths = {name: path for name in _PATHS if (path := getattr(config, name, None)) is not None}
-    changed = {name: home for name, path in paths.items() if (home := os.path.expanduser(path)) != os.fspath(path)}
-    return config.change(**changed) if changed else config
 
 
 def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
@@ -131,7 +121,7 @@ def create_tokenizer(
     tokenizer: str | PathLike | None = None,  # Folder or Hub name of a tokenizer to use as it is; None: train one
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
-    config = _expand_home(make_config(TokenizerConfig, "tokenizer_config", tokenizer_config))
+    config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
     tokenizer = _expand_user(tokenizer)
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
@@ -335,7 +325,6 @@ def create_mlm(
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
         architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
-        config = _expand_home(config)
         check_run_folder(config.run_folder, start)
         _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
         loaded = load_tokenizer(tokenizer)
@@ -373,8 +362,7 @@ def _check_validation_lengths(
     start: StartingPoint, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
 ) -> None:
     "Raise an error if the model has too few positions for a sequence of the validation split."
-    errors = find_mismatches(config, tokenizer, int(validation.lengths.max())) if validation else []
-    if errors:
+    if validation and (errors := find_mismatches(config, tokenizer, int(validation.lengths.max()))):
         name = "model_config" if start.weights is None else f"checkpoint_path={start.weights!r}"
         raise ConfigError(name, [f"for the split 'validation', {error}" for error in errors])
 

@@ -16,6 +16,8 @@ from struct import Struct
 
 from xxhash import xxh3_64_intdigest
 
+from ..disk import name_in_errors
+
 # %% ../../nbs/text/04_sampling.ipynb #2be833f7
 def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
     "Split a document into pieces of at most `limit` characters, before a space if the second half has one."
@@ -38,9 +40,10 @@ class SpooledTexts:
         self._file = tempfile.TemporaryFile(prefix="langmlm-")
         for number, text in rows:
             data = text.encode()
-            self._file.write(_HEADER.pack(number, len(data)))
-            self._file.write(data)
-        self._file.flush()
+            with name_in_errors(tempfile.gettempdir()):  # Which `TMPDIR` changes
+                self._file.write(_HEADER.pack(number, len(data)) + data)
+        with name_in_errors(tempfile.gettempdir()):
+            self._file.flush()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         position, descriptor = 0, self._file.fileno()

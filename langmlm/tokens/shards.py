@@ -23,7 +23,7 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find_overlaps, hash_json, link_or_copy
-from ..disk import read_manifest, write_json, write_manifest
+from ..disk import name_in_errors, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
 from ..text.corpus import Corpus, FilePart, TextError
 from .duplicates import ContentHash, find_duplicates, hash_documents, is_duplicate
@@ -227,7 +227,8 @@ def _write_shards(
             if batch.end:
                 check()
                 if tokenized:
-                    _write_shard(folder, batch, tokenized, config, size)
+                    with name_in_errors(folder):
+                        _write_shard(folder, batch, tokenized, config, size)
                 elif (record := records.get(batch.begin.shard)) and _Position(**record["end"]) != batch.end:
                     raise TextError(f"the text of finished shard {batch.begin.shard} has changed; call again to begin anew")
                 tokenized, total = [], batch.end.shard

@@ -190,10 +190,10 @@ def load_model(
         with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # For weights that a checkpoint does not have
             options = {"dtype": torch.float32, "output_loading_info": True}
-            loaded = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
+            load = AutoModelForMaskedLM.from_pretrained
+            model, loading = load(name, trust_remote_code=False, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {error}") from error
-    model, loading = loaded
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)

@@ -150,8 +150,9 @@ class TrainingConfig(_DerivedValues, Options):
 
     def __post_init__(self):
         if isinstance(self.num_train_epochs, float) and self.num_train_epochs.is_integer():
-            object.__setattr__(self, "num_train_epochs", int(self.num_train_epochs))  # 3.0, as transformers writes it
+            self.assign(num_train_epochs=int(self.num_train_epochs))  # 3.0, as transformers writes it
         check_config(self, "training_config", _RULES, _find_conflicts)
+        self.expand_home("output_dir", "logging_dir")
 
 # %% ../../nbs/train/01_config.ipynb #484804be
 def _is_epochs(value: float) -> bool:
@@ -297,13 +298,12 @@ def plan_batches(
     "Plan the sequences of every optimizer step of a run; a warm-up longer than the run is an error."
     from langmlm.data.batching import BatchPlan
 
-    batch_size = config.per_device_train_batch_size
     token_budget, packing_ratio = _limit_packing(dataset, config)
     plan = BatchPlan(
         dataset.lengths,
         seed=config.seed,
         token_budget=token_budget,
-        sequences_per_batch=None if config.packing else batch_size,
+        sequences_per_batch=None if config.packing else config.per_device_train_batch_size,
         batches_per_step=config.gradient_accumulation_steps * num_processes,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
@@ -328,11 +328,13 @@ class Arithmetic:
     steps: int  # Optimizer steps
     tokens_per_step: float  # Mean over all steps, of all processes together
     parameters: int  # Of the model
-    batch_size: int  # `per_device_train_batch_size`
-    by_max_steps: bool = False  # Whether `max_steps` determines the number of steps
+    config: TrainingConfig  # Options of the run
     packing_ratio: int = 1  # Times as many sequences as configured in a step
-    learning_rate: float = 0.0  # Peak, after it was adapted to `packing_ratio`
-    by_recipe: bool = False  # Whether a recipe chose the batch size
+
+    @property
+    def learning_rate(self) -> float:
+        "Return the peak learning rate, adapted to `packing_ratio`."
+        return self.config.peak_learning_rate(self.packing_ratio)
 
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.size(), self.advice()]))
@@ -344,44 +346,30 @@ class Arithmetic:
         text += f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
         if self.packing_ratio > 1:
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step, so the peak"
-            given = self.learning_rate / self.packing_ratio**_RATE_EXPONENT
-            text += f" learning rate is {self.learning_rate:.3g} instead of {given:.3g}"
+            text += f" learning rate is {self.learning_rate:.3g} instead of {self.config.learning_rate:.3g}"
         return text
 
     def advice(self) -> str | None:
         "Suggest an option to change if there are too few steps to learn from, else None; a recipe needs fewer."
-        if self.by_recipe:
+        if self.config.recipe is not None or self.steps >= _FEW_STEPS:
             return None
-        smaller = max(1, self.batch_size * self.steps // _FEW_STEPS)
-        remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * self.batch_size // smaller:,}"
-        if self.by_max_steps or smaller == self.batch_size:
-            remedy = f"raise {'max_steps' if self.by_max_steps else 'num_train_epochs'}"
-        remedy += ", or let recipe='efficient' choose"
+        size, by_max_steps = self.config.per_device_train_batch_size, self.config.max_steps > 0
+        smaller = max(1, size * self.steps // _FEW_STEPS)
+        remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * size // smaller:,}"
+        if by_max_steps or smaller == size:
+            remedy = f"raise {'max_steps' if by_max_steps else 'num_train_epochs'}"
         few = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more)"
-        return f"{few}: {remedy}" if self.steps < _FEW_STEPS else None
+        return f"{few}: {remedy}, or let recipe='efficient' choose"
 
 # %% ../../nbs/train/01_config.ipynb #8f249087
 def run_arithmetic(
     dataset: Any,  # `TokenizedDataset`: only `lengths` and `tokens` are used
     plan: Any,  # `BatchPlan`, from `plan_batches`
     parameters: int,  # Number of parameters of the model
-    config: TrainingConfig,  # `per_device_train_batch_size` and `max_steps` are used
+    config: TrainingConfig,  # Options of the run
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
-    epochs = plan.epochs_done(plan.total_steps)
-    steps, batch_size = plan.total_steps, config.per_device_train_batch_size
-    size = (len(dataset.lengths), dataset.tokens, epochs, steps, dataset.tokens * epochs / steps, parameters)
-    ratio, learning_rate = plan.packing_ratio, config.peak_learning_rate(plan.packing_ratio)
-    return Arithmetic(*size, batch_size, config.max_steps > 0, ratio, learning_rate, config.recipe is not None)
-
-# %% ../../nbs/train/01_config.ipynb #mem0code1
-def explain_memory(config: TrainingConfig, most: int | None = None) -> str:
-    "Name settings to change so that a step fits; `most` sequences of full length would. The first keeps its size."
-    size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    smaller = max(1, min(size - 1, most if most else size // 2))
-    steps = math.ceil(size * accumulated / smaller)
-    remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] if size > 1 else []
-    if not config.gradient_checkpointing:
-        remedies.append("gradient_checkpointing=True")
-    remedies.append("a smaller model, or a lower max_length when the text is tokenized")
-    return "the run needs more memory than there is: set " + ", or ".join(remedies)
+    steps, tokens = plan.total_steps, dataset.tokens
+    epochs = plan.epochs_done(steps)
+    size = len(dataset.lengths), tokens, epochs, steps, tokens * epochs / steps
+    return Arithmetic(*size, parameters, config, plan.packing_ratio)

@@ -6,9 +6,10 @@
 __all__ = ['extend_tokenizer', 'extend_positions']
 
 # %% ../../nbs/train/13_extend.ipynb #a95f90be
+import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,19 +17,66 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ConfigError, TokenizerConfig, make_config
 from ..disk import check_replaceable, find_overlaps
-from ..model.extend import embed_new_words, repeat_positions
-from ..model.roberta import find_mismatches, longest_input
+from ..model.roberta import find_mismatches, first_position, longest_input
 from ..text.corpus import open_corpus
 from ..text.sampling import TextSample
 from ..tokens.encode import encode_documents
 from ..tokens.extend import add_words, find_new_words, spell_words
 from ..tokens.tokenizer import copy_backend, load_tokenizer
 from .checkpoint import find_starting_point, load_model, save_model
+
+# %% ../../nbs/train/13_extend.ipynb #790102ff
+@torch.no_grad()
+def _grow(model: PreTrainedModel, fill: Callable[[Tensor, Tensor], None], **sizes: int) -> PreTrainedModel:
+    "Copy a model into one with larger sizes; `fill(new, old)` sets the rows of each weight that has more of them."
+    config = copy.deepcopy(model.config)
+    config.update(sizes)
+    with torch.random.fork_rng(devices=[]):
+        grown = type(model)(config)
+    state = model.state_dict()
+    for name, new in grown.state_dict().items():
+        old = state[name]
+        new[: len(old)] = old
+        if len(new) > len(old):
+            fill(new, old)
+    return grown.train(model.training)
+
+# %% ../../nbs/train/13_extend.ipynb #9def6efa
+def embed_new_words(
+    model: PreTrainedModel,  # With an MLM head; unchanged
+    pieces: list[list[int]],  # For each new word, the ids of its old pieces
+    first: int,  # Id of the first new word, the number of tokens so far; rows without a token are moved to the end
+) -> PreTrainedModel:  # With `len(pieces)` more tokens
+    "Add words to a model, with the mean of their pieces as embedding and bias."
+
+    def fill(new: Tensor, old: Tensor) -> None:
+        new[first:] = torch.cat([torch.stack([old[ids].mean(0) for ids in pieces]), old[first:]])
+
+    return _grow(model, fill, vocab_size=model.config.vocab_size + len(pieces))
+
+# %% ../../nbs/train/13_extend.ipynb #732abbdc
+def repeat_positions(
+    model: PreTrainedModel,  # Unchanged; ModernBERT computes positions, so only its limit changes
+    max_length: int,  # Tokens per sequence that the new model reads, more than the old one does
+) -> PreTrainedModel:
+    "Give a model more positions, which repeat the old ones."
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if table is None and model.config.model_type != "modernbert":
+        raise ValueError(f"a {model.config.model_type} model has no learned position embeddings to extend")
+    first, present = first_position(model.config.model_type, model.config.pad_token_id), longest_input(model.config)
+    if max_length <= present:
+        raise ValueError(f"max_length must be above {present:,}, which the model reads already, got {max_length:,}")
+
+    def fill(new: Tensor, old: Tensor) -> None:
+        new[first:] = old[first:][torch.arange(max_length) % present]
+
+    return _grow(model, fill, max_position_embeddings=first + max_length)
 
 # %% ../../nbs/train/13_extend.ipynb #8a17852d
 def _load(

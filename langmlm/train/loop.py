@@ -202,6 +202,7 @@ class _Monitor:
         "Log the means of the steps since the last entry."
         _, losses, predictions, grad_norms = zip(*self._state.unlogged)
         loss, speed = sum(losses) / max(1, sum(predictions)), self._recent.reading()
+        left = self._recent.estimate(self._plan.total_steps - self._state.step)
         self.log({"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norms[-1]} | speed)
         self._state.mark_logged()
         self._recent = self._new_meter()
@@ -209,7 +210,8 @@ class _Monitor:
         summary += f", {speed['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(summary)
         if self._is_main_process:
-            logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary)
+            time_left = f", about {left.duration} left" if left.steps_left else ""
+            logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary + time_left)
             self._diagnose()
 
     def _diagnose(self) -> None:
@@ -225,22 +227,16 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _explain_lost_process(run_folder: RunFolder) -> Iterator[None]:
-    "Add to an error of the communication what it means and how to resume."
+def _monitor(
+    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
+) -> Iterator[_Monitor]:
+    "Show progress inside the block, leave PyTorch's random generators as they were, and explain a lost connection."
+    monitor = _Monitor(model, loader, run_folder, state)
     try:
-        yield
+        with keep_random_state(run_folder.accelerator.device), monitor.bar:
+            yield monitor
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"
             error.add_note(f"another process of this run has ended or cannot be reached, see its log: {remedy}")
         raise
-
-
-@contextmanager
-def _monitor(
-    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
-) -> Iterator[_Monitor]:
-    "Show progress and explain a lost connection inside the block; leave PyTorch's random generators as they were."
-    monitor = _Monitor(model, loader, run_folder, state)
-    with _explain_lost_process(run_folder), keep_random_state(run_folder.accelerator.device), monitor.bar:
-        yield monitor

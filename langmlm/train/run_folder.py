@@ -27,7 +27,7 @@ from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, wr
 from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
 from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
 from .config import TrainingConfig
-from .launch import start_trackers
+from .launch import fail_together, start_trackers
 from .metrics import format_filled_masks
 from .model_card import check_upload, make_model_card, upload_model
 from .spikes import checkpoints_for_rollback
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/10_run_folder.ipynb #b9ff2c1c
 _LOG = "log.jsonl"  # Entries of the log, one per line
+_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json|log\.jsonl"  # What a run writes into its folder
 
 
 def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
@@ -62,9 +63,6 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
-_OWNED = r"checkpoint-\d+|final_model|trainer_state\.json|log\.jsonl"  # What a run writes into its folder
-
-
 class RunFolder:
     "Reads and writes the folder of a run."
 
@@ -91,34 +89,23 @@ class RunFolder:
     ) -> Iterator[None]:
         "Lock the folder; the first time, also repair it and start the trackers."
         with ExitStack() as held:
-            if error := _attempt(self.accelerator, lambda: self._open(step, held)):
-                raise error
+            with fail_together():
+                if self.accelerator.is_main_process:
+                    held.callback(lock_folder(self.path, "output_dir").release)
+                    if not self._opened:
+                        self._repair(step)
             if not self._opened:
                 start_trackers(self.accelerator, self.config)
             self._opened = True
             yield
 
-    def _open(self, step: int, held: ExitStack) -> None:
-        "Lock the folder until `held` is closed; the first time, also check the Hub and repair the folder."
-        held.callback(lock_folder(self.path, "output_dir").release)
-        if not self._opened:
-            check_run_folder(self.path, self.start)
-            check_upload(self.config, self.tokenizer.mask_token)
-            for action in clean_up_interrupted(self.path, _OWNED):
-                logger.warning("%s: %s", self.path, action)
-            set_aside_newer(self.path, step)
-
-# %% ../../nbs/train/10_run_folder.ipynb #ac6f33a5
-def _attempt(accelerator: Accelerator, action: Callable[[], None]) -> Exception | None:
-    "Do something in the main process; return its exception, and in the other processes one that stands for it."
-    error = None
-    if accelerator.is_main_process:
-        try:
-            action()
-        except Exception as caught:
-            error = caught
-    failed = accelerator.reduce(torch.tensor(float(error is not None), device=accelerator.device))
-    return error or (RuntimeError("the main process failed; its error message says why") if failed else None)
+    def _repair(self, step: int) -> None:
+        "Check that the folder and the Hub may be written to, and clean up what a killed run left in the folder."
+        check_run_folder(self.path, self.start)
+        check_upload(self.config, self.tokenizer.mask_token)
+        for action in clean_up_interrupted(self.path, _OWNED):
+            logger.warning("%s: %s", self.path, action)
+        set_aside_newer(self.path, step)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
@@ -139,16 +126,20 @@ def save(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: T
 @patch
 def _write(self: RunFolder, name: str, write: Callable, model: PreTrainedModel, optimizer: Optimizer) -> bool:
     "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
-    began = perf_counter()
-    error = _attempt(self.accelerator, write)
-    if error is None and self.accelerator.is_main_process:
-        logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
-    elif self.accelerator.is_main_process:
-        if (said := disk_error(error)) is None:
-            raise error
-        space = _describe_space(self.path, model, optimizer)
-        logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), said, space)
-    return error is None
+    began, is_main_process = perf_counter(), self.accelerator.is_main_process
+    try:
+        with fail_together():
+            if is_main_process:
+                write()
+                logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
+    except Exception as error:
+        if is_main_process:
+            if (said := disk_error(error)) is None:
+                raise
+            space = _describe_space(self.path, model, optimizer)
+            logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), said, space)
+        return False
+    return True
 
 
 def _describe_space(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> str:
@@ -206,15 +197,15 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 @patch
 def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
-    missing = []
+    missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
     if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
-        self._write_trainer_state(make_trainer_state(state, self.description, self.plan, self.accelerator))
+        self._write_trainer_state(trainer_state)
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
     if state.step == self.plan.total_steps:
         folder = self.path / "final_model"
-        card = self._make_card(model, state)
+        card = _make_card(model, self.tokenizer, trainer_state)
         if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card), model, optimizer):
             missing.append(folder.name)
         try:  # The processes stay connected, since the caller may continue with them
@@ -233,12 +224,10 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9
-@patch
-def _make_card(self: RunFolder, model: PreTrainedModel, state: TrainState) -> str | None:
+def _make_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer_state: dict) -> str | None:
     "Describe the run in a model card; an error in it must not cost the model."
     try:
-        trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
-        return make_model_card(model, self.tokenizer, trainer_state)
+        return make_model_card(model, tokenizer, trainer_state)
     except Exception:
         logger.exception("the model card could not be written")
         return None

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
 from ..data.dataset import TokenizedDataset
-from ..model.compile import should_compile
+from ..model.layers import should_compile
 from ..tokens.tokenizer import fingerprint_tokenizer
 from .config import TrainingConfig
 from .sharding import is_sharded_run
@@ -97,12 +97,11 @@ def describe_run(
         "optimizer": config.optim.partition("_")[0],  # Both implementations of AdamW have the same state
     }
     on_gpu, batches = accelerator.device.type == "cuda", plan.total_steps * config.gradient_accumulation_steps
+    processor = torch.cuda.get_device_name(accelerator.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
     environment = {library.__name__: library.__version__ for library in (torch, transformers, accelerate)} | {
         "python": platform.python_version(),
         "device": accelerator.device.type,
-        "processor": torch.cuda.get_device_name(accelerator.device)
-        if on_gpu
-        else torch.backends.cpu.get_cpu_capability(),
+        "processor": processor,
         "threads": 0 if on_gpu else torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,6 +242,7 @@ class SmallDisk:
 
     def __init__(self, folder: Path):
         self.folder, self.ballast = folder, folder / "ballast"
+        self.named = str(folder)  # In errors of tokenizing
 
     def fill(self) -> None:
         "Take all space that is left."
@@ -257,6 +259,10 @@ class SmallQuota(SmallDisk):
     "A limit for the files of this process: needs no rights, and no file of a checkpoint's weights fits."
 
     full = "File too large"
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.named = tempfile.gettempdir()  # The copy of the text that the tokenizer is trained on is the first file
 
     def fill(self) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
@@ -329,7 +335,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_tokenizing_on_a_full_disk(data, small_disk: SmallDisk, tmp_path: Path):
-    "The error is that of the disk, older results are as they were, and the same call completes when there is space."
+    "The error says what and where, older results are as they were, and the same call completes when there is space."
     text = tmp_path / "text.txt"
     text.write_text((data["tokenizer"].parent / "data.txt").read_text(encoding="utf-8") * 10, encoding="utf-8")
     (straight := tmp_path / "straight").mkdir()
@@ -339,7 +345,7 @@ def test_tokenizing_on_a_full_disk(data, small_disk: SmallDisk, tmp_path: Path):
     small_disk.fill()
     with pytest.raises(Exception) as caught:
         tokenize(small_disk.folder, text, vocab_size=500)
-    assert disk_error(caught.value), caught.value
+    assert disk_error(caught.value) and small_disk.named in str(caught.value), caught.value
     assert files_of(small_disk.folder) == before and len(before) > 8
     small_disk.clear()
     tokenize(small_disk.folder, text, vocab_size=500)

@@ -9,8 +9,8 @@ import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
 
-from langmlm.model import compile as compiling
-from langmlm.model.compile import compile_model, should_compile
+from langmlm.model import layers as compiling
+from langmlm.model.layers import compile_model, should_compile
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

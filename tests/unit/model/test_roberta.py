@@ -162,6 +162,9 @@ def test_invalid_values_are_reported_together():
     assert all(f"{name} must be" in str(caught.value) for name in (*values, "is_decoder"))
     with pytest.raises(ConfigError, match="hidden_size must be a multiple of num_attention_heads=12, got 100"):
         ModelConfig(hidden_size=100)
+    with pytest.raises(ConfigError, match="hidden_size / num_attention_heads must be even in ModernBERT, got 31"):
+        ModelConfig(model_type="modernbert", hidden_size=62, num_attention_heads=2)
+    assert ModelConfig(hidden_size=62, num_attention_heads=2).hidden_size == 62
 
 
 def flash_attention(query, key, value, cu_seqlens, max_seqlen, dropout, scale):

@@ -134,7 +134,7 @@ def test_arithmetic():
     "The size of a run, as numbers and as a line with correct plurals."
     assert ARITHMETIC.steps == plan_batches(DATASET, CONFIG).total_steps
     assert ARITHMETIC.tokens_per_step == pytest.approx(2 * DATASET.tokens / ARITHMETIC.steps)
-    assert isinstance(ARITHMETIC, Arithmetic) and not ARITHMETIC.by_max_steps
+    assert isinstance(ARITHMETIC, Arithmetic) and ARITHMETIC.config is CONFIG
     assert f"; 2 epochs = {ARITHMETIC.steps} steps of " in str(ARITHMETIC)
     assert "; 1 epoch = 1 step of " in str(replace(ARITHMETIC, epochs=1.0, steps=1))
 
@@ -143,8 +143,9 @@ def test_advice():
     "A run of few steps gets a batch size, or the option to raise."
     assert replace(ARITHMETIC, steps=5_000).advice() is None is replace(ARITHMETIC, steps=1_000).advice()
     assert "per_device_train_batch_size=2 gives about 1,400" in replace(ARITHMETIC, steps=700).advice()
-    assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, batch_size=1).advice()
-    assert "raise max_steps" in replace(ARITHMETIC, by_max_steps=True).advice()
+    smallest = replace(CONFIG, per_device_train_batch_size=1)
+    assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, config=smallest).advice()
+    assert "raise max_steps" in replace(ARITHMETIC, config=replace(CONFIG, max_steps=7)).advice()
 
 
 def test_epochs_as_a_float():

@@ -3,6 +3,7 @@
 import ast
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from langmlm.disk import LOCK, read_json
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.loop import fit, train_step
-from langmlm.train.metrics import Estimate
 from langmlm.train.optim import learning_rate_at
+from langmlm.train.metrics import Estimate
 
 PACKAGE = Path(langmlm.__file__).parent
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -292,6 +293,8 @@ def test_messages(start_run: Callable, caplog: pytest.LogCaptureFixture):
     steps = [message for message in messages if message.startswith("step ")]
     assert [message.split(":")[0] for message in steps] == [f"step {step} of 24" for step in range(4, 25, 4)]
     assert all("loss " in message and "learning rate " in message and " tokens/s" in message for message in steps)
+    left = [bool(re.search(r"tokens/s, about [\dh ]+ min left$", message)) for message in steps]
+    assert left == [True] * (len(steps) - 1) + [False]
     assert sum(message.startswith("saved ") for message in messages) == 4
     assert sum("tokens" in message and not message.startswith("step ") for message in messages) >= 2
 
@@ -393,6 +396,7 @@ def test_estimate_of_few_steps(start_run: Callable):
 PRIVATE = {  # What the modules of training, data and disks use; each has a test, named here
     "train/launch.py": {"AcceleratorState._reset_state"},  # test_launch.py::test_private_api_of_accelerate
     "train/optim.py": {"torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported"},  # test_optim.py
+    "train/trial.py": {"torch.utils._python_dispatch: _python_dispatch"},  # test_trial.py::test_tensors_are_counted_...
 }
 
 

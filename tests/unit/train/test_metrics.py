@@ -12,7 +12,7 @@ from IPython.core.formatters import DisplayFormatter
 from transformers import RobertaConfig
 
 from langmlm.train import metrics
-from langmlm.train.metrics import Estimate, History, SpeedMeter, format_filled_masks, peak_flops, training_flops
+from langmlm.train.metrics import History, SpeedMeter, format_filled_masks, peak_flops, training_flops
 
 STEPS = range(100, 2_001, 100)
 ENTRIES = [{"step": step, "epoch": step / 1_000, "loss": 5 + 400 / step, "learning_rate": 1e-4} for step in STEPS]
@@ -195,11 +195,3 @@ def test_excluded_time():
     meter.exclude(5.0)
     with patch.object(metrics, "perf_counter", lambda: end):
         assert meter.reading()["tokens_per_second"] == 200
-
-
-def test_estimate():
-    "The time of a step times the steps that are left, rounded up to minutes."
-    estimate = Estimate(seconds_per_step=1.95, steps_left=3_981)
-    assert estimate.seconds == 1.95 * 3_981
-    assert str(estimate) == "about 2 h 10 min: 3,981 steps of 1.95 s"
-    assert str(Estimate(2.0, 1)) == "about 1 min: 1 step of 2 s"

@@ -414,21 +414,22 @@ def test_nothing_was_ever_saved(start_run: Callable):
             run.run_folder.finish(run.model, run.optimizer, run.state)
 
 
-def test_other_processes(start_run: Callable, tmp_path: Path):
+def test_other_processes(start_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "Only the main process writes; the others learn whether it worked."
-    run = start_run()
-    failed = []
-    other = Recorder(run.accelerator, is_main_process=False, reduce=lambda tensor: tensor + sum(failed))
-    run.run_folder.accelerator = other
+    run, error = start_run(), []
+    run.run_folder.accelerator = Recorder(run.accelerator, is_main_process=False)
+    monkeypatch.setattr("langmlm.train.launch.process_rank", lambda: (1, 2))
+    others = lambda own: [("process 0 on a", error[0] if error else None, {}), *own]  # noqa: E731
+    monkeypatch.setattr("langmlm.train.launch.gather_object", others)
     with run.run_folder.hold(step=0):
         save(run, 5)
         run.run_folder.save_log(run.state)
     assert not (tmp_path / "run").exists()
-    failed.append(1)
+    error.append("process 0 on a failed: OSError: No space left on device")
     save(run, 10)
     with pytest.raises(OSError, match="checkpoint-10 could not be saved"):
         run.run_folder.finish(run.model, run.optimizer, run.state)
-    with pytest.raises(RuntimeError, match="the main process failed; its error message says why"):
+    with pytest.raises(RuntimeError, match="process 0 on a failed: OSError: No space left"):
         with run.run_folder.hold(step=0):
             pass
 

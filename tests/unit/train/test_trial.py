@@ -1,4 +1,4 @@
-"Memory: what is counted, what fits, the automatic micro-batch, and errors that name the settings to change."
+"Time and memory of a step: what is counted, what fits, the automatic micro-batch, and errors that name the settings to change."
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from langmlm import tasks
-from langmlm.model.memory import StepMemory, _PeakMemory, free_memory, is_out_of_memory
 from langmlm.testing import tiny_run
-from langmlm.train.config import TrainingConfig, explain_memory
+from langmlm.train.config import TrainingConfig
+from langmlm.train.metrics import Estimate
+from langmlm.train.trial import StepMemory, _PeakMemory, explain_memory, free_memory, is_out_of_memory
 
 
 def test_tensors_are_counted_once_and_while_they_exist():
@@ -67,7 +68,7 @@ def test_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     found = task.config
     assert found.per_device_train_batch_size == steps and found.gradient_accumulation_steps == 1
     assert found.learning_rate == expected.learning_rate
-    monkeypatch.setattr("langmlm.model.memory.StepMemory.most_sequences", lambda self: 5)
+    monkeypatch.setattr("langmlm.train.trial.StepMemory.most_sequences", lambda self: 5)
     small = create(per_device_train_batch_size="auto")
     assert small.config.per_device_train_batch_size <= 5
     assert 0 <= small.config.per_device_train_batch_size * small.config.gradient_accumulation_steps - steps < 5 * 20
@@ -80,7 +81,7 @@ def test_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_too_little_memory_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    monkeypatch.setattr("langmlm.model.memory.free_memory", lambda device: 1_000)
+    monkeypatch.setattr("langmlm.train.trial.free_memory", lambda device: 1_000)
     task = tiny_run(tmp_path, use_cpu=True, max_steps=1)
     task.train()
     assert "a step needs about" in caplog.text
@@ -125,12 +126,20 @@ def test_limits_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "limit").write_text("1000\n")
     (tmp_path / "none").write_text("max\n")
     whole = free_memory(torch.device("cpu"))
-    monkeypatch.setattr("langmlm.model.memory._LIMITS", (str(tmp_path / "none"), str(tmp_path / "missing")))
+    monkeypatch.setattr("langmlm.train.trial._LIMITS", (str(tmp_path / "none"), str(tmp_path / "missing")))
     assert free_memory(torch.device("cpu")) > whole / 2
-    monkeypatch.setattr("langmlm.model.memory._LIMITS", (str(tmp_path / "limit"),))
+    monkeypatch.setattr("langmlm.train.trial._LIMITS", (str(tmp_path / "limit"),))
     assert free_memory(torch.device("cpu")) == 0
 
 
 def test_batch_size_is_a_number_or_auto():
     with pytest.raises(ValueError, match="1 to 1,000,000, or \"auto\", got 'large'"):
         TrainingConfig(per_device_train_batch_size="large")
+
+
+def test_estimate():
+    "The time of a step times the steps that are left, rounded up to minutes."
+    estimate = Estimate(seconds_per_step=1.95, steps_left=3_981)
+    assert estimate.seconds == 1.95 * 3_981
+    assert str(estimate) == "about 2 h 10 min: 3,981 steps of 1.95 s"
+    assert str(Estimate(2.0, 1)) == "about 1 min: 1 step of 2 s"

@@ -14,7 +14,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from langmlm.model.extend import embed_new_words, repeat_positions
+from langmlm.train.extend import embed_new_words, repeat_positions
 
 SIZES = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = {
