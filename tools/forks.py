@@ -114,10 +114,12 @@ def run_pytest(workers: int, *words: str) -> int:
     with open(os.devnull, "wb") as nothing:  # The server, its forks, and what warns of the files of those that are killed
         for number, _ in outputs:
             os.dup2(nothing.fileno(), number)
-    facts = facts_to_share()
-    for number, output in outputs:
-        os.dup2(output, number)
-        os.close(output)
+    try:
+        facts = facts_to_share()
+    finally:
+        for number, output in outputs:
+            os.dup2(output, number)
+            os.close(output)
     os.environ[SHARED] = json.dumps(facts)
     options = ["--tx", f"{workers}*popen//python={shlex.quote(facts['python'])}"]
     options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
