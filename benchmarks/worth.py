@@ -89,6 +89,7 @@ def read_arguments() -> argparse.Namespace:
         "--preset", choices=PRESETS, default="cpu", help="4 x 256 on a CPU, 8 x 512 on a GPU, or a trial of all code"
     )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
+    parser.add_argument("--megabytes", type=int, help="of raw text, instead of the preset's sample")
     parser.add_argument("--until", choices=CONTENDERS, default=CONTENDERS[-1], help="last model to pretrain, in this order")
     parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
@@ -141,6 +142,8 @@ def main() -> None:
     preset = PRESETS[arguments.preset]
     if arguments.minutes:
         preset = replace(preset, minutes=arguments.minutes, tokens=None)
+    if arguments.megabytes:
+        preset = replace(preset, megabytes=arguments.megabytes)
     if arguments.train_examples:
         preset = replace(preset, train_examples=arguments.train_examples)
     options, model = (
