@@ -268,15 +268,17 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
     needed = (key for key in random if "pooler" not in key)  # Few checkpoints have a pooler
     if missing := [key for key in needed if key.startswith(f"{model.base_model_prefix}.")]:
         raise ConfigError("evaluate", [f"model={str(name)!r} has no weights for {', '.join(sorted(missing)[:3])}, ..."])
+    tokenizer.model_max_length = _max_length(model, tokenizer)
     return config, {key: weight.clone() for key, weight in model.base_model.state_dict().items()}, tokenizer
 
 
-def _max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     "Return the number of tokens that a model can read."
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    is_roberta = config.pad_token_id == 1 and config.model_type not in ("bert", "modernbert")
-    offset = 2 if is_roberta else 0  # RoBERTa and its relatives count positions from pad_token_id + 1
-    return min(tokenizer.model_max_length, positions - offset)
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    tables = [module for name, module in model.named_modules() if name.endswith(".position_embeddings")]
+    # RoBERTa and its relatives count positions from pad_token_id + 1, after the padding row of their table
+    padding_row = getattr(tables[0], "padding_idx", None) if tables else None
+    return min(tokenizer.model_max_length, positions - (0 if padding_row is None else padding_row + 1))
 
 # %% ../nbs/probe.ipynb #0be102a7
 @dataclass(frozen=True)
@@ -382,11 +384,11 @@ def _find_option_errors(options: dict[str, Any]) -> list[str]:
     return errors
 
 # %% ../nbs/probe.ipynb #f6f6ba60
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[BatchEncoding, int]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[BatchEncoding, int]:
     "Tokenize all texts, once, and count those that are truncated."
     inputs = tokenizer(texts, verbose=False)
-    truncated = sum(len(ids) > max_length for ids in inputs["input_ids"])
-    return tokenizer(texts, truncation=True, max_length=max_length) if truncated else inputs, truncated
+    truncated = sum(len(ids) > tokenizer.model_max_length for ids in inputs["input_ids"])
+    return tokenizer(texts, truncation=True) if truncated else inputs, truncated
 
 
 def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.ndarray) -> dict[str, list[_Run]]:
@@ -427,7 +429,7 @@ def evaluate(
     sizes, table = [len(part) for part in (table, *others)], pd.concat([table, *others], ignore_index=True)
     classes, labels = np.unique(table.label, return_inverse=True)
     config, weights, tokenizer = _load_encoder(model, len(classes))
-    inputs, truncated = _tokenize(tokenizer, table.text.tolist(), _max_length(config, tokenizer))
+    inputs, truncated = _tokenize(tokenizer, table.text.tolist())
     shared = tokenizer, inputs, labels, epochs, batch_size
     contenders = {
         "the model": (_FineTuning(config, weights, *shared), learning_rates),

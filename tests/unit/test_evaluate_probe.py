@@ -17,11 +17,14 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    MPNetConfig,
     RobertaConfig,
     RobertaForMaskedLM,
+    XLMRobertaConfig,
 )
 
 import langmlm.probe
@@ -288,12 +291,27 @@ def test_any_encoder(tmp_path: Path, probe: Callable):
     assert accuracy(evaluation, "bag of words") > 0.95 and accuracy(evaluation, "the model") > 0.9
 
 
-def test_the_model_decides_how_long_a_text_may_be(model: Path):
-    config, _, tokenizer = _load_encoder(model, 2)
-    assert _max_length(config, tokenizer) == 32
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (BertConfig, {"max_position_embeddings": 32}),
+        (MPNetConfig, {"max_position_embeddings": 34}),
+        (RobertaConfig, {"max_position_embeddings": 34}),
+        (RobertaConfig, {"max_position_embeddings": 36, "pad_token_id": 3}),
+        (XLMRobertaConfig, {"max_position_embeddings": 33, "pad_token_id": 0}),
+    ],
+)
+def test_the_model_decides_how_long_a_text_may_be(kind: type, options: dict[str, int], model: Path):
+    "The model reads a text of the greatest length, and no longer one."
+    config = kind(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64, **options)
+    encoder, (*_, tokenizer) = AutoModelForSequenceClassification.from_config(config), _load_encoder(model, 2)
     tokenizer.model_max_length = 10**30
-    assert _max_length(config, tokenizer) == 32  # 34 positions, counted from 2
-    assert _max_length(BertConfig(max_position_embeddings=64), tokenizer) == 64
+    assert _max_length(encoder, tokenizer) == 32
+    encoder(input_ids=torch.full((1, 32), 10))
+    with pytest.raises((IndexError, RuntimeError)):
+        encoder(input_ids=torch.full((1, 33), 10))
+    tokenizer.model_max_length = 16
+    assert _max_length(encoder, tokenizer) == 16
 
 
 def test_punctuation_is_text():
