@@ -8,6 +8,7 @@ __all__ = ['Evaluation', 'evaluate']
 # %% ../nbs/probe.ipynb #edcec140
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,11 +48,12 @@ def _read_table(data: Any, name: str) -> pd.DataFrame:
     if not isinstance(data, str | PathLike):
         problem = "must be a file, a DataFrame or one split of a dataset (the test split goes into test_data)"
         raise ConfigError("evaluate", [f"{name} {problem}, got {type(data).__name__}"])
+    data = os.path.expanduser(data)
     suffixes = [suffix.lower() for suffix in Path(data).suffixes if suffix.lower() not in _COMPRESSED]
     if not suffixes or suffixes[-1] not in _READERS:
-        raise ConfigError("evaluate", [f"{name}={str(data)!r} must end in {', '.join(_READERS)}"])
-    if "://" not in str(data) and not Path(data).exists():
-        raise ConfigError("evaluate", [f"{name}={str(data)!r} does not exist"])
+        raise ConfigError("evaluate", [f"{name}={data!r} must end in {', '.join(_READERS)}"])
+    if "://" not in data and not Path(data).exists():
+        raise ConfigError("evaluate", [f"{name}={data!r} does not exist"])
     return _READERS[suffixes[-1]](data)
 
 # %% ../nbs/probe.ipynb #8f9cf9ef
@@ -421,6 +423,7 @@ def evaluate(
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
+    model = os.path.expanduser(model)
     given = {"data": data, "test_data": test_data, "validation_data": validation_data}
     given = {name: part for name, part in given.items() if part is not None}
     table, *others = [_read_labeled(part, name, text_column, label_column) for name, part in given.items()]

@@ -176,6 +176,10 @@ class MLMTask:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
 
+    def __repr__(self) -> str:
+        progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
+        return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
+
     def arithmetic(self) -> Arithmetic:
         "Return the size of the run: sequences, tokens, steps, tokens in a step, parameters."
         return run_arithmetic(self.dataset, self.loader.plan, self.model.num_parameters(), self.config)

@@ -188,7 +188,8 @@ def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], pl
     if inexact := _list_changes(saved["environment"], decisive):
         logger.warning("the resumed run will not be bit-identical to an uninterrupted one: %s", "; ".join(inexact))
     changed = _list_changes(saved["config"], {name: description["config"][name] for name in _FREE})
-    changed += _list_changes({"steps": trainer_state["max_steps"]}, {"steps": plan.total_steps})
+    if saved["config"]["max_steps"] == description["config"]["max_steps"]:  # Otherwise the change is already in the list
+        changed += _list_changes({"steps": trainer_state["max_steps"]}, {"steps": plan.total_steps})
     if changed:
         logger.warning("resuming with the settings that are given now: %s", "; ".join(changed))
 

@@ -17,7 +17,6 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
@@ -312,6 +311,13 @@ def test_the_model_decides_how_long_a_text_may_be(kind: type, options: dict[str,
         encoder(input_ids=torch.full((1, 33), 10))
     tokenizer.model_max_length = 16
     assert _max_length(encoder, tokenizer) == 16
+
+
+def test_home_folder(model: Path, monkeypatch: pytest.MonkeyPatch):
+    "`~` is expanded in the paths of the model and of the data."
+    monkeypatch.setenv("HOME", str(model.parent))
+    make_table(24).to_csv(model.parent / "labels.csv", index=False)
+    assert evaluate("~/model", "~/labels.csv", folds=2, baselines=[], epochs=1, learning_rates=[1e-3]).examples == 24
 
 
 def test_punctuation_is_text():

@@ -252,6 +252,7 @@ def test_a_new_run(work: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
     history = task.train()
     assert isinstance(history, History) and [entry["step"] for entry in history.log_history] == [4, 8, 12]
+    assert repr(task) == f"MLMTask({str(tmp_path / 'run')!r}, step 12 of 12: {task.arithmetic().size()})"
 
 
 def test_a_config_may_be_given(work: Path, tmp_path: Path):

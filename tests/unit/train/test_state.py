@@ -240,9 +240,13 @@ def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog:
         "learning_rate: then 0.002, now 0.001",
         "weight_decay: then 0.01, now 0.0",
         "num_train_epochs: then 2, now 3",
-        f"steps: then {total}, now {longer.loader.plan.total_steps}",
+        f"; steps: then {total}, now {longer.loader.plan.total_steps}",
     ):
         assert change in message
+    caplog.clear()
+    start_run(checkpoint, max_steps=total + 1)
+    (message,) = caplog.messages
+    assert message.endswith(f"now: max_steps: then -1, now {total + 1}")
 
 
 def restore(run: tasks.MLMTask, trainer_state: dict, **changes) -> TrainState:
