@@ -176,10 +176,6 @@ class MLMTask:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
 
-    def __repr__(self) -> str:
-        progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
-        return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
-
     def arithmetic(self) -> Arithmetic:
         "Return the size of the run: sequences, tokens, steps, tokens in a step, parameters."
         return run_arithmetic(self.dataset, self.loader.plan, self.model.num_parameters(), self.config)
@@ -213,6 +209,12 @@ class MLMTask:
             raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
 
 # %% ../nbs/tasks.ipynb #logsize1
+@patch
+def __repr__(self: MLMTask) -> str:
+    progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
+    return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
+
+
 def _log_size(task: MLMTask) -> None:
     "Log the size of a run, an advice if it has few steps, and why it is not reproducible bit for bit, if so."
     arithmetic, config = task.arithmetic(), task.model.config
