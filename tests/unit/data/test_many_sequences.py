@@ -97,7 +97,7 @@ def test_sizes_of_many_sequences_come_from_a_sample():
 @pytest.mark.parametrize("parts", [1, 3])
 def test_files_of_many_shards_are_joined(parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "Above a number of shards, several share a file; sequences, hashes and counts stay what they were."
-    documents, options = list(docstrings())[:3_000], {"max_length": 32, "validation_fraction": 0.1}
+    documents, options = list(islice(docstrings(), 3_000)), {"max_length": 32, "validation_fraction": 0.1}
     tokenizer = train_tokenizer(documents[:500], TokenizerConfig(vocab_size=400))
 
     def write(name: str) -> tuple[dict, dict[str, list[Path]]]:
