@@ -222,7 +222,7 @@ def _log_size(task: MLMTask) -> None:
     if advice := arithmetic.advice():
         logger.warning("%s", advice)
     head_size = config.hidden_size // config.num_attention_heads
-    if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size):
+    if reason := explain_inexact(task.accelerator.device, task.run_folder.precision, head_size, task.is_compiled):
         logger.warning("this run is not reproducible bit for bit: %s", reason)
 
 # %% ../nbs/tasks.ipynb #765c5e98

@@ -389,9 +389,6 @@ def docstrings(
             yield from _read_docstrings(file)
 
 # %% ../../nbs/text/03_corpus.ipynb #70050b57
-_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # Where statements contain others
-
-
 def _read_docstrings(file: Path) -> Iterator[str]:
     "Read the paragraphs of the docstrings in one source file; one that cannot be parsed has none."
     with warnings.catch_warnings():
@@ -400,9 +397,9 @@ def _read_docstrings(file: Path) -> Iterator[str]:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
             return
-    nodes = [tree]
+    blocks, nodes = ("body", "handlers", "orelse", "finalbody", "cases"), [tree]
     for node in nodes:  # Statements only: `ast.walk` also visits their expressions, which takes seconds
-        nodes += chain.from_iterable(getattr(node, name, ()) for name in _BLOCKS)
+        nodes += chain.from_iterable(getattr(node, name, ()) for name in blocks)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
                 if paragraph.strip():

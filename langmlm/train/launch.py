@@ -93,10 +93,11 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
         accelerator.init_trackers("langmlm", values, init_kwargs=init_kwargs)
 
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
-def explain_inexact(device: torch.device, precision: str, head_size: int) -> str | None:
-    "Say why two identical runs would differ by rounding; None if they have the same bits."
+def explain_inexact(device: torch.device, precision: str, head_size: int, compiled: bool = False) -> str | None:
+    "Say why two identical runs, or a resumed one, would differ by rounding; None if they have the same bits."
     if device.type != "cuda":
-        return None
+        reason = "torch_compile=True compiles for the first shapes only, on a CPU: a resumed run, which starts with others,"
+        return f"{reason} differs by rounding" if compiled else None
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         reason = f"a GPU of compute capability {capability[0]}.{capability[1]} (8.0 is needed)"
     elif precision == "no":

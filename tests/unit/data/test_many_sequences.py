@@ -1,6 +1,7 @@
 "Datasets of many sequences and of many files: lengths are read on demand, and memory does not grow with them."
 
 import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import numpy as np

@@ -92,6 +92,12 @@ def test_inexact_runs(monkeypatch, device: str, capability, precision: str, head
     assert (found is None) if reason is None else f"the attention kernel for {reason}" in found
 
 
+def test_compiled_runs_on_a_cpu():
+    "What is compiled depends on the batches that come first; a GPU gets batches of one shape."
+    assert "a resumed run" in explain_inexact(torch.device("cpu"), "no", 64, compiled=True)
+    assert explain_inexact(torch.device("cpu"), "no", 64) is None
+
+
 def test_inexact_is_where_the_kernels_are_missing(monkeypatch: pytest.MonkeyPatch):
     "It agrees with the choice of the kernel in the chapter on attention."
     for capability in ((7, 5), (8, 0)):
