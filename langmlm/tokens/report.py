@@ -14,11 +14,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/tokens/03_report.ipynb #85733d16
 logger = logging.getLogger(__name__)
@@ -114,8 +115,10 @@ class Report(dict):
         table = f"<table>{''.join(f'<tr>{name}{value}</tr>' for name, value in cells)}</table>"
         return f'{table}<img alt="{alt}" style="max-width:100%;height:auto" src="{image}">'
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         "Draw a histogram of document lengths in tokens."
+        import matplotlib.pyplot as plt  # Here, since it would slow down the start of every command
+
         counts = _length_counts(self)
         figure, axes = plt.subplots(figsize=(6, 2.5))
         axes.stairs(counts, LENGTH_EDGES[: len(counts) + 1], fill=True, color="#4472b0")

@@ -15,17 +15,18 @@ from functools import lru_cache
 from html import escape
 from os import PathLike
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 import psutil
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from transformers import PreTrainedConfig
 
 from ..progress import live_display
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/train/03_metrics.ipynb #aba7abd8
 _COLUMNS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
@@ -84,7 +85,7 @@ class History:
 
     log_history: list[dict] = field(default_factory=list)  # Entries, oldest first, as in `trainer_state.json`
     _live_cell = None  # Number of the notebook cell that displays the table live
-    plot: ClassVar[Callable[..., Figure]]  # Defined below; type checkers look here
+    plot: ClassVar[Callable[..., "Figure"]]  # Defined below; type checkers look here
 
     @property
     def unigram_entropy(self) -> float | None:
@@ -155,10 +156,12 @@ def plot(
     self: History,
     file: str | PathLike | None = None,  # Also save the figure there; the suffix decides the format
     unigram_entropy: float | None = None,  # In nats, drawn as the line to beat; None: as logged, if it was
-) -> Figure:
+) -> "Figure":
     "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
     if not any("loss" in entry for entry in self.log_history):
         raise ValueError("there is no loss to plot: the run has not reached its first logging step")
+    import matplotlib.pyplot as plt  # Here, since it would slow down the start of every command
+
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for name, color, label in (("loss", "#4472b0", "training loss"), ("eval_loss", "#55a868", "validation loss")):
         points = [(entry["step"], entry[name]) for entry in self.log_history if name in entry]

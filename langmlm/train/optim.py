@@ -72,21 +72,16 @@ class _StackedMuon(Muon):
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
+                    if "momentum_buffer" not in self.state[weight]:
+                        self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
             for shape, weights in by_shape.items():
-                updates = [self._momentum(weight).lerp_(weight.grad, 1 - momentum) for weight in weights]
+                updates = [self.state[weight]["momentum_buffer"].lerp_(weight.grad, 1 - momentum) for weight in weights]
                 updates = torch.stack([weight.grad.lerp(update, momentum) for weight, update in zip(weights, updates)])
                 updates = _orthogonalize(updates, group["ns_coefficients"], group["ns_steps"])
                 learning_rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 for weight, update in zip(weights, updates):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-learning_rate)
         return loss
-
-    def _momentum(self, weight: Tensor) -> Tensor:
-        "Return the momentum of a weight, zero at first."
-        state = self.state[weight]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        return state["momentum_buffer"]
 
 # %% ../../nbs/train/02_optim.ipynb #e5dc03fb
 class _MuonWithAdamW(Optimizer):
