@@ -55,7 +55,7 @@ def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], s
     result = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).to(dtype)
     for _ in range(steps):
         gram = result @ result.mT
-        result = a * result + (b * gram + c * gram @ gram) @ result
+        result = torch.baddbmm(result, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
     return (result.mT if wide is not matrices else result).to(matrices.dtype)
 
 # %% ../../nbs/train/02_optim.ipynb #79e9e9a9
