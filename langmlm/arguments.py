@@ -107,11 +107,11 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Callable) -> None:
 
 # %% ../nbs/arguments.ipynb #54830e43
 class _OneLineParser(argparse.ArgumentParser):
-    "A parser whose errors have one line, and whose help has one line for each option."
+    "A parser whose errors have one line; its help fits the terminal, or has one line for each option in a file."
 
     def __init__(self, **options: Any):
-        wide = partial(argparse.RawDescriptionHelpFormatter, max_help_position=44, width=1_000)
-        super().__init__(formatter_class=wide, allow_abbrev=False, **options)
+        fit = partial(argparse.RawDescriptionHelpFormatter, max_help_position=44, width=None if os.isatty(1) else 1_000)
+        super().__init__(formatter_class=fit, allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
         "End the process with status 2."

@@ -2,12 +2,14 @@
 
 import ast
 import re
+import textwrap
 
 from nbdev.process import Processor
 
 NAME_LINK = r"\[(`[^`]+`)\]\([^()\s]+\)"
 ALIGNED = "#| classes: aligned\n"
 COLUMNS = re.compile(r"\S {2,}\S")
+WIDTH = 88  # Characters of an output with columns
 LINK = re.compile(rf"\[((?:[^\[\]]|{NAME_LINK})+)\](?=\()")
 
 
@@ -26,10 +28,20 @@ def unnest_links(cell) -> None:
 def mark_tables(cell) -> None:
     "Give the class `aligned` to cells that print columns: styles.css wraps the lines of all other outputs."
     for output in cell.get("outputs", []) if cell.cell_type == "code" and cell.source else []:
-        text = output.get("text") or (output.get("data") or {}).get("text/plain", "")
-        lines = "".join(text).splitlines()
-        if sum(bool(COLUMNS.search(line)) for line in lines) > 1 and ALIGNED not in cell.source:
-            cell.source = ALIGNED + cell.source
+        place, name = (output, "text") if output.get("text") else (output.get("data") or {}, "text/plain")
+        lines = "".join(place.get(name, "")).splitlines()
+        if sum(bool(COLUMNS.search(line)) for line in lines) > 1:
+            place[name] = "\n".join(map(wrap, lines))
+            if ALIGNED not in cell.source:
+                cell.source = ALIGNED + cell.source
+
+
+def wrap(line: str) -> str:
+    "Wrap a line that is wider than a page, below the start of its last column; a table of many columns stays."
+    start = max((found.end() - 1 for found in COLUMNS.finditer(line)), default=4)
+    if len(line) <= WIDTH or start > WIDTH // 2:
+        return line
+    return "\n".join(textwrap.wrap(line, WIDTH, subsequent_indent=" " * start, break_on_hyphens=False))
 
 
 class hide_imports(Processor):

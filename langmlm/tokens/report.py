@@ -126,7 +126,7 @@ class Report(dict):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
         axes.set(xlabel="tokens in a document", ylabel="documents")
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         plt.close(figure)  # A notebook displays the returned figure; an open one would be displayed twice
         return figure
 

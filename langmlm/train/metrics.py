@@ -175,7 +175,7 @@ def plot(
             axes.axvline(entry["step"], color="#c44e52", linewidth=1)
             position = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
             axes.text(entry["step"], 0.03, text, fontsize="small", color="#c44e52", **position)
-    axes.set(xlabel="optimizer step", ylabel="masked loss (nats per token)")
+    axes.set(xlabel="optimizer step", ylabel="masked loss (nats per token)", ymargin=0.1)
     axes.legend()
     plt.close(figure)  # A notebook displays the return value; an open figure would be displayed twice
     if file is not None:

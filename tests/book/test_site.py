@@ -85,7 +85,16 @@ def test_only_outputs_with_columns_keep_their_lines(output, aligned):
     mark_tables(cell)
     assert cell.source == "#| classes: aligned\n" * aligned + "#| echo: false\nx"
     assert "mark_tables" in (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert ".aligned > .cell-output > pre" in (NBS / "styles.css").read_text(encoding="utf-8")
+    assert ".aligned > .cell-output" in (NBS / "styles.css").read_text(encoding="utf-8")
+
+
+def test_long_lines_of_columns_are_wrapped():
+    option, message, table = f"  --name INT   {'what it is ' * 9}", "a message " * 12, "step  loss   " * 9
+    cell = Cell(cell_type="code", source="x", outputs=[{"text": f"{option}\n{message}\n{table}\n  --b   c\n"}])
+    mark_tables(cell)
+    first, second, *others = cell.outputs[0]["text"].split("\n")
+    assert first.startswith("  --name INT   what") and second.startswith(" " * 15 + "is what") and len(first) <= 88
+    assert [line[:4] for line in others] == ["a me", "    ", "step", "  --"] and others[2] == table
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(NBS).as_posix())

@@ -198,6 +198,18 @@ def test_help_imports_nothing_slow():
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_help_fits_the_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    "Elsewhere an option and its description share a line, for `grep`."
+    monkeypatch.setenv("COLUMNS", "72")
+    monkeypatch.setattr("os.isatty", lambda descriptor: is_terminal)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert (max(map(len, lines)) <= 72) == is_terminal
+    assert any("--save_total_limit" in line and "None: all" in line for line in lines) != is_terminal
+
+
 def test_train_passes_what_is_given(calls: list):
     "Nothing else, so that a task fills in the defaults."
     assert cli.main(["train"]) == 0
