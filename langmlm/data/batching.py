@@ -104,7 +104,7 @@ class BatchPlan:
     num_train_epochs: int  # Passes over the data
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
     packing_ratio: int = 1  # Times as many sequences as configured in a step; the learning rate follows it
-    version: ClassVar[int] = 2  # Stored in checkpoints; changes when the same options give other batches
+    version: ClassVar[int] = 3  # Stored in checkpoints; changes when the same options give other batches
 
     def __post_init__(self):
         self.steps_per_epoch = _count_steps(self)
@@ -167,6 +167,16 @@ def _count_steps(plan: BatchPlan) -> int:
     return min(sequences, math.ceil(batches / plan.batches_per_step))
 
 # %% ../../nbs/data/02_batching.ipynb #21ef0ca1
+def _pack_evenly(lengths: np.ndarray, token_budget: int, steps: int) -> np.ndarray:
+    "Pack as `pack_sequences`, but leave room in all micro-batches rather than in the last one, or use it for a step."
+    bounds = pack_sequences(lengths, token_budget)
+    count = max(len(bounds) - 1, steps)
+    unused = token_budget - lengths[: bounds[-2]].sum() / max(1, len(bounds) - 2)  # In all but the last, on average
+    least = max(lengths.max(), min(token_budget, lengths.sum() / count + unused))
+    packed = (pack_sequences(lengths, int(budget)) for budget in np.linspace(least, token_budget, 4, endpoint=False))
+    return next((even for even in packed if len(even) == count + 1), bounds)
+
+
 def _plan_steps(plan: BatchPlan, epoch: int, first: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Plan up to `steps` steps of an epoch, from step `first` of the epoch on."
     sequences, steps = len(plan.lengths), min(steps, plan.steps_per_epoch - first)
@@ -177,7 +187,7 @@ def _plan_steps(plan: BatchPlan, epoch: int, first: int, steps: int) -> tuple[np
         return order, bounds, np.minimum(np.arange(steps + 1) * plan.batches_per_step, len(bounds) - 1)
     start, stop = (sequences * step // plan.steps_per_epoch for step in (first, first + steps))
     order = shuffled_order(sequences, plan.seed, epoch, start, stop)
-    bounds = pack_sequences(plan.lengths[order], plan.token_budget)
+    bounds = _pack_evenly(plan.lengths[order], plan.token_budget, steps)
     while len(bounds) <= steps:
         largest = np.argmax(np.diff(bounds))
         bounds = np.insert(bounds, largest + 1, bounds[largest : largest + 2].sum() // 2)

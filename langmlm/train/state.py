@@ -182,8 +182,8 @@ def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], pl
     decisive = {name: value for name, value in description["environment"].items() if name not in others}
     if saved["environment"].get("batch plan", 1) != plan.version:  # The first version is not in checkpoints
         logger.warning(
-            "the checkpoint is from a version of langmlm that shuffled the data differently: the run continues with the "
-            "new order, so some sequences of the present epoch are seen twice in it and others not at all"
+            "the checkpoint is from a version of langmlm that made other batches: the run continues with the "
+            "new ones, so some sequences of the present epoch are seen twice in it and others not at all"
         )
     if inexact := _list_changes(saved["environment"], decisive):
         logger.warning("the resumed run will not be bit-identical to an uninterrupted one: %s", "; ".join(inexact))

@@ -111,6 +111,16 @@ def test_pack_sequences():
         pack_sequences(np.array([5, 12]), token_budget=10)
 
 
+@pytest.mark.parametrize("token_budget", range(512, 2_048, 97))
+def test_no_epoch_ends_with_a_small_step(token_budget: int):
+    "With one micro-batch in a step: the tokens that fill none are spread over all steps, not over more of them."
+    plan = BatchPlan(LENGTHS, **OPTIONS | {"token_budget": token_budget, "batches_per_step": 1}, num_train_epochs=3)
+    tokens = np.array([LENGTHS[plan.batches(step)[1][0]].sum() for step in range(plan.total_steps)])
+    greedy = [pack_sequences(LENGTHS[shuffled_order(2_000, 42, epoch)], token_budget) for epoch in range(3)]
+    assert tokens.min() > 0.7 * tokens.mean() and tokens.max() <= token_budget
+    assert plan.steps_per_epoch == len(greedy[0]) - 1 and abs(len(tokens) - sum(map(len, greedy)) + 3) <= 3
+
+
 CHANGES = [{}, {"sequences_per_batch": 7}, {"batches_per_step": 1}, {"token_budget": 64, "batches_per_step": 1}]
 
 
