@@ -89,7 +89,11 @@ def _clean_up(path: str | PathLike) -> None:
             logger.warning("%s: %s", path, action)
 
 # %% ../nbs/tasks.ipynb #9be27d10
-def _expand_user(path: str | PathLike | None) -> str | None:
+def _expand_user(name: str, path: str | PathLike | None) -> str | None:
+    "Expand `~`; a loaded tokenizer, model or dataset is no path."
+    if not isinstance(path, str | PathLike | None):
+        remedy = "save it with its `save_pretrained` or `save_to_disk`, and pass the folder"
+        raise ValueError(f"{name} must be a folder or a name on the Hub, got an object of {type(path).__name__}: {remedy}")
     return path if path is None else os.path.expanduser(path)
 
 
@@ -122,7 +126,7 @@ def create_tokenizer(
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
-    tokenizer = _expand_user(tokenizer)
+    tokenizer = _expand_user("tokenizer", tokenizer)
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
     _check_overlaps(written, {"data_path": _named_paths(data_path), "tokenizer": used})
@@ -196,6 +200,10 @@ class MLMTask:
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
+        if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
+            raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
+        if stop_at_step and stop_at_step <= self.state.step:
+            logger.warning("stop_at_step=%d: the run is already at step %d", stop_at_step, self.state.step)
         if self.accelerator.is_main_process:
             _log_size(self)
         check_memory(self)
@@ -326,11 +334,13 @@ def create_mlm(
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
-    tokenizer, tokenized_dataset, checkpoint_path = map(_expand_user, (tokenizer, tokenized_dataset, checkpoint_path))
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
+    read = {name: _expand_user(name, path) for name, path in read.items()}
+    tokenizer, tokenized_dataset, checkpoint_path = read.values()
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
-        architecture, config = _make_configs(model_config, _with_saved_options(training_config, start))
+        described = model_config if start.weights is None else None  # `_load_matching` checks what describes a model
+        architecture, config = _make_configs(described, _with_saved_options(training_config, start))
         check_run_folder(config.run_folder, start)
         _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
         loaded = load_tokenizer(tokenizer)
@@ -399,10 +409,12 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
-    if given.get("per_device_train_batch_size") == "auto":  # Was decided when the run began
-        decided = "per_device_train_batch_size", "gradient_accumulation_steps"
-        given = {name: value for name, value in given.items() if name not in decided}
-    return saved | given
+    decided = ["recipe", "budget_minutes"]  # When the run began
+    if ignored := [f"{name}={given[name]}" for name in decided if given.get(name) not in (None, saved.get(name))]:
+        logger.warning("decided when the run began, and now without effect: %s", ", ".join(ignored))
+    if given.get("per_device_train_batch_size") == "auto":
+        decided += ["per_device_train_batch_size", "gradient_accumulation_steps"]
+    return saved | {name: value for name, value in given.items() if name not in decided}
 
 # %% ../nbs/tasks.ipynb #f3365fa3
 def _load_matching(

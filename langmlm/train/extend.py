@@ -163,8 +163,9 @@ def repeat_positions(
     if table is None and model.config.model_type != "modernbert":
         raise ValueError(f"a {model.config.model_type} model has no learned position embeddings to extend")
     first, present = first_position(model.config.model_type, model.config.pad_token_id), longest_input(model.config)
-    if max_length <= present:
-        raise ValueError(f"max_length must be above {present:,}, which the model reads already, got {max_length:,}")
+    if not isinstance(max_length, int) or max_length <= present:
+        has = f"which the model reads already, got {max_length!r}"
+        raise ValueError(f"max_length must be an integer above {present:,}, {has}")
 
     def fill(new: Tensor, old: Tensor) -> None:
         new[first:] = old[first:][torch.arange(max_length) % present]
@@ -247,8 +248,10 @@ def extend_tokenizer(
     tokenizer_config: dict | TokenizerConfig | None = None,  # How the text is read, and `max_train_bytes` and `seed`
 ) -> Extension:  # Prints as a table
     "Add words to the vocabulary of a model; the result is a `checkpoint_path` and a `tokenizer` to train on with."
-    if n < 1 or min_count < 1:
-        raise ValueError(f"n and min_count must be at least 1, got {n} and {min_count}")
+    if not (isinstance(n, int) and isinstance(min_count, int) and n >= 1 and min_count >= 1):
+        raise ValueError(f"n and min_count must be integers of at least 1, got {n!r} and {min_count!r}")
+    if isinstance(words, str):
+        raise ValueError(f"words must be a list, got {words!r}: pass words=[{words!r}]")
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
     path_to_save = os.path.expanduser(path_to_save)
     model, tokenizer = _load(checkpoint_path, path_to_save)

@@ -283,6 +283,44 @@ def test_resumed_run_keeps_its_options(work: Path):
     assert moved.config.run_folder == Path("moved") and not Path("moved").exists()
 
 
+def test_what_was_decided_when_the_run_began(work: Path, caplog: pytest.LogCaptureFixture):
+    "A recipe and a budget change nothing when a run is resumed, and that is said; steps can be changed."
+    config = {"recipe": "efficient", "budget_minutes": 1, "max_steps": 20}
+    resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config=config)
+    assert (resumed.config.recipe, resumed.config.budget_minutes, resumed.config.max_steps) == (None, None, 20)
+    message = "decided when the run began, and now without effect: recipe=efficient, budget_minutes=1"
+    assert message in caplog.messages
+    caplog.clear()
+    create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"recipe": None})
+    assert not [text for text in caplog.messages if "when the run began" in text]
+
+
+def test_stop_at_step(work: Path, caplog: pytest.LogCaptureFixture):
+    "It is a step; one that is done already is no error, since a script may be run again."
+    resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="stopped")
+    for value in (0, -5, "2", 1.5):
+        with pytest.raises(ValueError, match=f"stop_at_step must be an integer of at least 1, got {value!r}"):
+            resumed.train(stop_at_step=value)
+    resumed.train(stop_at_step=5)
+    assert resumed.state.step == 6 and "stop_at_step=5: the run is already at step 6" in caplog.messages
+
+
+def test_objects_are_no_paths(work: Path):
+    "A tokenizer or a dataset that is loaded: the error says to save it."
+    tokenizer, dataset = AutoTokenizer.from_pretrained("tokenizer"), load_from_disk("tokenized_dataset")
+    calls = {
+        "tokenizer must be a folder or a name on the Hub, got an object of RobertaTokenizer: save it": [
+            lambda: create_mlm(tokenizer, "tokenized_dataset", SMALL),
+            lambda: create_tokenizer("data.txt", OPTIONS, tokenizer),
+        ],
+        "tokenized_dataset must be .* DatasetDict: .* `save_to_disk`": [lambda: create_mlm("tokenizer", dataset, SMALL)],
+    }
+    for message, attempts in calls.items():
+        for attempt in attempts:
+            with pytest.raises(ValueError, match=message):
+                attempt()
+
+
 def test_resumed_run_that_was_moved(work: Path, tmp_path: Path):
     "It continues where it is now, not where it was."
     shutil.copytree("stopped", tmp_path / "copy")
@@ -309,6 +347,8 @@ def test_started_from_a_model(work: Path):
         "tokenizer", "tokenized_dataset", SMALL, {"run_name": "more"}, checkpoint_path="docs/final_model"
     )
     assert matching.model.config.num_hidden_layers == 2
+    one = {"hidden_size": 32}  # No multiple of the twelve heads that a new model would have
+    assert create_mlm("tokenizer", "tokenized_dataset", one, {"run_name": "more"}, checkpoint_path="docs/final_model")
 
 
 @pytest.mark.parametrize(

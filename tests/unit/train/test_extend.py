@@ -111,7 +111,9 @@ def test_inputs_are_never_overwritten(run: Path, text: Path, tmp_path: Path):
 def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tmp_path: Path):
     folder = tmp_path / "extended"
     wrong = [
-        ({"n": 0}, "n and min_count must be at least 1, got 0 and 10"),
+        ({"n": 0}, "n and min_count must be integers of at least 1, got 0 and 10"),
+        ({"n": "5"}, "n and min_count must be integers of at least 1, got '5' and 10"),
+        ({"words": "covid"}, r"words must be a list, got 'covid': pass words=\['covid'\]"),
         ({"words": ["two words"]}, "'two words' is not one word"),
         ({"words": ["the"], "tokenizer_config": {"document": "page"}}, "document must be one of"),
         ({"min_count": 10**6}, "no word with several pieces occurs min_count=1,000,000 times"),
@@ -120,8 +122,9 @@ def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tm
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             extend_tokenizer(run, text, path_to_save=folder, **options)
-    with pytest.raises(ValueError, match="max_length must be above 32"):
-        extend_positions(run, 32, folder)
+    for max_length in (32, "64"):
+        with pytest.raises(ValueError, match=f"max_length must be an integer above 32, .* got {max_length!r}"):
+            extend_positions(run, max_length, folder)
     assert not folder.exists()
 
 
