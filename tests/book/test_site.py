@@ -118,6 +118,19 @@ def test_overview_links_to_every_notebook():
     assert linked == {path.relative_to(NBS).as_posix() for path in NOTEBOOKS} - {"index.ipynb", "map.ipynb"}
 
 
+def test_overview_has_names_and_order_of_the_sidebar():
+    "So that readers find there what they have read about here."
+    text = "".join("".join(cell["source"]) for cell in cells_of(NBS / "map.ipynb"))
+    rows = re.findall(r"^(?:\| |- )\[(.+?)\]\(([\w/]+\.ipynb)\)", text, re.MULTILINE)
+    titles = [(cells_of(NBS / path)[0]["source"][0].removeprefix("# ").rstrip(), path) for _, path in rows]
+    entries = [entry for section in SITE["website"]["sidebar"]["contents"] for entry in section["contents"]]
+    listed = [entry["href"] if isinstance(entry, dict) else entry for entry in entries]
+    how_to = re.findall(r"\]\((how_to/\w+\.ipynb)\)", text.split("## How-to pages")[1].split("## Chapters")[0])
+    assert rows == titles and len({title for title, _ in titles}) == len(titles)
+    assert [path for path in listed if path in dict(map(reversed, rows))] == [path for _, path in rows]
+    assert [path for path in listed if path.startswith("how_to/")] == how_to
+
+
 def test_pages_ask_nothing_of_other_hosts():
     styles = "".join(path.read_text(encoding="utf-8") for path in [*NBS.glob("*.css"), *NBS.glob("assets/*.scss")])
     assert "$web-font-path: false" in styles and "http" not in styles
