@@ -215,7 +215,7 @@ def _evaluate(
     baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
 ) -> None:
     "Fine-tune a model on labeled text, and compare it with simple baselines."
-    options = locals() | {"model": find_model(model)}
+    options = dict(locals())
     from langmlm.probe import evaluate
 
     print(evaluate(**options))

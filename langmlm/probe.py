@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -25,68 +24,69 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import ConfigError
+from .config import ConfigError, show_value
+from .folders import find_model
+from .text.files import SourceFile, detect_format, find_files
+from .text.readers import SURROGATES, read_values
 from .train.optim import choose_precision, learning_rate_at, make_optimizer
 
 # %% ../nbs/probe.ipynb #27c9582e
 logger = logging.getLogger(__name__)
 
 # %% ../nbs/probe.ipynb #64b8d13c
-_READERS = {
-    ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False),
-    ".tsv": partial(pd.read_csv, dtype=str, keep_default_na=False, sep="\t"),
-    ".parquet": pd.read_parquet,
-    ".jsonl": partial(pd.read_json, lines=True, dtype=False),
-}
-_COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
-
-
-def _read_table(data: Any, name: str) -> pd.DataFrame:
-    "Read a labeled file; convert a `Dataset`."
+def _read_table(data: Any, name: str, columns: dict[str, str]) -> pd.DataFrame:
+    "Read the columns of a labeled file, given as option -> column; convert a `Dataset`."
     if isinstance(data, pd.DataFrame) or hasattr(data, "to_pandas"):
         return data if isinstance(data, pd.DataFrame) else data.to_pandas()
     if not isinstance(data, str | PathLike):
         problem = "must be a file, a DataFrame or one split of a dataset (the test split goes into test_data)"
         raise ConfigError("evaluate", [f"{name} {problem}, got {type(data).__name__}"])
-    data = os.path.expanduser(data)
-    suffixes = [suffix.lower() for suffix in Path(data).suffixes if suffix.lower() not in _COMPRESSED]
-    if not suffixes or suffixes[-1] not in _READERS:
-        raise ConfigError("evaluate", [f"{name}={data!r} must end in {', '.join(_READERS)}"])
-    if "://" not in data and not Path(data).exists():
-        raise ConfigError("evaluate", [f"{name}={data!r} does not exist"])
-    return _READERS[suffixes[-1]](data)
+    path = os.path.expanduser(data)
+    try:
+        file, *more = find_files(path) if "://" in path else [SourceFile(path, *detect_format(path))]
+        if more or file.format not in ("csv", "tsv", "parquet", "jsonl"):
+            raise ValueError(f"{name} must be one file that ends in .csv, .tsv, .parquet or .jsonl")
+        if file.format == "parquet":
+            return pd.read_parquet(path)
+        blocks = list(file.blocks())
+        read = {column: read_values(blocks, file.format, name, column, option) for option, column in columns.items()}
+        return pd.DataFrame(read, dtype=object)
+    except (ImportError, OSError, ValueError) as error:
+        problem = str(error).replace(f"data_path {path!r}", name)
+        raise ConfigError("evaluate", [problem if problem.startswith(name) else f"{name}: {problem}"]) from error
 
 # %% ../nbs/probe.ipynb #8f9cf9ef
 def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
     "Return the columns `text` and `label` as strings; invalid rows are counted in an error."
-    table = _read_table(data, name)
     options = {"text_column": text_column, "label_column": label_column}
-    known = ", ".join(map(str, table.columns))
-    missing = [
-        f"{key}={value!r} is not a column of {name}; its columns are {known}"
-        for key, value in options.items()
-        if value not in table.columns
-    ]
-    if missing:
-        raise ConfigError("evaluate", missing)
-    texts, labels = table[text_column], table[label_column]
-    is_text = texts.map(lambda value: isinstance(value, str)).astype(bool)
+    name = f"{name}={os.fspath(data)!r}" if isinstance(data, str | PathLike) else name
+    table = _read_table(data, name, options)
+    columns = [*table.columns]
+    counts = {f"{option}={column!r}": columns.count(column) for option, column in options.items()}
+    known = f"column of {name}; its columns are {', '.join(map(str, columns)):.500}"
+    if errors := [f"{key} is {'more than one' if n else 'not a'} {known}" for key, n in counts.items() if n != 1]:
+        raise ConfigError("evaluate", errors)
+    texts, labels = [value if isinstance(value, str) else None for value in table[text_column]], table[label_column]
     problems = {
-        f"no text in column {text_column!r}": ~is_text,
-        f"an empty text in column {text_column!r}": is_text & texts.astype(str).str.strip().eq(""),
+        f"no text in column {text_column!r}": [text is None for text in texts],
+        f"an empty text in column {text_column!r}": [text is not None and not text.strip() for text in texts],
+        f"an unpaired surrogate in column {text_column!r}": [bool(SURROGATES.search(text or "")) for text in texts],
         f"no label in column {label_column!r}": labels.isna() | labels.astype(str).str.strip().eq(""),
     }
-    errors = [f"{name} has rows with {problem}: {wrong.sum():,} of {len(table):,}, first row {wrong.argmax() + 1:,}; "
-              "remove them" for problem, wrong in problems.items() if wrong.any()]  # fmt: skip
-    if errors:
-        raise ConfigError("evaluate", errors)
-    return pd.DataFrame({"text": texts.astype(str), "label": labels.astype(str)}).reset_index(drop=True)
+    rows = {problem: np.flatnonzero(wrong) for problem, wrong in problems.items()}
+    errors = [f"{name} has rows with {problem}: {len(wrong):,} of {len(texts):,}, first row {wrong[0] + 1:,}; "
+              "remove them" for problem, wrong in rows.items() if len(wrong)]  # fmt: skip
+    if errors or not texts:
+        raise ConfigError("evaluate", errors or [f"{name} has no rows: add examples"])
+    return pd.DataFrame({"text": texts, "label": [*labels.astype(str)]})
 
 # %% ../nbs/probe.ipynb #85f68f17
-def _drop_duplicates(table: pd.DataFrame, others: list[pd.DataFrame]) -> pd.DataFrame:
+def _drop_duplicates(table: pd.DataFrame, others: dict[str, pd.DataFrame]) -> pd.DataFrame:
     "Remove repeated rows, and rows whose text is in another split."
-    taken = {text for other in others for text in other.text}
+    taken = {text for other in others.values() for text in other.text}
     kept = table.drop_duplicates()[lambda rows: ~rows.text.isin(taken)]
+    if kept.empty:
+        raise ConfigError("evaluate", [f"all rows of data are also in {' or '.join(others)}: pass other rows"])
     if removed := len(table) - len(kept):
         logger.info("removed %s rows of data that are duplicates or in another split", f"{removed:,}")
     return kept.reset_index(drop=True)
@@ -136,7 +136,7 @@ def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequen
 
 # %% ../nbs/probe.ipynb #5b0008f6
 def _limit_examples(
-    table: pd.DataFrame, others: list[pd.DataFrame], folds: int, number: int, seed: int
+    table: pd.DataFrame, others: dict[str, pd.DataFrame], folds: int, number: int, seed: int
 ) -> pd.DataFrame:
     "Check the classes, and sample as many examples as a training run may have, or as all folds may."
     least, reason = 2, "training needs"
@@ -144,15 +144,17 @@ def _limit_examples(
         least, reason = max(4, folds), f"cross-validation with folds={folds} needs"
         number = number * folds // (folds - 1)
     counts, errors = table.label.value_counts(), []
+    name = f"data, without the texts of {' and '.join(others)}," if others else "data"
     if len(counts) < 2:
-        errors.append(f"data has {f'a single class, {counts.index[0]!r}' if len(counts) else 'no rows'}: add examples")
+        errors.append(f"{name} has a single class, {counts.index[0]!r}: add examples")
     if len(few := counts[counts < least]):
         named = ", ".join(f"{label!r} ({count})" for label, count in few.head(5).items())
         errors.append(f"{reason} at least {least} examples of each class: remove or merge {named}")
     if number < least * len(counts):
         errors.append(f"max_train_examples must be at least {least * len(counts):,} for {len(counts)} classes")
-    if unknown := sorted({label for other in others for label in other.label} - {*counts.index}):
-        errors.append(f"data has no examples of the label {unknown[0]!r}, and another split does")
+    for split, other in others.items():
+        if unknown := sorted({*other.label} - {*counts.index}):
+            errors.append(f"{name} has no examples of the label {unknown[0]!r}, and {split} does")
     if errors:
         raise ConfigError("evaluate", errors)
     return table.iloc[_sample(pd.factorize(table.label)[0], number, least, seed)].reset_index(drop=True)
@@ -366,19 +368,31 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     return float(means.mean()), 2 * math.sqrt(examples.var(ddof=0) / len(examples) + of_runs)
 
 # %% ../nbs/probe.ipynb #4f4f28d3
+def _are_all(values: Any, kind: Any, above: int, below: float) -> bool:
+    is_list = isinstance(values, Sequence) and len(values) > 0
+    return is_list and all(isinstance(value, kind) and above < value < below for value in values)
+
+
+_RULES = [  # Names of options; check of a value; description of valid values
+    ("model", lambda value: isinstance(value, str | PathLike), "the folder or the Hub name of a model"),
+    ("text_column label_column", lambda value: isinstance(value, str), "the name of a column"),
+    ("folds", lambda value: type(value) is int and value >= 2, "an integer, at least 2"),
+    ("batch_size max_train_examples", lambda value: type(value) is int and value >= 1, "an integer, at least 1"),
+    ("epochs", lambda value: value is None or type(value) is int and value >= 1, "an integer, at least 1, or None"),
+    ("learning_rates", lambda rates: _are_all(rates, float | int, 0, math.inf),
+     "a list of one or more numbers above 0"),
+    ("seeds", lambda values: _are_all(values, int, -1, 2**32) and len({*values}) == len(values),
+     "a list of one or more different integers, each from 0 to 4,294,967,295"),
+    ("baselines", lambda values: isinstance(values, Sequence) and all(name in [*_BASELINES] for name in values),
+     f"a list of {', '.join(map(repr, _BASELINES))}, or empty"),
+]  # fmt: skip
+
+
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
-    "Check the budget of an evaluation."
-    least = {"folds": 2, "batch_size": 1, "max_train_examples": 1, "epochs": 1}
-    given = {name: options[name] for name in least if name != "epochs" or options[name] is not None}
-    invalid = {name: least[name] for name, value in given.items() if not isinstance(value, int) or value < least[name]}
-    errors = [f"{name} must be an integer, at least {least}, got {options[name]!r}" for name, least in invalid.items()]
-    rates, seeds = options["learning_rates"], options["seeds"]
-    if not rates or not all(0 < rate < math.inf for rate in rates):
-        errors.append(f"learning_rates must be one or more numbers above 0, got {rates!r}")
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        errors.append(f"seeds must be one or more different integers, 0 or more, got {seeds!r}")
-    if unknown := [name for name in options["baselines"] if name not in _BASELINES]:
-        errors.append(f"baselines must be among {', '.join(_BASELINES)}, got {unknown[0]!r}")
+    "Return one sentence for each invalid option."
+    rules = ((name, *rule) for names, *rule in _RULES for name in names.split())
+    errors = [f"{name} must be {expected}, got {show_value(options[name])}"
+              for name, is_valid, expected in rules if not is_valid(options[name])]  # fmt: skip
     if options["validation_data"] is not None and options["test_data"] is None:
         errors.append("validation_data needs test_data: cross-validation makes its own splits")
     if find_spec("sklearn") is None:
@@ -406,7 +420,7 @@ def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.nd
 
 # %% ../nbs/probe.ipynb #32bfbaad
 def evaluate(
-    model: str | PathLike,  # Folder or Hub name of an encoder, with its tokenizer
+    model: str | PathLike,  # Folder of a run, folder of an encoder with its tokenizer, or its name on the Hub
     data: Any,  # CSV, TSV, Parquet or JSON lines file, DataFrame or `Dataset`
     test_data: Any = None,  # The same for a test split; None: cross-validation
     validation_data: Any = None,  # The same, to choose the learning rate on; None: a fifth of the training examples
@@ -423,15 +437,14 @@ def evaluate(
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
-    model = os.path.expanduser(model)
-    given = {"data": data, "test_data": test_data, "validation_data": validation_data}
-    given = {name: part for name, part in given.items() if part is not None}
-    table, *others = [_read_labeled(part, name, text_column, label_column) for name, part in given.items()]
-    table = _drop_duplicates(table, others)
-    table = _limit_examples(table, others, folds, max_train_examples, seeds[0])
-    sizes, table = [len(part) for part in (table, *others)], pd.concat([table, *others], ignore_index=True)
+    given = {"test_data": test_data, "validation_data": validation_data}
+    given = {"data": data} | {name: part for name, part in given.items() if part is not None}
+    others = {name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()}
+    table = _drop_duplicates(others.pop("data"), others)
+    parts = [_limit_examples(table, others, folds, max_train_examples, seeds[0]), *others.values()]
+    sizes, table = [len(part) for part in parts], pd.concat(parts, ignore_index=True)
     classes, labels = np.unique(table.label, return_inverse=True)
-    config, weights, tokenizer = _load_encoder(model, len(classes))
+    config, weights, tokenizer = _load_encoder(find_model(os.path.expanduser(model)), len(classes))
     inputs, truncated = _tokenize(tokenizer, table.text.tolist())
     shared = tokenizer, inputs, labels, epochs, batch_size
     contenders = {

@@ -126,12 +126,12 @@ def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Ite
         yield [rest]
 
 # %% ../../nbs/text/02_readers.ipynb #b5a2aff2
-_SURROGATES = re.compile("[\ud800-\udfff]")
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def _resolve_surrogates(text: str, location: str, options: ReadOptions, counts: Counter) -> str | None:
     "Apply `encoding_errors` to a document that contains surrogates; None: drop the document."
-    if text.isascii() or not (found := _SURROGATES.search(text)):
+    if text.isascii() or not (found := SURROGATES.search(text)):
         return text
     if options.encoding_errors == "strict":
         problem = f"U+{ord(found[0]):04X} is an unpaired surrogate, which UTF-8 cannot encode"
@@ -143,7 +143,7 @@ def _resolve_surrogates(text: str, location: str, options: ReadOptions, counts: 
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:
-        return _SURROGATES.sub("�", text)
+        return SURROGATES.sub("�", text)
 
 # %% ../../nbs/text/02_readers.ipynb #c537b56f
 def _read_text(blocks: Iterable[bytes], name: str, options: ReadOptions, counts: Counter) -> Iterator[str]:
@@ -350,3 +350,12 @@ def read_texts(source: Any, format: str, name: str, options: ReadOptions, counts
         return _read_text(source, name, options, counts)
     read_rows, unit = _ROWS[format]
     return extract_texts(read_rows(source, name, options), f"{name}, {unit}", options, counts)
+
+# %% ../../nbs/text/02_readers.ipynb #values02
+def read_values(blocks: Iterable[bytes], format: str, name: str, column: str, option: str) -> list[Any]:
+    "Read the values of any type in a column, which `option` names, from the blocks of a text."
+    try:
+        return [value for _, value in _ROWS[format][0](blocks, name, ReadOptions(column))]
+    except ValueError as error:
+        problem = str(error).replace("; or set encoding_errors to 'replace' or 'skip'", "")
+        raise ValueError(problem.replace("set text_column", f"set {option}")) from None

@@ -576,7 +576,7 @@ def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: 
     monkeypatch.setattr("langmlm.probe.evaluate", evaluate)
     words = f"evaluate {finished / 'run'} data.csv --learning_rates 1e-3 2e-4 --folds 3 --epochs none --seeds 1 2"
     assert cli.main(words.split()) == 0
-    assert found["model"] == str(finished / "run" / "final_model")
+    assert found["model"] == str(finished / "run")
     assert (found["learning_rates"], found["folds"], found["epochs"], found["seeds"]) == ([1e-3, 2e-4], 3, None, [1, 2])
     assert capsys.readouterr().out == "a table\n"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -199,8 +200,8 @@ def test_samples_are_stratified():
 def test_duplicates_are_in_one_split_only():
     table = pd.DataFrame({"text": ["a", "a", "b", "c"], "label": ["x", "x", "y", "x"]})
     other = pd.DataFrame({"text": ["c"], "label": ["y"]})
-    assert _drop_duplicates(table, []).text.tolist() == ["a", "b", "c"]
-    assert _drop_duplicates(table, [other]).text.tolist() == ["a", "b"]
+    assert _drop_duplicates(table, {}).text.tolist() == ["a", "b", "c"]
+    assert _drop_duplicates(table, {"test_data": other}).text.tolist() == ["a", "b"]
 
 
 def test_batches_hold_each_example_once_and_little_padding():
@@ -269,6 +270,23 @@ def test_csv_cells_stay_what_they_are(tmp_path: Path):
     assert table.to_dict("list") == {"text": ["NA", "1e5"], "label": ["01", "1"]}
 
 
+def test_a_byte_order_mark_long_integers_and_zst(tmp_path: Path):
+    rows = [{"text": f"{number}", "label": 2**80 + number} for number in range(2)]
+    content = "\ufeff" + "\n".join(map(json.dumps, rows))
+    (tmp_path / "a.jsonl.zst").write_bytes(pa.compress(content.encode(), "zstd", asbytes=True))
+    table = langmlm.probe._read_labeled(tmp_path / "a.jsonl.zst", "data", "text", "label")
+    assert table.to_dict("list") == {"text": ["0", "1"], "label": [str(2**80), str(2**80 + 1)]}
+
+
+def test_the_folder_of_a_run(model: Path, tmp_path: Path):
+    "Its final model is evaluated, or its newest checkpoint."
+    (tmp_path / "checkpoint-9").mkdir()  # Empty, and never the right one
+    for name in ("checkpoint-10", "final_model"):
+        shutil.copytree(model, tmp_path / name)
+        assert evaluate(tmp_path, make_table(24), folds=2, baselines=[], **FAST).examples == 24
+        shutil.rmtree(tmp_path / name)
+
+
 def test_long_texts_are_truncated_and_counted(probe: Callable, caplog: pytest.LogCaptureFixture):
     table = make_table(24)
     table.loc[3, "text"] = "file " * 200
@@ -334,23 +352,44 @@ def test_punctuation_is_text():
     "options, message",
     [
         ({"folds": 1}, "folds must be an integer, at least 2, got 1"),
-        ({"epochs": 0}, "epochs must be an integer, at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be an integer, at least 1, or None, got 0"),
         ({"max_train_examples": "all"}, "max_train_examples must be an integer"),
-        ({"learning_rates": []}, "learning_rates must be one or more numbers above 0, got []"),
+        ({"epochs": True}, "epochs must be an integer, at least 1, or None, got True"),
+        ({"learning_rates": []}, "learning_rates must be a list of one or more numbers above 0, got []"),
         ({"learning_rates": [0.0]}, "learning_rates must be"),
-        ({"seeds": (1, 1)}, "seeds must be one or more different integers"),
-        ({"baselines": ["random"]}, "baselines must be among bag of words, from scratch, majority class, got 'random'"),
+        ({"learning_rates": 1e-3}, "learning_rates must be a list of one or more numbers above 0, got 0.001"),
+        ({"learning_rates": ["1e-3"]}, "learning_rates must be a list of one or more numbers above 0, got ['1e-3']"),
+        ({"seeds": (1, 1)}, "seeds must be a list of one or more different integers"),
+        ({"seeds": 3}, "seeds must be a list of one or more different integers, each from 0 to 4,294,967,295, got 3"),
+        ({"seeds": [2**32]}, "each from 0 to 4,294,967,295, got [4294967296]"),
+        ({"baselines": ["random"]}, "baselines must be a list of 'bag of words', 'from scratch', 'majority class', or"),
+        ({"baselines": None}, "empty, got None"),
+        ({"baselines": "majority class"}, "empty, got 'majority class'"),
+        ({"text_column": ["text"]}, "text_column must be the name of a column, got ['text']"),
         ({"validation_data": make_table(8)}, "validation_data needs test_data"),
         ({"text_column": "body"}, "text_column='body' is not a column of data; its columns are text, label"),
         ({"label_column": "topic"}, "label_column='topic' is not a column of data"),
         ({"max_train_examples": 5}, "max_train_examples must be at least 10 for 2 classes"),
-        ({"test_data": pd.DataFrame({"text": ["a"], "label": ["new"]})}, "data has no examples of the label 'new'"),
+        (
+            {"test_data": pd.DataFrame({"text": ["a"], "label": ["new"]})},
+            "data, without the texts of test_data, has no examples of the label 'new', and test_data does",
+        ),
+        ({"test_data": make_table(0)}, "test_data has no rows: add examples"),
+        ({"test_data": make_table(8, 1), "validation_data": make_table(0)}, "validation_data has no rows"),
+        ({"test_data": make_table(20)}, "all rows of data are also in test_data: pass other rows"),
+        ({"test_data": make_table(20).tail(19)}, "data, without the texts of test_data, has a single class, 'in'"),
     ],
 )
-def test_invalid_options(probe: Callable, options: dict, message: str):
+def test_invalid_options(probe: Callable, options: dict, message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(langmlm.probe, "_load_encoder", lambda *_: pytest.fail("the model is loaded first"))
     with pytest.raises(ConfigError) as error:
         probe(make_table(20), **options)
     assert message in str(error.value)
+
+
+def test_a_model_is_a_name():
+    with pytest.raises(ConfigError, match="model must be the folder or the Hub name of a model, got None"):
+        evaluate(None, make_table(20))
 
 
 @pytest.mark.parametrize(
@@ -374,14 +413,41 @@ def test_invalid_rows(probe: Callable, rows: list, message: str):
 def test_invalid_sources(probe: Callable, tmp_path: Path):
     table = make_table(20)
     for data, message in (
-        (tmp_path / "no.csv", "does not exist"),
-        (tmp_path / "no.xlsx", "must end in .csv, .tsv, .parquet, .jsonl"),
+        (tmp_path / "no.csv", "No such file or directory"),
+        (tmp_path / "no.xlsx", "must be one file that ends in .csv, .tsv, .parquet or .jsonl"),
+        (table.assign(other="").set_axis(["text", "label", "text"], axis=1), "'text' is more than one column of data;"),
         (DatasetDict(train=Dataset.from_pandas(table)), "the test split goes into test_data"),
         (list(table.text), "got list"),
     ):
         with pytest.raises(ConfigError) as error:
             probe(data)
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.tsv", b'text\tlabel\n"The Wire\tx\nb\ty\n"c\tx\nd\ty\n', ", line 4: '\t' expected after '\"'"),
+        ("a.csv", b"text,label\na, b,x\nc, d,y\n", ", line 2: 3 cells, and the header has 2: put quotes around text"),
+        ("a.csv", b"text,label\na,x\nb, c,y\n", ", line 3: 3 cells, and the header has 2: put quotes around text"),
+        ("a.csv", "text,label\ncaf\xe9,x\n".encode("latin-1"), ", line 2, byte 4 of the line: 0xe9 is not UTF-8"),
+        ("a.csv", b"", " has no rows: add examples"),
+        ("a.csv", b"text,topic\na,x\n", ", line 1: there is no column 'label' (set label_column)"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"}\n', ", line 2, character 8 of the line: cannot parse JSON"),
+        ("a.jsonl", b'{"text": "a", "label": null}\n', " has rows with no label in column 'label': 1 of 1"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', " has rows with an unpaired surrogate in column 'text': 1"),
+        ("a.csv.xz", lzma.compress(b"text,label\na,x\n")[:40], "a.csv.xz is truncated, damaged, or not in csv.xz"),
+        ("a.parquet", b"", ": Could not open Parquet input source"),
+    ],
+)
+def test_invalid_files(probe: Callable, tmp_path: Path, name: str, content: bytes, message: str):
+    "Errors begin with the parameter and the path."
+    (tmp_path / name).write_bytes(content)
+    for option in ("data", "test_data"):
+        with pytest.raises(ConfigError) as error:
+            probe(**{"data": make_table(20), option: tmp_path / name})
+        (text,) = error.value.errors
+        assert text.startswith(f"{option}='{tmp_path / name}'") and message in text and "encoding_errors" not in text
 
 
 def test_a_model_that_is_not_there(tmp_path: Path):
