@@ -203,7 +203,8 @@ def diagnose_plateau(losses: Sequence[Sequence[float]], unigram_entropy: float, 
     latest = [loss for _, loss in losses[-max(_WINDOWS) :]]
     if len(latest) < min(_WINDOWS) or np.mean(latest) < (1 - _MIN_GAIN) * unigram_entropy:
         return None
-    found = f"the loss is {np.mean(latest):.2f}, and the unigram entropy of the dataset {unigram_entropy:.2f} nats"
+    mean = f"the mean loss of {len(latest)} steps is {np.mean(latest):.2f}"
+    found = f"{mean}, and the unigram entropy of the dataset {unigram_entropy:.2f} nats"
     more = (
         "take more steps: raise num_train_epochs or max_steps, or lower per_device_train_batch_size="
         f"{config.per_device_train_batch_size} or gradient_accumulation_steps={config.gradient_accumulation_steps}"

@@ -278,7 +278,7 @@ def test_plateau(loss: float, diagnosis: str | None):
     if diagnosis is None:
         assert found is None
         return
-    assert f"the loss is {loss:.2f}, and the unigram entropy of the dataset 7.10 nats" in found and diagnosis in found
+    assert f"steps is {loss:.2f}, and the unigram entropy of the dataset 7.10 nats" in found and diagnosis in found
     for setting in ("num_train_epochs", "max_steps", "per_device_train_batch_size=32", "gradient_accumulation_steps=2"):
         assert setting in found
     assert "recipe='efficient'" in found
