@@ -236,7 +236,8 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
             texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
             kinds = _kinds(parameter.annotation)
             if texts and {int, float}.intersection(kinds):
-                errors.append(f"{name} must be {'a number' if float in kinds else 'an integer'}, got {show_value(texts[0])}")
+                expected = "a number" if float in kinds else "an integer"
+                errors.append(f"{name} must be {expected}, got {show_value(texts[0])}")
             if value is None and NoneType not in kinds:
                 errors.append(f"{name} must not be null")
     if errors:
