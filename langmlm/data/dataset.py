@@ -38,7 +38,7 @@ class TokenizedDataset:
         manifest: dict[str, Any] | None = None,  # From `write_dataset`; None: a dataset made by another tool
         name: str = "tokenized_dataset",  # In errors
     ):
-        self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # `check_tokenizer` sets that of the tokenizer
+        self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # Until `check_tokenizer` sets it
         columns = [rows.data.column(key).chunks for key in ("input_ids", "attention_mask") if key in rows.column_names]
         chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in zip(*columns)]
         self._ids, starts, ends = zip(*(chunks or [[memoryview(np.zeros(0, np.int64))] * 3]))

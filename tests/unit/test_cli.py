@@ -115,7 +115,7 @@ def test_values(text, annotation, value):
     st.sampled_from([TrainingConfig, ModelConfig, TokenizerConfig]),
     st.dictionaries(
         st.sampled_from(["run_name", "output_dir", "text_column"]),
-        st.sampled_from(["null", "~", "1"])
+        st.sampled_from(["null", "NULL", "1"])
         | st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1, max_size=30),
     ),
     st.floats(1e-300, 1e300),
@@ -367,8 +367,6 @@ def test_resume_a_run_that_python_has_started(tmp_path: Path, monkeypatch: pytes
         ("evaluate run data.csv --folds 2.5", "folds must be an integer, got '2.5'"),
         ("evaluate run data.csv --learning_rates 1e-3 high", "learning_rates must be a number, got 'high'"),
         ("tokenizer", "DATA is missing"),
-        ("fill-mask model text", "TEXT must contain <mask>, got 'text'"),
-        ("fill-mask model <mask> --top_k 0", "top_k must be at least 1, got 0"),
         ("plot run", "--output"),
         ("", "name a command"),
         ("nothing", "invalid choice: 'nothing'"),
@@ -440,6 +438,7 @@ def test_resume_a_finished_run(calls: list, caplog: pytest.LogCaptureFixture):
         ("info .", "is neither a tokenizer nor a dataset, checkpoint, model or run"),
         ("fill-mask nowhere <mask>", "MODEL='nowhere' is neither the folder nor the Hub name"),
         ("plot nowhere --output a.png", "RUN='nowhere' has no log.jsonl"),
+        ("export nowhere", "MODEL='nowhere' is not the folder of a run or a model"),
         ("demo .", "FOLDER='.' exists: name a new folder"),
     ],
 )
@@ -572,6 +571,13 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "other" / "log.jsonl").write_text("")
     assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
     assert image.read_text() == drawn
+    lines = [json.dumps(entry | {"filled": "a\u2028b"}, ensure_ascii=False) + "\n" for entry in log]
+    (tmp_path / "other" / "log.jsonl").write_text("".join(lines) + '{"step": 3, "lo', encoding="utf-8")
+    assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 0  # The last line is being written
+    (tmp_path / "other" / "log.jsonl").write_text("damaged\n" + lines[0])
+    capsys.readouterr()
+    assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
+    assert f"{tmp_path / 'other' / 'log.jsonl'} is damaged" in capsys.readouterr().err
 
 
 def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
@@ -597,6 +603,31 @@ def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "The <mask> of <mask>." and lines[3] == "A <mask>." and len(lines) == 5
     assert all(line.count("%") == 3 for line in (lines[1], lines[2], lines[4]))
+
+
+def test_fill_mask_takes_the_mask_of_the_tokenizer(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "As `<mask>` or under its own name."
+    folder = shutil.copytree(finished / "run" / "final_model", tmp_path / "model")
+    for file in folder.glob("*token*.json"):
+        file.write_text(file.read_text().replace("<mask>", "[MASK]"))
+    assert cli.main(["fill-mask", str(folder), "The [MASK] of it.", "The <mask> of it.", "--top_k", "1"]) == 0
+    named, general = capsys.readouterr().out.replace("<mask>", "[MASK]").split("The [MASK] of it.\n")[1:]
+    assert named == general and named.count("%") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["text"], "TEXT must contain <mask>, got 'text'"),
+        (["<mask>", "--top_k", "0"], "top_k must be 1 to 600, the tokens of the model, got 0"),
+        (["<mask>", "--top_k", "2000"], "top_k must be 1 to 600, the tokens of the model, got 2000"),
+        (["<mask>", "the <mask>" + " of it" * 200], "TEXT must have at most 32 tokens, got 405: shorten it"),
+    ],
+)
+def test_fill_mask_errors(finished: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):
+    "Name the argument, its value, and what the model takes."
+    status, lines = fail(["fill-mask", str(finished / "run"), *words], capsys)
+    assert status == 2 and len(lines) == 1 and lines[0].startswith(f"langmlm fill-mask: error: {message}")
 
 
 def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):
