@@ -189,9 +189,9 @@ def _fill_mask(
         raise ValueError(f"MODEL={model!r} {problem}: {error}") from error
     mask, config = predict.tokenizer.mask_token, predict.model.config
     inputs = [line.replace("<mask>", mask) for line in text]
-    lengths, size, longest = map(len, predict.tokenizer(inputs).input_ids), config.vocab_size, longest_input(config)
+    size, longest, lengths = config.vocab_size, longest_input(config), map(len, predict.tokenizer(inputs).input_ids)
     errors = [f"TEXT must contain {mask}, got {line!r}" for line in inputs if mask not in line]
-    errors += [f"TEXT must have at most {longest} tokens, got {found}: shorten it" for found in lengths if found > longest]
+    errors += [f"TEXT must have at most {longest} tokens, got {count}: cut it" for count in lengths if count > longest]
     errors += [f"top_k must be 1 to {size}, the tokens of the model, got {top_k}"] if not 1 <= top_k <= size else []
     if errors:
         raise ConfigError("arguments", errors)

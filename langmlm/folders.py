@@ -104,12 +104,10 @@ def recorded_paths(folder: Path) -> dict[str, str]:
 # %% ../nbs/folders.ipynb #r0000011
 def _read_losses(folder: Path) -> list[dict[str, Any]]:
     "Read the entries with losses from the log of a run."
-    if not (file := folder / "log.jsonl").is_file():
+    if not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"RUN={str(folder)!r} has no log.jsonl: name the folder of a run")
-    try:  # Without the last line if it has no end, as it is being written
-        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # The last may be incomplete
+    entries = map(json.loads, lines)
     if not (found := [entry for entry in entries if {"loss", "eval_loss"} & entry.keys()]):
         raise ValueError(f"RUN={str(folder)!r} has no loss to plot: it has not reached its first logging step")
     return found

@@ -151,9 +151,8 @@ def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
 
 def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
     "Return int64 ids; raise an error if one is not in the vocabulary."
-    unsigned = ids.view(np.uint64)  # So that one comparison finds negative ids, too
-    if len(ids) and unsigned.max() >= dataset.vocab_size:
-        found = f"the id {ids[unsigned >= dataset.vocab_size][0]} is not in 0 to {dataset.vocab_size - 1:,}"
+    if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Unsigned, negative ids are large
+        found = f"the id {ids[ids.view(np.uint64) >= dataset.vocab_size][0]} is not in 0 to {dataset.vocab_size - 1:,}"
         raise ValueError(f"{dataset.name} is damaged: {found}: check it with langmlm info, and {_REMEDY}")
     return ids
 
@@ -231,11 +230,9 @@ def open_dataset(
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
     kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
-    lists = pa.ListType | pa.LargeListType | pa.FixedSizeListType
-    valid = isinstance(kind, lists) and pa.types.is_integer(kind.value_type)
-    if not valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Counts stored by Arrow
-        expected = "must have lists of integers, without nulls, in the column input_ids"
-        raise ValueError(f"{name} {expected}, got {kind}: tokenize the text again")
+    is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # That of a list
+    if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Counts stored by Arrow
+        raise ValueError(f"{name} must have lists of integers without nulls in input_ids, got {kind}: tokenize the text")
     facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
     dataset = TokenizedDataset(rows, manifest | facts if facts else None, name)
     if not len(dataset):

@@ -206,8 +206,7 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
     "Keep the files of a folder that have a known extension and are not hidden; `names`: path -> name in the folder."
     known = [path for path, name in names.items() if not _HIDDEN.search(name) and detect_format(name)[0]]
     if not known:
-        extensions = ", .".join([*FORMATS, *_ALIASES])
-        raise FileNotFoundError(f"data_path {part!r}: the folder has no file with extension .{extensions}")
+        raise FileNotFoundError(f"data_path {part!r}: the folder has no file with extension .{', .'.join(FORMATS)}")
     if ignored := len(names) - len(known):
         logger.warning("data_path %r: ignoring %d file%s with other extensions", part, ignored, "s" * (ignored > 1))
     return known

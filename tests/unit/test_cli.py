@@ -574,10 +574,6 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     lines = [json.dumps(entry | {"filled": "a\u2028b"}, ensure_ascii=False) + "\n" for entry in log]
     (tmp_path / "other" / "log.jsonl").write_text("".join(lines) + '{"step": 3, "lo', encoding="utf-8")
     assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 0  # The last line is being written
-    (tmp_path / "other" / "log.jsonl").write_text("damaged\n" + lines[0])
-    capsys.readouterr()
-    assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
-    assert f"{tmp_path / 'other' / 'log.jsonl'} is damaged" in capsys.readouterr().err
 
 
 def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
@@ -621,7 +617,7 @@ def test_fill_mask_takes_the_mask_of_the_tokenizer(finished: Path, tmp_path: Pat
         (["text"], "TEXT must contain <mask>, got 'text'"),
         (["<mask>", "--top_k", "0"], "top_k must be 1 to 600, the tokens of the model, got 0"),
         (["<mask>", "--top_k", "2000"], "top_k must be 1 to 600, the tokens of the model, got 2000"),
-        (["<mask>", "the <mask>" + " of it" * 200], "TEXT must have at most 32 tokens, got 405: shorten it"),
+        (["<mask>", "the <mask>" + " of it" * 200], "TEXT must have at most 32 tokens, got 405: cut it"),
     ],
 )
 def test_fill_mask_errors(finished: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):
