@@ -232,7 +232,7 @@ def open_dataset(
     kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
     is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # That of a list
     if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Counts stored by Arrow
-        raise ValueError(f"{name} must have lists of integers without nulls in input_ids, got {kind}: tokenize the text")
+        raise ValueError(f"{name} must have lists of integers and no nulls in input_ids, got {kind}: tokenize the text")
     facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
     dataset = TokenizedDataset(rows, manifest | facts if facts else None, name)
     if not len(dataset):

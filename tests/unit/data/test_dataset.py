@@ -117,7 +117,7 @@ def test_mask_with_holes():
 def test_other_types_than_lists_of_integers(tmp_path: Path, ids: list, kind: str):
     "Are an error that names the dataset, its type, and the remedy."
     Dataset.from_dict({"input_ids": ids}).save_to_disk(tmp_path / "dataset")
-    with pytest.raises(ValueError, match=rf"tokenized_dataset='.*dataset' .*without nulls.*input_ids, got .*{kind}.*: tokenize the text"):
+    with pytest.raises(ValueError, match=rf"tokenized_dataset='.*dataset' .*no nulls in input_ids, got .*{kind}.*: tokenize the text"):
         open_dataset(tmp_path / "dataset")
 
 
