@@ -28,6 +28,10 @@ from .config import ConfigError, ModelConfig, TokenizerConfig, describe_unknown,
 from .train.config import TrainingConfig
 
 # %% ../nbs/arguments.ipynb #ec95beed
+class _Quoted(str):
+    "Text in quotes, which is never a number, a boolean or None."
+
+
 def _kinds(annotation: Any) -> tuple:
     "Return the types of a union, or of the items of a sequence."
     return get_args(annotation) or (annotation,)
@@ -35,22 +39,19 @@ def _kinds(annotation: Any) -> tuple:
 
 def _is_list(annotation: Any) -> bool:
     "Return whether an option takes several values."
-    return get_origin(annotation) is Sequence or not {list, tuple}.isdisjoint(_kinds(annotation))
+    return any((get_origin(kind) or kind) in (Sequence, list, tuple) for kind in (annotation, *_kinds(annotation)))
 
 
 def _parse_value(given: Any, annotation: Any) -> Any:
     "Convert text, or a list of texts, to a type or union of types; return what does not fit as it is."
     kinds = _kinds(annotation)
-    if isinstance(given, list):
-        if NoneType in kinds and len(given) == 1 and _parse_value(given[0], NoneType) is None:
-            return None
-        if float in kinds and len(given) == 1 and get_origin(annotation) is not Sequence:
-            return _parse_value(given[0], float)
-        numbers = float if float in kinds else int  # Plain lists hold texts or integers, or the numbers of the union
-        item_type = kinds[0] if get_origin(annotation) is Sequence else numbers
-        return [_parse_value(item, item_type) for item in given]
+    if isinstance(given, list):  # Of texts, unless the annotation says otherwise; weights are those of `mixing`
+        typed = [get_args(kind)[0] for kind in (annotation, *kinds) if get_origin(kind) in (Sequence, list)]
+        return [_parse_value(item, (typed or [float if float in kinds else str])[0]) for item in given]
     if not isinstance(given, str):
         return given
+    if isinstance(given, _Quoted):
+        return os.path.expanduser(str(given)) if PathLike in kinds else str(given)
     if NoneType in kinds and given.lower() in ("", "none", "null", "~"):
         return None
     if bool in kinds and given.lower() in ("true", "false"):
@@ -189,11 +190,16 @@ _KEYS = (*_SECTIONS, "data_path", "tokenizer", "tokenized_dataset", "checkpoint_
 
 
 def read_options(file: str | PathLike) -> dict[str, Any]:
-    "Read a configuration file in YAML; all scalars stay text."
+    "Read a configuration file in YAML; all scalars but null stay text."
     import yaml
 
+    class Loader(yaml.BaseLoader):
+        def construct_scalar(self, node: yaml.ScalarNode) -> str | None:
+            text = super().construct_scalar(node)
+            return _Quoted(text) if node.style else None if text in ("", "~", "null", "Null", "NULL") else text
+
     try:
-        facts = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        facts = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), [f"it is not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(facts, dict):
@@ -219,14 +225,21 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
     for name, parameter in parameters.items():
         if is_dataclass(parameter.annotation):
             known = signature(parameter.annotation).parameters
-            options = (facts.get(name) or {}) | {option: given[option] for option in known if option in given}
+            options = dict(facts.get(name) or {})
+            for option in filter(given.__contains__, known):
+                is_single = len(given[option]) == 1 and NoneType in _kinds(known[option].annotation)
+                options[option] = given[option][0] if is_single else given[option]  # As in `--mixing 0.3`
             types = {option: known[option].annotation if option in known else str for option in options}
             call[name] = {option: _parse_value(text, types[option]) for option, text in options.items()}
         elif name in given or name in facts:
             call[name] = value = _parse_value(given.get(name, facts.get(name)), parameter.annotation)
             texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-            if texts and {int, float}.intersection(_kinds(parameter.annotation)):
-                errors.append(f"{name} must be a number, got {show_value(texts[0])}")
+            kinds = _kinds(parameter.annotation)
+            if texts and {int, float}.intersection(kinds):
+                expected = "a number" if float in kinds else "an integer"
+                errors.append(f"{name} must be {expected}, got {show_value(texts[0])}")
+            if value is None and NoneType not in kinds:
+                errors.append(f"{name} must not be null")
     if errors:
         raise ConfigError("arguments", errors)
     return call

@@ -171,27 +171,32 @@ def _bench(
 # %% ../nbs/cli.ipynb #533e3c44
 def _fill_mask(
     model: str | PathLike,  # Folder of a run or a model, or name on the Hub
-    text: Sequence[str],  # Text with one or more <mask>
+    text: Sequence[str],  # Text with one or more <mask>, or the mask token of the model
     *,
     top_k: int = 5,  # Number of predictions for a mask
 ) -> None:
     "Print the most probable tokens for the masks in a text."
-    errors = [f"TEXT must contain <mask>, got {line!r}" for line in text if "<mask>" not in line]
-    errors += [f"top_k must be at least 1, got {top_k}"] if top_k < 1 else []
-    if errors:
-        raise ConfigError("arguments", errors)
     from transformers import pipeline
+    from langmlm.model.roberta import longest_input
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        predict = pipeline("fill-mask", model=find_model(model), top_k=top_k)
+        predict = pipeline("fill-mask", model=find_model(model))
     except (OSError, ValueError) as error:
         problem = "is neither the folder nor the Hub name of a masked language model"
         raise ValueError(f"MODEL={model!r} {problem}: {error}") from error
-    for line in text:
-        found = predict(line.replace("<mask>", predict.tokenizer.mask_token))
+    mask, config = predict.tokenizer.mask_token, predict.model.config
+    inputs = [line.replace("<mask>", mask) for line in text]
+    size, longest, lengths = config.vocab_size, longest_input(config), map(len, predict.tokenizer(inputs).input_ids)
+    errors = [f"TEXT must contain {mask}, got {line!r}" for line in inputs if mask not in line]
+    errors += [f"TEXT must have at most {longest} tokens, got {count}: cut it" for count in lengths if count > longest]
+    errors += [f"top_k must be 1 to {size}, the tokens of the model, got {top_k}"] if not 1 <= top_k <= size else []
+    if errors:
+        raise ConfigError("arguments", errors)
+    for line, masked in zip(text, inputs):
+        found = predict(masked, top_k=top_k)
         print(line)
         for predictions in found if isinstance(found[0], list) else [found]:
             tokens = [(entry["token_str"].strip() or "(space)", entry["score"]) for entry in predictions]
@@ -225,9 +230,11 @@ def _export(
     model: str | PathLike,  # Folder of a run or a model
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
+    if not Path(found := find_model(model)).is_dir():
+        raise FileNotFoundError(f"MODEL={model!r} is not the folder of a run or a model")
     print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
     print('python -m venv onnx_environment\nonnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')
-    options = f"--model {shlex.quote(find_model(model))} --task fill-mask"
+    options = f"--model {shlex.quote(found)} --task fill-mask"
     print(f"onnx_environment/bin/optimum-cli export onnx {options} onnx_model")
 
 # %% ../nbs/cli.ipynb #r0000012

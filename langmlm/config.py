@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 # %% ../nbs/config.ipynb #8561c128
 class ConfigError(ValueError):
@@ -44,7 +44,8 @@ def show_value(
 def _find_type_errors(config: Any) -> list[str]:
     errors = []
     for entry in fields(config):
-        value, allowed = getattr(config, entry.name), get_args(entry.type) or (entry.type,)
+        value, kinds = getattr(config, entry.name), get_args(entry.type) or (entry.type,)
+        allowed = tuple(get_origin(kind) or kind for kind in kinds)
         accepted = (*allowed, int) if float in allowed else allowed
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
@@ -160,6 +161,7 @@ def make_config(
 # %% ../nbs/config.ipynb #7bf930d9
 DOCUMENTS = ("line", "blank-line", "file")
 ENCODING_ERRORS = ("strict", "replace", "skip")
+MAX_LENGTH = 2**24  # Of sequences: more positions than any model has
 
 # %% ../nbs/config.ipynb #0e254499
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # Ids 0 to 4, as in RoBERTa
@@ -191,7 +193,7 @@ class TokenizerConfig(Options):
     near_duplicates: float | None = None  # Similarity, 0.5 to below 1, from which documents count as duplicates; None: 1
     mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
-    shard: tuple | list | None = None  # (i, n): make part i of n, 0 <= i < n; None: make the whole dataset
+    shard: tuple[int, int] | list[int] | None = None  # (i, n): make part i of n, 0 <= i < n; None: the whole dataset
     num_workers: int | None = None  # Threads that tokenize; None: one per core
 
     def __post_init__(self):
@@ -200,7 +202,8 @@ class TokenizerConfig(Options):
 
 # %% ../nbs/config.ipynb #r0000001
 def _are_tokens(tokens: list | tuple) -> bool:
-    return all(isinstance(token, str) and token for token in tokens) and len({*tokens}) == len(tokens)
+    is_text = all(isinstance(token, str) and token.encode(errors="ignore").decode() == token != "" for token in tokens)
+    return is_text and len({*tokens}) == len(tokens)
 
 
 def _is_part(shard: list | tuple) -> bool:
@@ -214,12 +217,12 @@ def _is_mixing(mixing: list | tuple | float) -> bool:
 
 
 _TOKENIZER_RULES = [
-    ("min_frequency num_workers", lambda value: value >= 1, "at least 1"),
-    ("max_length", lambda value: value >= 3, "at least 3 (<s>, one token, </s>)"),
+    ("vocab_size", lambda value: value <= 10**7, "at most 10,000,000"),
+    ("max_length", lambda value: 3 <= value <= MAX_LENGTH, f"3 (<s>, one token, </s>) to {MAX_LENGTH:,}"),
     ("special_tokens", lambda tokens: tuple(tokens[:5]) == SPECIAL_TOKENS, f"a list that starts with {SPECIAL_TOKENS}"),
-    ("special_tokens", _are_tokens, "different, non-empty strings"),
+    ("special_tokens", _are_tokens, "different, non-empty strings of valid Unicode"),
     ("text_column", bool, "the name of a column"),
-    ("max_train_bytes", lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),  # The trainer counts in 32 bits
+    ("min_frequency num_workers max_train_bytes", lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),
     ("validation_fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("shard", _is_part, "None or (i, n) with integers 0 <= i < n"),
     ("near_duplicates", lambda value: 0.5 <= value < 1, "None, or 0.5 to below 1"),

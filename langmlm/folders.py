@@ -106,7 +106,8 @@ def _read_losses(folder: Path) -> list[dict[str, Any]]:
     "Read the entries with losses from the log of a run."
     if not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"RUN={str(folder)!r} has no log.jsonl: name the folder of a run")
-    entries = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # The last may be incomplete
+    entries = map(json.loads, lines)
     if not (found := [entry for entry in entries if {"loss", "eval_loss"} & entry.keys()]):
         raise ValueError(f"RUN={str(folder)!r} has no loss to plot: it has not reached its first logging step")
     return found

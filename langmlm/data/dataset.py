@@ -23,6 +23,7 @@ from filelock import FileLock
 from fsspec.core import url_to_fs
 from transformers import PreTrainedTokenizerBase
 
+from ..config import MAX_LENGTH
 from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_manifest
 from ..text.selection import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
@@ -35,11 +36,11 @@ class TokenizedDataset:
         self,
         rows: Dataset,  # With a column `input_ids` and, if it is padded, `attention_mask`
         manifest: dict[str, Any] | None = None,  # From `write_dataset`; None: a dataset made by another tool
+        name: str = "tokenized_dataset",  # In errors
     ):
-        self.manifest = manifest
-        columns = [name for name in ("input_ids", "attention_mask") if name in rows.column_names]
-        chunks = zip(*(rows.data.column(name).chunks for name in columns))
-        chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in chunks]
+        self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # Until `check_tokenizer` sets it
+        columns = [rows.data.column(key).chunks for key in ("input_ids", "attention_mask") if key in rows.column_names]
+        chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in zip(*columns)]
         self._ids, starts, ends = zip(*(chunks or [[memoryview(np.zeros(0, np.int64))] * 3]))
         self.lengths = _Lengths(starts, ends)  # [sequences] int32, when it is indexed
 
@@ -79,14 +80,14 @@ class TokenizedDataset:
         self,
         rows: np.ndarray | Sequence[int],  # [sequences] their indices, in any order
     ) -> np.ndarray:  # [tokens] int64
-        "Concatenate the ids of several sequences."
+        "Concatenate the ids of several sequences; raise an error if one is not in the vocabulary."
         chunks, places = self.lengths.find(rows)
         if len(chunks) and (chunks == chunks[0]).all():
-            return _gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], places))
+            return _check_ids(_gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], places)), self)
         ids, starts, ends = self._ids, self.lengths.starts, self.lengths.ends
         found = zip(chunks.tolist(), places.tolist())
         pieces = [ids[chunk][starts[chunk][place] : ends[chunk][place]] for chunk, place in found]
-        return np.frombuffer(b"".join(pieces), ids[0].format).astype(np.int64)
+        return _check_ids(np.frombuffer(b"".join(pieces), ids[0].format).astype(np.int64), self)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
         "Iterate over all sequences in order, a thousand at a time."
@@ -146,6 +147,14 @@ def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
     lengths = ends - starts
     shifts = starts - (np.cumsum(lengths, dtype=np.int64) - lengths)
     return np.asarray(ids)[np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
+
+
+def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
+    "Return int64 ids; raise an error if one is not in the vocabulary."
+    if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Unsigned, negative ids are large
+        found = f"the id {ids[ids.view(np.uint64) >= dataset.vocab_size][0]} is not in 0 to {dataset.vocab_size - 1:,}"
+        raise ValueError(f"{dataset.name} is damaged: {found}: check it with langmlm info, and {_REMEDY}")
+    return ids
 
 # %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
 def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
@@ -220,15 +229,18 @@ def open_dataset(
     rows = splits[split]
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
+    kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
+    is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # That of a list
+    if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Counts stored by Arrow
+        raise ValueError(f"{name} must have lists of integers and no nulls in input_ids, got {kind}: tokenize the text")
     facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
-    dataset = TokenizedDataset(rows, manifest | facts if facts else None)
+    dataset = TokenizedDataset(rows, manifest | facts if facts else None, name)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
     _check_counts(dataset, name)
     return dataset
 
 # %% ../../nbs/data/01_dataset.ipynb #5d1c9e37
-_MAX_LENGTH = 2**24  # Of a dataset that this package wrote: more positions than any model has
 _COUNTS = re.compile(r"[0-9]{1,18}(?: [0-9]{1,18})*")  # By id
 _REMEDY = "tokenize the text again, or restore a copy"
 
@@ -243,7 +255,7 @@ def _check_manifest(folder: Path, name: str) -> dict[str, Any]:
     damage = find_damage(folder, digests=False)
     kinds = {"max_length": int, "content": str, "tokenizer": str}
     damage += [f"{MANIFEST} has no valid {key}" for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
-    if not damage and not 3 <= manifest["max_length"] <= _MAX_LENGTH:
+    if not damage and not 3 <= manifest["max_length"] <= MAX_LENGTH:
         damage = [f"max_length is {manifest['max_length']:,} in {MANIFEST}"]
     if damage:
         raise ValueError(f"{name} is damaged: {'; '.join(damage[:5])}: {_REMEDY}")
@@ -264,17 +276,16 @@ def check_tokenizer(
     dataset: TokenizedDataset,  # A split
     tokenizer: PreTrainedTokenizerBase,  # The one to train with
 ) -> None:
-    "Raise an error if a dataset was made with another tokenizer, as far as that can be seen."
-    if dataset.manifest:
-        if dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
-            raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
-        return
-    for ids, _ in dataset.blocks():
+    "Raise an error if a dataset was made with another tokenizer, as far as that can be seen; set its `vocab_size`."
+    if dataset.manifest and dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
+        raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
+    for ids, _ in () if dataset.manifest else dataset.blocks():
         if ids.max() >= len(tokenizer):
             found = f"the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens"
             raise ValueError(f"tokenized_dataset contains {found}: pass the tokenizer it was made with")
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
+    dataset.vocab_size = len(tokenizer)
 
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7
 @lru_cache(maxsize=2)  # The training and the validation split

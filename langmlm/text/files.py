@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/text/01_files.ipynb #d8146e74
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow")
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
+_ALIASES = {"ndjson": "jsonl", "feather": "arrow"}
 TABLES = ("parquet", "arrow")  # Formats with their table of contents at the end
 _WEB = ("http://", "https://")  # Not every web server supports range requests
 
@@ -44,6 +45,7 @@ def detect_format(name: str) -> tuple[str | None, str | None]:
     *_, inner, last = ["", "", *name.lower().rsplit("/")[-1].split(".")[1:]]
     compression = last if last in COMPRESSIONS else None
     extension = inner if compression else last
+    extension = _ALIASES.get(extension, extension)
     return (extension if extension in FORMATS else None), compression
 
 # %% ../../nbs/text/01_files.ipynb #38e372c6

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from langmlm import cli, tasks
 from langmlm.arguments import _parse_value, collect_arguments, list_options, read_options, save_options
-from langmlm.config import ConfigError, ModelConfig, TokenizerConfig
+from langmlm.config import SPECIAL_TOKENS, ConfigError, ModelConfig, TokenizerConfig
 from langmlm.disk import lock_folder
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import list_checkpoints
@@ -95,11 +95,11 @@ def fail(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, list[str
         ("no", str, "no"),
         ("no", bool, "no"),
         ("1", str | None, "1"),
-        (["0", "2"], tuple | list | None, [0, 2]),
-        (["none"], tuple | list | None, None),
+        (["0", "2"], tuple[int, int] | list[int] | None, [0, 2]),
+        (["none", "911", "2.5"], list | tuple, ["none", "911", "2.5"]),
         (["none"], list | tuple | str, ["none"]),
         (["1e-3"], Sequence[float], [1e-3]),
-        (["0.3"], list | tuple | float | None, 0.3),
+        (["0.3"], list | tuple | float | None, [0.3]),
         (["1", "2.5"], list | tuple | float | None, [1.0, 2.5]),
         (["1", "x"], Sequence[int], [1, "x"]),
     ],
@@ -115,11 +115,8 @@ def test_values(text, annotation, value):
     st.sampled_from([TrainingConfig, ModelConfig, TokenizerConfig]),
     st.dictionaries(
         st.sampled_from(["run_name", "output_dir", "text_column"]),
-        st.text(
-            st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]),
-            min_size=1,
-            max_size=30,
-        ),
+        st.sampled_from(["null", "NULL", "1"])
+        | st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1, max_size=30),
     ),
     st.floats(1e-300, 1e300),
     st.sampled_from(["steps", "epoch", "no"]),
@@ -128,9 +125,9 @@ def test_every_config_survives_a_file(tmp_path_factory, kind, names, rate, strat
     "What is written as YAML is read back as the same config, for every type of option."
     known = {entry.name for entry in fields(kind)}
     changes = names | {"learning_rate": rate, "layer_norm_eps": rate, "save_strategy": strategy, "shard": [0, 3]}
-    changes = {"run_name": "2024", "report_to": ["none"], "probe_sentences": []} | changes
+    changes = {"run_name": "2024", "report_to": ["none"], "probe_sentences": ["911", "1.5", "null"]} | changes
     options = {name: getattr(kind(), name) for name in known} | {n: v for n, v in changes.items() if n in known}
-    options |= {"special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]} if kind is TokenizerConfig else {}
+    options |= {"special_tokens": [*SPECIAL_TOKENS, "911", "~"], "mixing": [0.5]} if kind is TokenizerConfig else {}
     section = next(name for name, config in SECTIONS.items() if config is kind)
 
     def command(**sections):
@@ -138,7 +135,7 @@ def test_every_config_survives_a_file(tmp_path_factory, kind, names, rate, strat
 
     parameter = signature(cli._train).parameters["model_config"].replace(name=section, annotation=kind)
     command.__signature__ = signature(command).replace(parameters=[parameter])
-    assume(not {"none", "null", "~"}.intersection(map(str.lower, names.values())))  # No names of folders in a shell
+    assume("none" not in map(str.lower, names.values()))  # YAML writes it without quotes
     file = save_options(tmp_path_factory.mktemp("options"), {section: options})
     assert collect_arguments(command, {"config": file}) == {section: options}
 
@@ -254,6 +251,46 @@ def test_command_line_wins(calls: list):
     assert calls[1] == TRAIN | {"tokenizer": "t", "tokenized_dataset": "d", "training_config": training}
 
 
+def test_lists_of_one_value(calls: list):
+    "A single word may stand for itself; a list of a file is a list, as in Python."
+    for words, expected in (
+        ("--mixing 0.5", {"mixing": 0.5}),
+        ("--mixing none --shard none", {"mixing": None, "shard": None}),
+        ("--mixing 0.5 3", {"mixing": [0.5, 3.0]}),
+        ("--special_tokens <s> 911", {"special_tokens": ["<s>", "911"]}),
+    ):
+        assert cli.main(["tokenizer", "text.txt", *words.split()]) == 0
+        assert calls.pop() == (["text.txt"], {**expected}, None)
+    Path("run.yaml").write_text("tokenizer_config:\n  mixing: [0.5]\n  special_tokens: [<s>, 911]\n")
+    assert cli.main(["tokenizer", "text.txt", "--config", "run.yaml"]) == 0
+    assert calls.pop()[1] == {"mixing": [0.5], "special_tokens": ["<s>", "911"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("training_config: {run_name: null, eval_steps: ~, output_dir: }", {"run_name": None, "eval_steps": None, "output_dir": None}),
+        ("training_config: {run_name: 'null', output_dir: 'none'}", {"run_name": "null", "output_dir": "none"}),
+        ("training_config: {max_steps: '5', bf16: \"true\"}", {"max_steps": "5", "bf16": "true"}),
+        ("training_config: {run_name: none, eval_steps: none}", {"run_name": "none", "eval_steps": None}),
+    ],
+)
+def test_null_and_quotes_in_a_file(calls: list, content: str, expected: dict):
+    "As in YAML: null is None, and text in quotes is text, which the configs report where it does not fit."
+    Path("run.yaml").write_text(content)
+    assert cli.main(["train", "--config", "run.yaml"]) == 0
+    assert calls[0]["training_config"] == expected
+    assert all(type(value) in (str, type(None)) for value in calls[0]["training_config"].values())
+
+
+def test_null_where_a_value_is_needed(calls: list, capsys: pytest.CaptureFixture):
+    "An error with the name of the argument."
+    Path("run.yaml").write_text("tokenizer: null\ncheckpoint_path: null\nmodel_config: null\n")
+    assert fail(["train", "--config", "run.yaml"], capsys) == (2, ["langmlm train: error: tokenizer must not be null"])
+    Path("run.yaml").write_text("checkpoint_path: null\nmodel_config: null\n")
+    assert cli.main(["train", "--config", "run.yaml"]) == 0 and calls[0] == TRAIN
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -326,10 +363,10 @@ def test_resume_a_run_that_python_has_started(tmp_path: Path, monkeypatch: pytes
         ("train text.txt", "unexpected arguments: text.txt"),
         ("train --hidden_size", "--hidden_size: expected one argument"),
         ("train --hidden_size many", "model_config: hidden_size must be int, got 'many'"),
-        ("train --stop_at_step soon", "stop_at_step must be a number, got 'soon'"),
+        ("train --stop_at_step soon", "stop_at_step must be an integer, got 'soon'"),
+        ("evaluate run data.csv --folds 2.5", "folds must be an integer, got '2.5'"),
+        ("evaluate run data.csv --learning_rates 1e-3 high", "learning_rates must be a number, got 'high'"),
         ("tokenizer", "DATA is missing"),
-        ("fill-mask model text", "TEXT must contain <mask>, got 'text'"),
-        ("fill-mask model <mask> --top_k 0", "top_k must be at least 1, got 0"),
         ("plot run", "--output"),
         ("", "name a command"),
         ("nothing", "invalid choice: 'nothing'"),
@@ -401,6 +438,7 @@ def test_resume_a_finished_run(calls: list, caplog: pytest.LogCaptureFixture):
         ("info .", "is neither a tokenizer nor a dataset, checkpoint, model or run"),
         ("fill-mask nowhere <mask>", "MODEL='nowhere' is neither the folder nor the Hub name"),
         ("plot nowhere --output a.png", "RUN='nowhere' has no log.jsonl"),
+        ("export nowhere", "MODEL='nowhere' is not the folder of a run or a model"),
         ("demo .", "FOLDER='.' exists: name a new folder"),
     ],
 )
@@ -533,6 +571,9 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "other" / "log.jsonl").write_text("")
     assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
     assert image.read_text() == drawn
+    lines = [json.dumps(entry | {"filled": "a\u2028b"}, ensure_ascii=False) + "\n" for entry in log]
+    (tmp_path / "other" / "log.jsonl").write_text("".join(lines) + '{"step": 3, "lo', encoding="utf-8")
+    assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 0  # The last line is being written
 
 
 def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
@@ -558,6 +599,31 @@ def test_fill_mask(finished: Path, capsys: pytest.CaptureFixture):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "The <mask> of <mask>." and lines[3] == "A <mask>." and len(lines) == 5
     assert all(line.count("%") == 3 for line in (lines[1], lines[2], lines[4]))
+
+
+def test_fill_mask_takes_the_mask_of_the_tokenizer(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "As `<mask>` or under its own name."
+    folder = shutil.copytree(finished / "run" / "final_model", tmp_path / "model")
+    for file in folder.glob("*token*.json"):
+        file.write_text(file.read_text().replace("<mask>", "[MASK]"))
+    assert cli.main(["fill-mask", str(folder), "The [MASK] of it.", "The <mask> of it.", "--top_k", "1"]) == 0
+    named, general = capsys.readouterr().out.replace("<mask>", "[MASK]").split("The [MASK] of it.\n")[1:]
+    assert named == general and named.count("%") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["text"], "TEXT must contain <mask>, got 'text'"),
+        (["<mask>", "--top_k", "0"], "top_k must be 1 to 600, the tokens of the model, got 0"),
+        (["<mask>", "--top_k", "2000"], "top_k must be 1 to 600, the tokens of the model, got 2000"),
+        (["<mask>", "the <mask>" + " of it" * 200], "TEXT must have at most 32 tokens, got 405: cut it"),
+    ],
+)
+def test_fill_mask_errors(finished: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):
+    "Name the argument, its value, and what the model takes."
+    status, lines = fail(["fill-mask", str(finished / "run"), *words], capsys)
+    assert status == 2 and len(lines) == 1 and lines[0].startswith(f"langmlm fill-mask: error: {message}")
 
 
 def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from langmlm.config import ConfigError, check_config, find_path_error, make_config
+from langmlm.config import SPECIAL_TOKENS, ConfigError, check_config, find_path_error, make_config
 from langmlm.model.roberta import ModelConfig
 from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
@@ -156,6 +156,26 @@ def test_default_tokenizer_config():
     "Configs are compared by value."
     assert make_config(TokenizerConfig, "tokenizer_config", {"vocab_size": 1_000}).vocab_size == 1_000
     assert make_config(TokenizerConfig, "tokenizer_config", None) == TokenizerConfig()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_length": 2**24 + 1}, "max_length must be 3 (<s>, one token, </s>) to 16,777,216, got 16777217"),
+        ({"vocab_size": 10**30}, "vocab_size must be at most 10,000,000, got 1000"),
+        ({"vocab_size": 2_000_000_000}, "vocab_size must be at most 10,000,000, got 2000000000"),
+        ({"min_frequency": 10**30}, "min_frequency must be 1 to 2,147,483,647, got 1000"),
+        ({"num_workers": 0}, "num_workers must be 1 to 2,147,483,647, got 0"),
+        ({"special_tokens": [*SPECIAL_TOKENS, "\ud800"]}, "special_tokens must be different, non-empty strings of valid Unicode"),
+        ({"shard": "0 2"}, "shard must be tuple or list or None, got '0 2'"),
+    ],
+)
+def test_bounds_of_the_tokenizer(changes: dict, message: str):
+    "Values that the tokenizer or a file cannot hold are found before the text is read."
+    with pytest.raises(ConfigError) as caught:
+        TokenizerConfig(**changes)
+    assert len(caught.value.errors) == 1 and caught.value.errors[0].startswith(message)
+    TokenizerConfig(max_length=2**24, vocab_size=10**7, min_frequency=2**31 - 1, special_tokens=[*SPECIAL_TOKENS, "🌊"])
 
 
 def test_training_config_errors():

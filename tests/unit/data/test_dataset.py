@@ -100,6 +100,67 @@ def test_mask_with_holes():
         TokenizedDataset(Dataset.from_dict(rows))
 
 
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        ([[0.5, 5.0]], "double"),
+        ([["a", "b"]], "string"),
+        (["a", "b"], "string"),
+        ([5, 6], "int32"),
+        ([[[5]], [[6]]], "list"),
+        ([[], []], "null"),
+        ([[0, None, 2]], "int32"),
+        ([[0, 5, 2], None], "int32"),
+        ([[True, False]], "bool"),
+    ],
+)
+def test_other_types_than_lists_of_integers(tmp_path: Path, ids: list, kind: str):
+    "Are an error that names the dataset, its type, and the remedy."
+    Dataset.from_dict({"input_ids": ids}).save_to_disk(tmp_path / "dataset")
+    with pytest.raises(ValueError, match=rf"tokenized_dataset='.*dataset' .*no nulls in input_ids, got .*{kind}.*: tokenize the text"):
+        open_dataset(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ids_outside_of_the_vocabulary(layout: str):
+    "Are found wherever sequences are read: negative ones always, those of a tokenizer once it is known."
+    rows = LAYOUTS[layout]()
+    dataset = TokenizedDataset(rows)
+    dataset.vocab_size = max(map(max, SEQUENCES)) + 1
+    assert len(dataset.flat(range(300))) == dataset.tokens
+    dataset.vocab_size -= 1
+    bad = next(row for row in range(300) if max(SEQUENCES[row]) == dataset.vocab_size)
+    for read in (lambda: dataset.flat([bad]), lambda: dataset.flat([3, bad]), lambda: list(dataset.blocks())):
+        with pytest.raises(ValueError, match=f"tokenized_dataset is damaged: .*the id {dataset.vocab_size} is not in 0 to {dataset.vocab_size - 1}: .*langmlm info.*tokenize"):
+            read()
+    assert len(dataset.flat([])) == 0
+
+
+def test_negative_ids():
+    "Before a tokenizer is known, too."
+    dataset = TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 5, 2], [0, -1, 2]]}))
+    with pytest.raises(ValueError, match="tokenized_dataset is damaged: .*the id -1"):
+        token_counts(dataset)
+    with pytest.raises(ValueError, match="the id -1"):
+        check_tokenizer(dataset, Tokenizer(400))
+
+
+def test_flipped_bytes(tmp_path: Path):
+    "Sizes are as in the manifest, so they are found when the ids are read, under the name of the dataset."
+    (tmp_path / "data.txt").write_text("\n".join(f"line {number}" for number in range(200)), encoding="utf-8")
+    paths = {name: tmp_path / name for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
+    create_tokenizer(tmp_path / "data.txt", {"vocab_size": 270, "max_length": 50, **paths}).train()
+    (file,) = (tmp_path / "path_to_save_dataset").rglob("*.arrow")
+    content, ids = file.read_bytes(), open_dataset(tmp_path / "path_to_save_dataset").flat(range(200)).astype(np.uint16)
+    assert content.count(ids.tobytes()) == 1
+    start = content.index(ids.tobytes())
+    file.write_bytes(content[:start + 100] + b"\xff" * 8 + content[start + 108 :])
+    dataset, tokenizer = open_dataset(tmp_path / "path_to_save_dataset"), load_tokenizer(tmp_path / "path_to_save_tokenizer")
+    check_tokenizer(dataset, tokenizer)
+    with pytest.raises(ValueError, match="tokenized_dataset='.*path_to_save_dataset' is damaged: .*the id 65535"):
+        dataset.flat(range(200))
+
+
 def test_open_dataset(tmp_path: Path):
     "A plain dataset is the training split; what is missing is named."
     rows = LAYOUTS["one chunk"]()

@@ -28,6 +28,7 @@ def test_detect_format():
     "The extension names the format, a second one the compression."
     assert detect_format("tweets.txt") == ("txt", None)
     assert detect_format("folder.csv/Tweets.2024.JSONL.GZ") == ("jsonl", "gz")
+    assert detect_format("tweets.ndjson.gz") == ("jsonl", "gz") and detect_format("table.feather") == ("arrow", None)
     unknown = [detect_format(name) for name in ("notes.md", "corpus", "corpus.xz")]
     assert unknown == [(None, None), (None, None), (None, "xz")]
     combinations = {detect_format(f"a.{form}.{compression}") for form in FORMATS for compression in COMPRESSIONS}
