@@ -66,6 +66,7 @@ def detect_wide_encoding(head: bytes) -> str | None:
 # %% ../../nbs/text/02_readers.ipynb #68402c12
 _MAGIC = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PAR1": "Parquet", b"%PDF": "PDF",
+    b"ARROW1": "Arrow",
 }  # fmt: skip
 
 
@@ -295,7 +296,8 @@ def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimite
                 problem = f"{len(cells)} cells, and the header has {len(header)}: put quotes around text"
                 raise ValueError(f"{name}, line {rows.line_num}: {problem}")
     except csv.Error as error:
-        raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
+        problem = "a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does" if "new-line" in str(error) else error
+        raise ValueError(f"{name}, line {rows.line_num}: {problem}") from None
 
 # %% ../../nbs/text/02_readers.ipynb #138e14d6
 def arrow_rows(batches: Iterable[Any], name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:

@@ -97,6 +97,7 @@ def _encode_probes(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str],
     "Encode the user's sentences; a `ConfigError` lists those that cannot be used."
     masked, errors = [], []
     for number, text in enumerate(sentences):
+        text = text.replace("<mask>", tokenizer.mask_token)
         ids = np.array(tokenizer(text, verbose=False)["input_ids"], np.int64)
         positions = np.flatnonzero(ids == tokenizer.mask_token_id)
         masked.append((text, ids, positions, np.full(len(positions), IGNORE_INDEX)))

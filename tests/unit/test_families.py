@@ -242,7 +242,7 @@ def test_continued_model(family: tuple[str, Path], tokenized: Path, tmp_path: Pa
     name, folder = family
     before = AutoModelForMaskedLM.from_pretrained(folder)
     probe = f"The interpreter's {load_tokenizer(folder).mask_token}"
-    options = {"whole_word_masking": True, "eval_steps": 2, "probe_sentences": [probe]}
+    options = {"whole_word_masking": True, "eval_steps": 2, "probe_sentences": [probe, "A <mask>"]}
     run = create(family, tokenized, tmp_path / "run", **options)
     start, present = before.state_dict(), run.model.state_dict()
     assert all(torch.equal(weight, start[key]) for key, weight in present.items())

@@ -202,7 +202,8 @@ def test_byte_order_mark_inside_a_file():
 
 
 @pytest.mark.parametrize(
-    "data, kind", [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet")]
+    "data, kind",
+    [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet"), (b"ARROW1\0\0", "Arrow")],
 )
 def test_binary_file_with_the_name_of_a_text(data: bytes, kind: str):
     "A binary file that is called .txt is named as what it is; text that begins with the same letters is text."
@@ -284,9 +285,10 @@ def test_csv():
     assert read(b"id\ttext\n1\ta, b\n", "tsv") == ["a, b"]
     assert read(b'text\n"' + b"x" * 1_000_000 + b'"\n', "csv") == ["x" * 1_000_000]
     fails("a.txt, line 9: 3 cells, and the header has 2", TABLE + b"\n6,storm, flood", "csv")
+    fails("a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does", TABLE.replace(b"\n", b"\r"), "csv")
     fails("line 9: unexpected end of data", TABLE + b'\n6,"never ends\n', "csv")
     fails("line 9", TABLE + b'\n6,"ends" early\n', "csv")
-    fails("line 9: new-line character seen in unquoted field", TABLE + b"\n6,lone\rreturn\n", "csv")
+    fails("line 9: a CR outside of quotes: quote the text", TABLE + b"\n6,lone\rreturn\n", "csv")
     fails("line 1: there is no column 'body'", TABLE, "csv", text_column="body")
     assert read(b"id,text\n1,caf\xe9\n\xe9,fine\n", "csv", encoding_errors="skip") == ["fine"]
 
