@@ -14,12 +14,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # %% ../../nbs/tokens/03_report.ipynb #85733d16
 logger = logging.getLogger(__name__)
@@ -115,7 +112,7 @@ class Report(dict):
         table = f"<table>{''.join(f'<tr>{name}{value}</tr>' for name, value in cells)}</table>"
         return f'{table}<img alt="{alt}" style="max-width:100%;height:auto" src="{image}">'
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Any:  # A `Figure` of Matplotlib
         "Draw a histogram of document lengths in tokens."
         import matplotlib.pyplot as plt  # Here, since it would slow down the start of every command
 

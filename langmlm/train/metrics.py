@@ -15,7 +15,7 @@ from functools import lru_cache
 from html import escape
 from os import PathLike
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -24,9 +24,6 @@ from fastcore.basics import patch
 from transformers import PreTrainedConfig
 
 from ..progress import live_display
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # %% ../../nbs/train/03_metrics.ipynb #aba7abd8
 _COLUMNS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
@@ -85,7 +82,7 @@ class History:
 
     log_history: list[dict] = field(default_factory=list)  # Entries, oldest first, as in `trainer_state.json`
     _live_cell = None  # Number of the notebook cell that displays the table live
-    plot: ClassVar[Callable[..., "Figure"]]  # Defined below; type checkers look here
+    plot: ClassVar[Callable[..., Any]]  # Defined below; type checkers look here
 
     @property
     def unigram_entropy(self) -> float | None:
@@ -156,7 +153,7 @@ def plot(
     self: History,
     file: str | PathLike | None = None,  # Also save the figure there; the suffix decides the format
     unigram_entropy: float | None = None,  # In nats, drawn as the line to beat; None: as logged, if it was
-) -> "Figure":
+) -> Any:  # A `Figure` of Matplotlib
     "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
     if not any("loss" in entry for entry in self.log_history):
         raise ValueError("there is no loss to plot: the run has not reached its first logging step")
