@@ -368,9 +368,8 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     return float(means.mean()), 2 * math.sqrt(examples.var(ddof=0) / len(examples) + of_runs)
 
 # %% ../nbs/probe.ipynb #4f4f28d3
-def _are_all(values: Any, kind: Any, above: int, below: float) -> bool:
-    is_list = isinstance(values, Sequence) and len(values) > 0
-    return is_list and all(isinstance(value, kind) and above < value < below for value in values)
+def _are_all(values: Any, kind: Any, low: int, high: float) -> bool:
+    return isinstance(values, Sequence) and bool(values) and all(isinstance(v, kind) and low < v < high for v in values)
 
 
 _RULES = [  # Names of options; check of a value; description of valid values
@@ -379,8 +378,7 @@ _RULES = [  # Names of options; check of a value; description of valid values
     ("folds", lambda value: type(value) is int and value >= 2, "an integer, at least 2"),
     ("batch_size max_train_examples", lambda value: type(value) is int and value >= 1, "an integer, at least 1"),
     ("epochs", lambda value: value is None or type(value) is int and value >= 1, "an integer, at least 1, or None"),
-    ("learning_rates", lambda rates: _are_all(rates, float | int, 0, math.inf),
-     "a list of one or more numbers above 0"),
+    ("learning_rates", lambda rates: _are_all(rates, float | int, 0, math.inf), "a list of one or more numbers above 0"),
     ("seeds", lambda values: _are_all(values, int, -1, 2**32) and len({*values}) == len(values),
      "a list of one or more different integers, each from 0 to 4,294,967,295"),
     ("baselines", lambda values: isinstance(values, Sequence) and all(name in [*_BASELINES] for name in values),
@@ -390,9 +388,8 @@ _RULES = [  # Names of options; check of a value; description of valid values
 
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Return one sentence for each invalid option."
-    rules = ((name, *rule) for names, *rule in _RULES for name in names.split())
-    errors = [f"{name} must be {expected}, got {show_value(options[name])}"
-              for name, is_valid, expected in rules if not is_valid(options[name])]  # fmt: skip
+    errors = [f"{name} must be {expected}, got {show_value(options[name])}" for names, is_valid, expected in _RULES
+              for name in names.split() if not is_valid(options[name])]  # fmt: skip
     if options["validation_data"] is not None and options["test_data"] is None:
         errors.append("validation_data needs test_data: cross-validation makes its own splits")
     if find_spec("sklearn") is None:

@@ -200,10 +200,7 @@ class MLMTask:
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
-        if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
-            raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
-        if stop_at_step and stop_at_step <= self.state.step:
-            logger.warning("stop_at_step=%d: the run is already at step %d", stop_at_step, self.state.step)
+        _check_stop(stop_at_step, self.state.step)
         if self.accelerator.is_main_process:
             _log_size(self)
         check_memory(self)
@@ -221,6 +218,14 @@ class MLMTask:
 def __repr__(self: MLMTask) -> str:
     progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
     return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
+
+
+def _check_stop(stop_at_step: int | None, step: int) -> None:
+    "Raise an error if a step to stop at is none, and log if it is done already."
+    if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
+        raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
+    if stop_at_step and stop_at_step <= step:
+        logger.warning("stop_at_step=%d: the run is already at step %d", stop_at_step, step)
 
 
 def _log_size(task: MLMTask) -> None:

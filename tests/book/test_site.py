@@ -204,7 +204,7 @@ def test_landing_page_code_runs(tmp_path):
         "".join(cell["source"]) for cell in cells_of(NBS / "index.ipynb") if "tasks" in "".join(cell["source"])
     ]
     small = {
-        'data_path="data.txt"': 'data_path="data.txt", tokenizer_config={"vocab_size": 400, "max_length": 32}',
+        '"data.txt"': '"data.txt", tokenizer_config={"vocab_size": 400, "max_length": 32}',
         '{"hidden_size": 768}': '{"hidden_size": 24, "num_hidden_layers": 1}',
         '"budget_minutes": 240': '"max_steps": 2, "bf16": False',
     }

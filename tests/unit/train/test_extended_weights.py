@@ -77,7 +77,7 @@ def test_positions_are_repeated(family: str):
 
 
 def test_what_cannot_be_extended_is_an_error():
-    with pytest.raises(ValueError, match="max_length must be above 30, which the model reads already, got 30"):
+    with pytest.raises(ValueError, match="max_length must be an integer above 30, which the model reads already, got 30"):
         repeat_positions(build("roberta"), 30)
     small = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="t5 model has no learned position embeddings"):
