@@ -167,9 +167,8 @@ class MLMTask:
         self.accelerator = accelerator = make_accelerator(config)
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         self.loader, self.validation = _make_loaders(self, validation, mask)
-        plan, name = self.loader.plan, self.loader.mask_name
-        description = describe_run(model.config, dataset, tokenizer, config, plan, name, accelerator)
-        description |= {"paths": paths or {}}
+        plan, made_with = self.loader.plan, (model.config, dataset, tokenizer, config)
+        description = describe_run(*made_with, plan, self.loader.mask_name, accelerator) | {"paths": paths or {}}
         probes = tokenizer, config.probe_sentences, validation if config.probe_held_out else None, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
