@@ -27,13 +27,15 @@ def unnest_links(cell) -> None:
 
 def mark_tables(cell) -> None:
     "Give the class `aligned` to cells that print columns: styles.css wraps the lines of all other outputs."
+    texts = []
     for output in cell.get("outputs", []) if cell.cell_type == "code" and cell.source else []:
         place, name = (output, "text") if output.get("text") else (output.get("data") or {}, "text/plain")
-        lines = "".join(place.get(name, "")).splitlines()
-        if sum(bool(COLUMNS.search(line)) for line in lines) > 1:
-            place[name] = "\n".join(map(wrap, lines))
-            if ALIGNED not in cell.source:
-                cell.source = ALIGNED + cell.source
+        texts.append((place, name, "".join(place.get(name, "")).splitlines()))
+    if any(sum(bool(COLUMNS.search(line)) for line in lines) > 1 for *_, lines in texts):
+        cell.source = ALIGNED + cell.source
+        for place, name, lines in texts:
+            if name in place:
+                place[name] = "\n".join(map(wrap, lines))
 
 
 def wrap(line: str) -> str:

@@ -90,8 +90,10 @@ def test_only_outputs_with_columns_keep_their_lines(output, aligned):
 
 def test_long_lines_of_columns_are_wrapped():
     option, message, table = f"  --name INT   {'what it is ' * 9}", "a message " * 12, "step  loss   " * 9
-    cell = Cell(cell_type="code", source="x", outputs=[{"text": f"{option}\n{message}\n{table}\n  --b   c\n"}])
+    outputs = [{"text": f"{option}\n{message}\n{table}\n  --b   c\n"}, {"data": {"text/plain": [message]}}, {"data": {}}]
+    cell = Cell(cell_type="code", source="x", outputs=outputs)
     mark_tables(cell)
+    assert cell.outputs[1]["data"]["text/plain"].count("\n    ") == 1 and cell.outputs[2] == {"data": {}}
     first, second, *others = cell.outputs[0]["text"].split("\n")
     assert first.startswith("  --name INT   what") and second.startswith(" " * 15 + "is what") and len(first) <= 88
     assert [line[:4] for line in others] == ["a me", "    ", "step", "  --"] and others[2] == table
