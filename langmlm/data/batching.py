@@ -173,7 +173,8 @@ def _pack_evenly(lengths: np.ndarray, token_budget: int, steps: int) -> np.ndarr
     count = max(len(bounds) - 1, steps)
     unused = token_budget - lengths[: bounds[-2]].sum() / max(1, len(bounds) - 2)  # In all but the last, on average
     least = max(lengths.max(), min(token_budget, lengths.sum() / count + unused))
-    packed = (pack_sequences(lengths, int(budget)) for budget in np.linspace(least, token_budget, 4, endpoint=False))
+    budgets = np.unique(np.linspace(least, token_budget, 5).astype(int))[:-1]
+    packed = (pack_sequences(lengths, budget) for budget in budgets)
     return next((even for even in packed if len(even) == count + 1), bounds)
 
 
