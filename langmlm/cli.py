@@ -177,8 +177,9 @@ def _fill_mask(
 ) -> None:
     "Print the most probable tokens for the masks in a text."
     from transformers import pipeline
-    from langmlm.model.roberta import longest_input
     from transformers.utils import logging as transformers_logging
+
+    from langmlm.model.roberta import longest_input
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import ConfigError, show_value
+from .config import ConfigError, find_rule_errors
 from .folders import find_model
 from .text.files import SourceFile, detect_format, find_files
 from .text.readers import SURROGATES, read_values
@@ -372,7 +372,7 @@ def _are_all(values: Any, kind: Any, low: int, high: float) -> bool:
     return isinstance(values, Sequence) and bool(values) and all(isinstance(v, kind) and low < v < high for v in values)
 
 
-_RULES = [  # Names of options; check of a value; description of valid values
+_RULES = [  # As `find_rule_errors` takes them
     ("model", lambda value: isinstance(value, str | PathLike), "the folder or the Hub name of a model"),
     ("text_column label_column", lambda value: isinstance(value, str), "the name of a column"),
     ("folds", lambda value: type(value) is int and value >= 2, "an integer, at least 2"),
@@ -388,8 +388,7 @@ _RULES = [  # Names of options; check of a value; description of valid values
 
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Return one sentence for each invalid option."
-    errors = [f"{name} must be {expected}, got {show_value(options[name])}" for names, is_valid, expected in _RULES
-              for name in names.split() if not is_valid(options[name])]  # fmt: skip
+    errors = find_rule_errors(options, _RULES)
     if options["validation_data"] is not None and options["test_data"] is None:
         errors.append("validation_data needs test_data: cross-validation makes its own splits")
     if find_spec("sklearn") is None:
