@@ -81,15 +81,20 @@ def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> 
     return pd.DataFrame({"text": texts, "label": [*labels.astype(str)]})
 
 # %% ../nbs/probe.ipynb #85f68f17
-def _drop_duplicates(table: pd.DataFrame, others: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    "Remove repeated rows, and rows whose text is in another split."
-    taken = {text for other in others.values() for text in other.text}
-    kept = table.drop_duplicates()[lambda rows: ~rows.text.isin(taken)]
-    if kept.empty:
-        raise ConfigError("evaluate", [f"all rows of data are also in {' or '.join(others)}: pass other rows"])
-    if removed := len(table) - len(kept):
-        logger.info("removed %s rows of data that are duplicates or in another split", f"{removed:,}")
-    return kept.reset_index(drop=True)
+def _drop_duplicates(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    "Remove repeated rows, and texts of the test split from all others; then texts of the validation split from `data`."
+    kept, taken = {}, set()
+    for name in [name for name in ("test_data", "validation_data", "data") if name in tables]:
+        rows = tables[name]
+        if name != "test_data":
+            rows = rows.drop_duplicates()[lambda rows: ~rows.text.isin(taken)]
+        if rows.empty:
+            raise ConfigError("evaluate", [f"all rows of {name} are also in {' or '.join(kept)}: pass other rows"])
+        if removed := len(tables[name]) - len(rows):
+            logger.info("removed %s rows of %s that are duplicates or in another split", f"{removed:,}", name)
+        kept[name] = rows.reset_index(drop=True)
+        taken |= {*rows.text}
+    return kept
 
 # %% ../nbs/probe.ipynb #39f9c4fa
 def _ranks(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -435,8 +440,9 @@ def evaluate(
         raise ConfigError("evaluate", errors)
     given = {"test_data": test_data, "validation_data": validation_data}
     given = {"data": data} | {name: part for name, part in given.items() if part is not None}
-    others = {name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()}
-    table = _drop_duplicates(others.pop("data"), others)
+    tables = {name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()}
+    others = _drop_duplicates(tables)
+    table = others.pop("data")
     parts = [_limit_examples(table, others, folds, max_train_examples, seeds[0]), *others.values()]
     sizes, table = [len(part) for part in parts], pd.concat(parts, ignore_index=True)
     classes, labels = np.unique(table.label, return_inverse=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,7 +13,7 @@ from langmlm.tokens.tokenizer import TokenizerConfig  # noqa: E402
 from langmlm.train.config import TrainingConfig  # noqa: E402
 from tools.showdoc import comments_of, one_line  # noqa: E402
 
-SECTIONS = {"Tokenizer options": TokenizerConfig, "Model options": ModelConfig, "Training options": TrainingConfig}
+CONFIGS = (TokenizerConfig, ModelConfig, TrainingConfig)
 PAGE = "options.html"
 
 
@@ -21,14 +22,15 @@ def option_entries() -> list[dict]:
     return [
         {
             "objectID": f"{PAGE}#{config.__name__}.{name}",
-            "href": f"{PAGE}#{section.lower().replace(' ', '-')}",
+            "href": f"{PAGE}#{config.__name__}.{name}",
             "title": "All options",
             "section": name,
             "text": f"{one_line(meaning)} ({config.__name__})".replace("`", ""),
             "crumbs": ["Reference", "All options"],
         }
-        for section, config in SECTIONS.items()
+        for config in CONFIGS
         for name, meaning in comments_of(config).items()
+        if name in signature(config).parameters
     ]
 
 

@@ -177,7 +177,9 @@ def parameters(symbol: Any) -> str:
     for parameter in signature(symbol):
         default = "" if parameter.default is Parameter.empty else show_default(parameter.default)
         meaning = escape(one_line(comments.get(parameter.name)))
-        name = f"<code>{STARS.get(parameter.kind, '')}{parameter.name}</code>"  # In backticks, it might become a link
+        anchor = f' id="{symbol.__name__}.{parameter.name}"' if is_dataclass(symbol) else ""  # For links to an option
+        # In backticks, it might become a link
+        name = f"<code{anchor}>{STARS.get(parameter.kind, '')}{parameter.name}</code>"
         rows.append([name, escape(show_type(parameter.annotation)), code(default), meaning])
     if meaning := one_line(comments.get("return")):
         rows.append(["**returns**", escape(returned_type(symbol)), "", escape(meaning)])

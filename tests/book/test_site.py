@@ -11,10 +11,13 @@ import pytest
 import yaml
 from forks import forked_python
 
+from langmlm.model.roberta import ModelConfig
 from langmlm.text.corpus import docstrings
+from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
 from tools.docs_cells import embed_html, fold_exports, hide_imports, is_import_only, mark_tables, unnest_links
 from tools.search_index import add_options
+from tools.showdoc import parameters
 
 ROOT = Path(__file__).parents[2]
 NBS = ROOT / "nbs"
@@ -168,14 +171,16 @@ def test_options_are_found_by_their_names():
     page = {"objectID": "a.html", "href": "a.html", "title": "A", "section": "", "text": "learning_rate"}
     index = add_options([page])
     (found,) = [entry for entry in index if entry["section"] == "learning_rate"]
-    assert found["href"] == "options.html#training-options" and found["title"] == "All options"
+    assert found["href"] == "options.html#TrainingConfig.learning_rate" and found["title"] == "All options"
     assert found["text"] == "Peak learning rate, reached at the end of warm-up (TrainingConfig)"
     assert {entry["section"] for entry in index} > set(TrainingConfig.__dataclass_fields__)
     assert index[0] == page and add_options(index) == index
     assert all(entry.keys() >= page.keys() and entry["text"] for entry in index)
+    tables = "".join(parameters(config) for config in (TokenizerConfig, ModelConfig, TrainingConfig))
+    anchors = re.findall('<code id="(.*?)">', tables)
+    assert [entry["href"] for entry in index[1:]] == [f"options.html#{anchor}" for anchor in anchors]
     text = "".join("".join(cell["source"]) for cell in cells_of(NBS / "options.ipynb"))
-    for href in {entry["href"] for entry in index[1:]}:
-        assert f"## {href.partition('#')[2].replace('-', ' ').capitalize()}" in text
+    assert all(f"show_doc({anchor.partition('.')[0]})" in text for anchor in anchors)
     assert "nbdev_docs --n_workers 2\n\t$(BIN)/python tools/search_index.py" in (ROOT / "Makefile").read_text()
 
 

@@ -198,10 +198,20 @@ def test_samples_are_stratified():
 
 
 def test_duplicates_are_in_one_split_only():
-    table = pd.DataFrame({"text": ["a", "a", "b", "c"], "label": ["x", "x", "y", "x"]})
-    other = pd.DataFrame({"text": ["c"], "label": ["y"]})
-    assert _drop_duplicates(table, {}).text.tolist() == ["a", "b", "c"]
-    assert _drop_duplicates(table, {"test_data": other}).text.tolist() == ["a", "b"]
+    table = pd.DataFrame({"text": ["a", "a", "b", "c", "d"], "label": ["x", "x", "y", "x", "x"]})
+    test = pd.DataFrame({"text": ["c", "c"], "label": ["y", "y"]})
+    validation = pd.DataFrame({"text": ["d", "c", "e"], "label": ["x", "y", "y"]})
+
+    def drop(**others: pd.DataFrame) -> dict[str, list[str]]:
+        return {name: rows.text.tolist() for name, rows in _drop_duplicates({"data": table, **others}).items()}
+
+    assert drop() == {"data": ["a", "b", "c", "d"]}
+    assert drop(test_data=test) == {"test_data": ["c", "c"], "data": ["a", "b", "d"]}
+    assert drop(test_data=test, validation_data=validation) == {
+        "test_data": ["c", "c"],
+        "validation_data": ["d", "e"],
+        "data": ["a", "b"],
+    }
 
 
 def test_batches_hold_each_example_once_and_little_padding():

@@ -98,7 +98,7 @@ def rows(text: str) -> dict[str, list[str]]:
     cells = [
         re.split(r" (?<!\\)\| ", line[2:].removesuffix(" |")) for line in text.splitlines() if line.startswith("| ")
     ]
-    return {re.sub("</?code>|[`*]", "", row[0]): [cell.strip() for cell in row[1:]] for row in cells}
+    return {re.sub("</?code[^>]*>|[`*]", "", row[0]): [cell.strip() for cell in row[1:]] for row in cells}
 
 
 def code_of(text: str) -> str:
