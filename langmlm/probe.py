@@ -408,6 +408,9 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[Bat
     return tokenizer(texts, truncation=True) if truncated else inputs, truncated
 
 
+_CHOSEN = {"bag of words": " with C={:g}", "majority class": ""}  # How the log names a setting
+
+
 def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.ndarray) -> dict[str, list[_Run]]:
     "Score all contenders on all splits."
     began, runs = perf_counter(), {name: [] for name in contenders}
@@ -415,8 +418,8 @@ def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.nd
         for name, (contender, settings) in contenders.items():
             runs[name] += (latest := _score(contender, settings, split, labels))
             accuracy, seconds = np.mean([run.scores["accuracy"] for run in latest]), perf_counter() - began
-            message = "split %d of %d, %s: accuracy %.3f with %.3g; %.0f s"
-            logger.info(message, number, len(splits), name, accuracy, latest[0].scores["setting"], seconds)
+            chosen = _CHOSEN.get(name, " with learning rate {:.3g}").format(latest[0].scores["setting"])
+            logger.info("split %d of %d, %s: accuracy %.3f%s; %.0f s", number, len(splits), name, accuracy, chosen, seconds)
     return runs
 
 # %% ../nbs/probe.ipynb #32bfbaad

@@ -273,7 +273,7 @@ def find_starting_point(
             logger.warning("%s contains files that are not part of the checkpoint: %s", folder, ", ".join(unlisted[:5]))
         return StartingPoint(str(folder), _read_trainer_state(folder / TRAINER_STATE))
     if folder.is_dir() and not (folder / "config.json").is_file():
-        remedy = "to start a new run, leave it out and name another folder"
+        remedy = "to start a run, leave it out (in a shell, `langmlm train`)"
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
