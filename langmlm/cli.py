@@ -231,7 +231,7 @@ def _export(
     model: str | PathLike,  # Folder of a run or a model
 ) -> None:
     "Say how to export a model to ONNX with Optimum."
-    if not Path(found := find_model(model)).is_dir():
+    if not Path(found := find_model(model), "config.json").is_file():
         raise FileNotFoundError(f"MODEL={model!r} is not the folder of a run or a model")
     print("# Optimum's exporter needs transformers 4, and langmlm transformers 5: give it an environment of its own")
     print('python -m venv onnx_environment\nonnx_environment/bin/pip install "optimum-onnx[onnxruntime]"')

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/folders.ipynb #r0000004
 import json
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -18,6 +19,9 @@ from .config import TokenizerConfig
 from .train.config import TrainingConfig
 
 # %% ../nbs/folders.ipynb #r0000007
+logger = logging.getLogger(__name__)
+
+
 def _list_checkpoints(folder: Path) -> list[Path]:
     "List the checkpoints of a run like `langmlm.train.checkpoint`, which imports PyTorch."
     numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
@@ -25,9 +29,20 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_model(name: str) -> str:
-    "Return the final model of a run, else its newest checkpoint; the name itself if it is no run."
-    candidates = [Path(name, "final_model"), *reversed(_list_checkpoints(Path(name)))]
-    return str(next(filter(Path.is_dir, candidates), name))
+    "Return the final model of a run, or its newest checkpoint if that has other weights; the name itself if it is no run."
+    final, checkpoints = Path(name, "final_model"), _list_checkpoints(Path(name))
+    if not checkpoints or final.is_dir() and _weights(final) == _weights(checkpoints[-1]):
+        return str(final) if final.is_dir() else name
+    if final.is_dir():
+        logger.warning("%s is older than %s, which is used", final, checkpoints[-1].name)
+    return str(checkpoints[-1])
+
+
+def _weights(folder: Path) -> Any:
+    "Return the digest of the weights, as the manifest of a model or checkpoint has it."
+    from langmlm.disk import read_manifest
+
+    return ((read_manifest(folder) or {"files": {}})["files"]).get("model.safetensors")
 
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:

@@ -144,10 +144,9 @@ def _limit_examples(
     table: pd.DataFrame, others: dict[str, pd.DataFrame], folds: int, number: int, seed: int
 ) -> pd.DataFrame:
     "Check the classes, and sample as many examples as a training run may have, or as all folds may."
-    least, reason = 2, "training needs"
+    least, reason, parts = 2, "training needs", (1, 1)
     if not others:
-        least, reason = max(4, folds), f"cross-validation with folds={folds} needs"
-        number = number * folds // (folds - 1)
+        least, reason, parts = max(4, folds), f"cross-validation with folds={folds} needs", (folds - 1, folds)
     counts, errors = table.label.value_counts(), []
     name = f"data, without the texts of {' and '.join(others)}," if others else "data"
     if len(counts) < 2:
@@ -155,13 +154,14 @@ def _limit_examples(
     if len(few := counts[counts < least]):
         named = ", ".join(f"{label!r} ({count})" for label, count in few.head(5).items())
         errors.append(f"{reason} at least {least} examples of each class: remove or merge {named}")
-    if number < least * len(counts):
-        errors.append(f"max_train_examples must be at least {least * len(counts):,} for {len(counts)} classes")
+    if number < (needed := math.ceil(least * len(counts) * parts[0] / parts[1])):
+        errors.append(f"max_train_examples must be at least {needed:,} for {len(counts)} classes")
     for split, other in others.items():
         if unknown := sorted({*other.label} - {*counts.index}):
             errors.append(f"{name} has no examples of the label {unknown[0]!r}, and {split} does")
     if errors:
         raise ConfigError("evaluate", errors)
+    number = number * parts[1] // parts[0]
     return table.iloc[_sample(pd.factorize(table.label)[0], number, least, seed)].reset_index(drop=True)
 
 # %% ../nbs/probe.ipynb #3cbe3246
@@ -441,10 +441,9 @@ def evaluate(
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
-    given = {"test_data": test_data, "validation_data": validation_data}
-    given = {"data": data} | {name: part for name, part in given.items() if part is not None}
-    tables = {name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()}
-    others = _drop_duplicates(tables)
+    given = {"data": data, "test_data": test_data, "validation_data": validation_data}
+    given = {name: part for name, part in given.items() if part is not None or name == "data"}
+    others = _drop_duplicates({name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()})
     table = others.pop("data")
     parts = [_limit_examples(table, others, folds, max_train_examples, seeds[0]), *others.values()]
     sizes, table = [len(part) for part in parts], pd.concat(parts, ignore_index=True)

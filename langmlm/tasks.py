@@ -162,6 +162,7 @@ class MLMTask:
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
         paths: dict[str, str] | None = None,  # Of tokenizer and dataset, recorded for `langmlm resume`
+        initialization: str = "random",  # Of a new model, which a rollback may create again
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
@@ -174,7 +175,7 @@ class MLMTask:
         self.is_compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self.is_captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
-        self.state = TrainState(initial_weights=start.weights)
+        self.state = TrainState(initial_weights=_absolute(start.weights), initialization=initialization)
         if start.trainer_state:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
@@ -217,6 +218,11 @@ class MLMTask:
 def __repr__(self: MLMTask) -> str:
     progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
     return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
+
+
+def _absolute(path: str | None) -> str | None:
+    "Make the path of a folder independent of the working directory; names on the Hub stay."
+    return os.path.abspath(path) if path and os.path.exists(path) else path
 
 
 def _check_stop(stop_at_step: int | None, step: int) -> None:
@@ -338,6 +344,8 @@ def create_mlm(
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
+    if not callable(mask):
+        raise ValueError(f"mask must be a function that masks a batch, got {mask!r}: leave it out for the usual masks")
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
     read = {name: _expand_user(name, path) for name, path in read.items()}
     tokenizer, tokenized_dataset, checkpoint_path = read.values()
@@ -361,10 +369,11 @@ def create_mlm(
             return MLMTask(build_model(shape, trial.seed), loaded, dataset, trial, mask=mask)
 
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
-    model = model or new_model(architecture, config, loaded, dataset)
+    initialization = architecture.initialization
+    model = model or new_model(complete_config(architecture, loaded, dataset.max_length), initialization, config.seed, loaded, dataset)
     named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
-    paths = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in named.items()}
-    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths)
+    paths = {name: _absolute(path) for name, path in named.items()}
+    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, initialization)
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _open_splits(

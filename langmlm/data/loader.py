@@ -50,8 +50,9 @@ def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str) -> MaskedBat
     positions, tokens = masked.masked_positions, len(batch.input_ids)
     for key in ("input_ids", "masked_positions", "labels"):
         tensor = getattr(masked, key)
-        if tensor.dtype != torch.int64 or tensor.dim() != 1:
-            raise ValueError(f"{where} whose {key} are int64 with one dimension, got {tensor.dtype}, {list(tensor.shape)}")
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1:
+            found = f"{type(tensor).__name__}, {getattr(tensor, 'dtype', '')}, {[*getattr(tensor, 'shape', ())]}"
+            raise ValueError(f"{where} whose {key} are an int64 tensor with one dimension, got {found}")
     if len(masked.input_ids) != tokens or len(masked.labels) != len(positions):
         found = f"{len(masked.input_ids)}, {len(positions)} and {len(masked.labels)}"
         raise ValueError(f"{where} with {tokens} input_ids, and as many labels as masked_positions, got {found}")

@@ -99,6 +99,8 @@ def wrap_backend(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase, **setti
     "Make a tokenizer of a backend, with the special tokens of another tokenizer."
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     roles = {role: added[token] for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    if extra := [added[token] for token in tokenizer.all_special_tokens if added[token] not in roles.values()]:
+        roles["additional_special_tokens"] = extra
     return PreTrainedTokenizerFast(tokenizer_object=backend, **settings, **roles)
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #0ff0f8e9

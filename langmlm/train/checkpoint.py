@@ -192,8 +192,9 @@ def load_model(
             options = {"dtype": torch.float32, "output_loading_info": True}
             load = AutoModelForMaskedLM.from_pretrained
             model, loading = load(name, trust_remote_code=False, weights_only=True, **options)
-    except (SafetensorError, UnpicklingError, EOFError) as error:
-        raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {error}") from error
+    except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError) as error:
+        problem = str(error) or type(error).__name__
+        raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {problem}") from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
@@ -262,6 +263,8 @@ def find_starting_point(
     folder = Path(checkpoint_path)
     is_run = bool(list_checkpoints(folder))
     folder = newest_checkpoint(folder) if is_run else folder
+    if not (folder / "config.json").is_file() and (folder / "final_model").is_dir():  # A run with save_strategy="no"
+        folder /= "final_model"
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
     present -= _has_model_manifest(folder)
@@ -277,6 +280,9 @@ def find_starting_point(
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
+    damage = find_damage(folder) if not is_run and (folder / MANIFEST).is_file() else []
+    if damage := [problem for problem in damage if problem.startswith("model") and ".safetensors" in problem]:
+        raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
 
 

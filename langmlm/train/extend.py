@@ -86,7 +86,8 @@ def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> lis
     split, units, errors = _make_splitter(backend), [], []
     for word in words:
         found = [split(form) for form in (f" {word}", word)] if isinstance(word, str) else [[]]
-        if not all(len(form) == 1 for form in found) or not backend.decoder.decode(found[0]).strip():
+        normal = backend.normalizer.normalize_str(word) if backend.normalizer and any(found) else word
+        if not all(len(form) == 1 for form in found) or backend.decoder.decode(found[0]).strip() != normal.strip(" ▁") or not normal.strip():
             errors.append(f"{show_value(word)} is not one word to this tokenizer: leave it out, or give its parts")
         units += [form[0] for form in found if len(form) == 1]
     if errors:

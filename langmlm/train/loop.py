@@ -31,6 +31,7 @@ from .evaluate import MaskedSentences, evaluate, fill_masks
 from .launch import StopRequest, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter, format_filled_masks
 from .optim import learning_rate_at, step_if_finite
+from .recipe import new_model
 from .run_folder import RunFolder, should_save
 from .sharding import gather_run
 from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
@@ -95,6 +96,8 @@ def fit(
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
+    made_with = model.config, state.initialization, config.seed, run_folder.tokenizer, loader.dataset
+    initial_model = partial(new_model, *made_with)
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
     with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
@@ -111,7 +114,7 @@ def fit(
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
                 checkpoints = run_folder.rollback_checkpoints(state)
-                event = handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints)
+                event = handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints, initial_model)
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
             if should_evaluate:

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..config import ModelConfig, show_value
 from ..data.dataset import TokenizedDataset, token_counts
 from ..model.initialization import initialize_from_corpus
-from ..model.roberta import build_model, complete_config
+from ..model.roberta import build_model
 from .config import TrainingConfig, plan_batches
 from .launch import make_accelerator
 from .sharding import is_sharded_run
@@ -124,7 +124,7 @@ def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConf
         f"{entry.name}={show_value(getattr(planned, entry.name))}"
         for given, planned in pairs
         for entry in fields(given)
-        if getattr(given, entry.name) != getattr(planned, entry.name)
+        if getattr(given, entry.name) != getattr(planned, entry.name) and entry.name != "budget_minutes"
     ]
     logger.info("planned: %s", ", ".join(changed) or "all options were given")
 
@@ -181,14 +181,15 @@ def _sample_blocks(dataset: TokenizedDataset) -> Iterator[tuple[np.ndarray, np.n
 
 
 def new_model(
-    architecture: ModelConfig,  # Its `initialization` decides
-    config: TrainingConfig,  # `seed` is used
+    config: PreTrainedConfig,  # From `complete_config`
+    initialization: str,  # "random" or "corpus"
+    seed: int,  # Of the random weights
     tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     dataset: TokenizedDataset,  # To train on
 ) -> PreTrainedModel:
     "Create a model with random weights, or with weights from the corpus."
-    model = build_model(complete_config(architecture, tokenizer, dataset.max_length), config.seed)
-    if architecture.initialization == "corpus":
+    model = build_model(config, seed)
+    if initialization == "corpus":
         sample = _sample_blocks(dataset)
-        initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, config.seed)
+        initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, seed)
     return model

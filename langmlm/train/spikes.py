@@ -8,8 +8,9 @@ __all__ = ['LossSpike', 'detect_loss_spike', 'handle_loss_spike']
 # %% ../../nbs/train/08_spikes.ipynb #dd59ece3
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ def handle_loss_spike(
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
     config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
     checkpoints: Sequence[Path],  # Those that a rollback may use, as the main process sees them
+    initial_model: Callable[[], PreTrainedModel] | None = None,  # Creates the weights of a new run; None: random ones
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
     "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` where nothing helps."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
@@ -138,15 +140,15 @@ def handle_loss_spike(
     advice = f"resume with checkpoint_path={str(source)!r} and" if source else "start a new run with"
     message = f"{spike.reason}: {advice} learning_rate={learning_rate / 2:.3g} (it was {learning_rate:.3g})"
     if config.on_loss_spike == "rollback":
-        to_step = checkpoint_step(stable) if stable else 0
+        to_step, is_last = checkpoint_step(stable) if stable else 0, state.rollbacks >= config.max_rollbacks
+        with fail_together():  # The disk of another machine may lack the checkpoint
+            if not is_last:  # Before a checkpoint is renamed: what fails here can be resumed
+                _restore_weights(model, optimizer, stable, source, initial_model or partial(build_model, model.config, config.seed))
         if accelerator.is_main_process:
             set_aside_newer(config.run_folder, to_step)
         accelerator.wait_for_everyone()
-        if state.rollbacks >= config.max_rollbacks:
-            message += f"; the loss diverged again after max_rollbacks={config.max_rollbacks} rollbacks"
-            raise FloatingPointError(message)
-        with fail_together():  # The disk of another machine may lack the checkpoint
-            _restore_weights(model, optimizer, stable, source, config.seed)
+        if is_last:
+            raise FloatingPointError(f"{message}; the loss diverged again, and max_rollbacks={config.max_rollbacks} is reached")
         _count_rollback(state, to_step)
         if accelerator.is_main_process:
             done = f"rolled back to {stable.name if stable else 'the initial weights'}"
@@ -168,10 +170,14 @@ def _stable_checkpoint(checkpoints: Sequence[Path], onset: int, accelerator: Acc
 
 
 def _restore_weights(
-    model: PreTrainedModel, optimizer: Optimizer, stable: Path | None, source: Path | str | None, seed: int
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    stable: Path | None,
+    source: Path | str | None,
+    initial_model: Callable[[], PreTrainedModel],
 ) -> None:
     "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
-    before = load_model(source) if source else build_model(model.config, seed)
+    before = load_model(source) if source else initial_model()
     current = model.state_dict()
     model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
     optimizer.state.clear()

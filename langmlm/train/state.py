@@ -41,7 +41,8 @@ class TrainState:
     log_history: list[dict] = field(default_factory=list)  # Entries of the log, oldest first
     rollbacks: int = 0  # Rollbacks after loss spikes
     learning_rate_factor: float = 1.0  # Halved by each rollback
-    initial_weights: str | None = None  # Folder or Hub name that the run started from; None: random initialization
+    initial_weights: str | None = None  # Folder or Hub name that the run started from; None: it created its weights
+    initialization: str = "random"  # How it created them: "random" or "corpus"
     pending: list[Tensor] = field(default_factory=list, repr=False)  # [3] on the device, of steps not read yet
     history_length: ClassVar[int] = 256  # Latest steps whose losses are kept
 
@@ -119,7 +120,7 @@ def describe_run(
     return {"identity": identity, "config": given, "environment": environment, "data": data}
 
 # %% ../../nbs/train/06_state.ipynb #776176c7
-_SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights")
+_SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights", "initialization")
 
 
 def make_trainer_state(

@@ -136,6 +136,7 @@ def test_every_config_survives_a_file(tmp_path_factory, kind, names, rate, strat
     parameter = signature(cli._train).parameters["model_config"].replace(name=section, annotation=kind)
     command.__signature__ = signature(command).replace(parameters=[parameter])
     assume("none" not in map(str.lower, names.values()))  # YAML writes it without quotes
+    assume(not names.get("output_dir", "").startswith("~"))  # Expanded in every path
     file = save_options(tmp_path_factory.mktemp("options"), {section: options})
     assert collect_arguments(command, {"config": file}) == {section: options}
 

@@ -379,7 +379,7 @@ def test_punctuation_is_text():
         ({"validation_data": make_table(8)}, "validation_data needs test_data"),
         ({"text_column": "body"}, "text_column='body' is not a column of data; its columns are text, label"),
         ({"label_column": "topic"}, "label_column='topic' is not a column of data"),
-        ({"max_train_examples": 5}, "max_train_examples must be at least 10 for 2 classes"),
+        ({"max_train_examples": 5}, "max_train_examples must be at least 8 for 2 classes"),
         (
             {"test_data": pd.DataFrame({"text": ["a"], "label": ["new"]})},
             "data, without the texts of test_data, has no examples of the label 'new', and test_data does",

@@ -79,6 +79,8 @@ def test_pyright_accepts_a_script(tmp_path: Path):
 def test_export(tmp_path: Path, capsys: pytest.CaptureFixture):
     "The commands name the final model of a run, and need no option."
     (tmp_path / "a run" / "final_model").mkdir(parents=True)
+    assert cli.main(["export", str(tmp_path / "a run")]) == 1 and "is not the folder of a run or a model" in capsys.readouterr().err
+    (tmp_path / "a run" / "final_model" / "config.json").write_text("{}", encoding="utf-8")
     assert cli.main(["export", str(tmp_path / "a run")]) == 0
     *_, last = lines = capsys.readouterr().out.splitlines()
     assert f"--model '{tmp_path}/a run/final_model' --task fill-mask" in last and lines[0].startswith("# ")

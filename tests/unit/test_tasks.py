@@ -362,6 +362,7 @@ def test_started_from_a_model(work: Path):
         ({"training_config": {**SETTINGS, "output_dir": "data.txt"}}, "output_dir='data.txt' is a file"),
         ({"training_config": {**SETTINGS, "eval_steps": 5}}, "no split 'validation'"),
         ({"training_config": "fast"}, "training_config is invalid:\n- it must be a dict, got 'fast'"),
+        ({"mask": None}, "mask must be a function that masks a batch, got None"),
         ({"tokenized_dataset": "tokenizer"}, "not a dataset folder"),
         ({"tokenized_dataset": "nowhere"}, "nowhere"),
         ({"tokenizer": "tokenized_dataset"}, "is the folder of a dataset: name that of a tokenizer"),

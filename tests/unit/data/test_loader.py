@@ -261,11 +261,13 @@ def test_mask_of_a_user(loader: BatchLoader):
         (lambda masked: None, "mask=wrong must return a MaskedBatch, got NoneType"),
         (lambda masked: replace(masked, labels=masked.labels[1:]), "as many labels as masked_positions, got"),
         (lambda masked: replace(masked, input_ids=masked.input_ids[1:]), "input_ids, and as many labels"),
-        (lambda masked: replace(masked, labels=masked.labels.float()), "whose labels are int64 with one dimension, got torch.fl"),
+        (lambda masked: replace(masked, labels=masked.labels.float()), "whose labels are an int64 tensor with one dimension, got "
+         "Tensor, torch.float32, ["),
+        (lambda masked: replace(masked, labels=masked.labels.numpy()), "an int64 tensor with one dimension, got ndarray, int64, ["),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions.flip(0)), "are ascending, from 0 to"),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions + 10_000), "are ascending, from 0 to"),
     ],
-    ids=["nothing", "labels", "ids", "dtype", "order", "range"],
+    ids=["nothing", "labels", "ids", "dtype", "array", "order", "range"],
 )
 def test_invalid_masks(loader: BatchLoader, change: Callable, message: str):
     "What a mask function of a user returns is checked."

@@ -27,6 +27,7 @@ from langmlm.tokens.tokenizer import (
     reuse_or_train_tokenizer,
     save_tokenizer,
     train_tokenizer,
+    wrap_backend,
     write_tokenizer_files,
 )
 
@@ -106,6 +107,14 @@ def test_every_text_round_trips(tokenizer):
     plain = tokenizer("type <mask> here </s>", split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(plain[1:-1]) == "type <mask> here </s>" and tokenizer.mask_token_id not in plain
     assert tokenizer.mask_token_id in tokenizer("type <mask> here </s>")["input_ids"]
+
+
+def test_additional_special_tokens_keep_their_role():
+    "A tokenizer that is made anew from its backend has them, too."
+    tokenizer = train_tokenizer(["storm and flood"], TokenizerConfig(vocab_size=300))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<url>", "<user>"]})
+    again = wrap_backend(tokenizer.backend_tokenizer, tokenizer)
+    assert again.all_special_tokens == tokenizer.all_special_tokens and "<url>" in again.all_special_tokens
 
 
 def test_additional_special_tokens_are_words(caplog: pytest.LogCaptureFixture):

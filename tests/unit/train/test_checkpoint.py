@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMas
 import langmlm
 from langmlm import tasks
 from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
+from langmlm.folders import find_model
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train import optim as train_optim
@@ -657,7 +658,7 @@ def test_starting_points(folder: Path):
         ("final_model", "full", "final_model' is not a checkpoint of langmlm and cannot be resumed; resume='weights'"),
         ("owner/some-model", "full", "is not a checkpoint of langmlm and cannot be resumed"),
         (None, "full", "resume='full' needs a checkpoint_path to resume from"),
-        ("empty", "auto", "contains neither a checkpoint nor a model: to start a new run, leave it out"),
+        ("empty", "auto", "contains neither a checkpoint nor a model: to start a run, leave it out"),
         ("empty", "weights", "contains neither a checkpoint nor a model"),
         ("", "yes", "resume must be 'auto', 'full' or 'weights', got 'yes'"),
     ],
@@ -679,6 +680,47 @@ def test_damaged_checkpoints_of_a_run(folder: Path):
         (folder / name / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="has no intact checkpoint"):
         find_starting_point(folder)
+
+
+def test_damaged_weights_are_never_trained_from(folder: Path):
+    "Neither those of a final model nor those of a checkpoint; an edited config is the user's affair."
+    for name, resume in (("final_model", "auto"), ("checkpoint-9", "weights")):
+        weights = folder / name / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}' is damaged: model.safetensors has other content than was written"):
+            find_starting_point(folder / name, resume)
+    (folder / "checkpoint-3" / "config.json").write_text("{}", encoding="utf-8")
+    assert Path(find_starting_point(folder / "checkpoint-3", "weights").weights).name == "checkpoint-3"
+
+
+def test_a_run_without_checkpoints_has_a_final_model(folder: Path):
+    "With `save_strategy='no'`, the folder of the run stands for it."
+    for path in list_checkpoints(folder):
+        shutil.rmtree(path)
+    assert find_starting_point(folder).weights == str(folder / "final_model")
+    with pytest.raises(ValueError, match="final_model' is not a checkpoint of langmlm and cannot be resumed"):
+        find_starting_point(folder, "full")
+
+
+def test_an_outdated_final_model_is_not_used(folder: Path, caplog: pytest.LogCaptureFixture):
+    "After a run was resumed and stopped, the newest checkpoint has its weights."
+    assert find_model(str(folder)) == str(folder / "final_model") and not caplog.messages
+    shutil.copytree(folder / "checkpoint-6", folder / "checkpoint-12")
+    assert find_model(str(folder)) == str(folder / "checkpoint-12")
+    assert caplog.messages == [f"{folder / 'final_model'} is older than checkpoint-12, which is used"]
+    shutil.rmtree(folder / "final_model")
+    assert find_model(str(folder)) == str(folder / "checkpoint-12")
+    assert find_model("owner/name") == "owner/name"
+
+
+def test_weights_that_do_not_fit_the_config(folder: Path):
+    "The error names the parameter."
+    config = folder / "final_model" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"intermediate_size": 64', '"intermediate_size": 128'))
+    with pytest.raises(ValueError, match="checkpoint_path='.*final_model' has no weights that can be loaded safely: ."):
+        load_model(folder / "final_model")
 
 
 @pytest.mark.parametrize("missing", [MANIFEST, OPTIMIZER, TRAINER_STATE])

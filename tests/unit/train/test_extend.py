@@ -145,6 +145,9 @@ def test_other_families_are_extended(family: str, text: Path, tmp_path: Path):
     model = model_class(config(vocab_size=len(tokenizer), **sizes, **ids))
     model.save_pretrained(tmp_path / "model"), tokenizer.save_pretrained(tmp_path / "model")
     folder = tmp_path / "extended"
+    for word in ("U.S.", "COVID-19"):  # Never a part of it
+        with pytest.raises(ConfigError, match=f"'{word}' is not one word to this tokenizer"):
+            extend_tokenizer(tmp_path / "model", text, words=[word], path_to_save=folder)
     extension = extend_tokenizer(tmp_path / "model", text, n=20, min_count=3, path_to_save=folder)
     assert len(extension.words) == 20 and extension.tokens[1] < extension.tokens[0]
     report = tasks.create_tokenizer(text, {"path_to_save_dataset": tmp_path / "data"}, folder).train()

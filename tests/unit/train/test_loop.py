@@ -347,7 +347,7 @@ def test_poisoned_again_and_again(start_run: Callable, monkeypatch: pytest.Monke
         return original(module, *rest)
 
     monkeypatch.setattr("langmlm.train.loop.train_step", poison)
-    with pytest.raises(FloatingPointError, match="diverged again after max_rollbacks=2 rollbacks"):
+    with pytest.raises(FloatingPointError, match="diverged again, and max_rollbacks=2 is reached"):
         run.train()
     rollbacks = [entry["rollback"] for entry in run.state.log_history if "rollback" in entry]
     assert [entry["learning_rate_factor"] for entry in rollbacks] == [0.5, 0.25]

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -458,6 +459,41 @@ def test_back_to_a_pretrained_model(start_run: Callable):
     assert same(weights(resumed), initial) and not resumed.optimizer.state
 
 
+def test_back_to_weights_from_the_corpus(start_run: Callable):
+    "A new run, also a resumed one, begins again with the weights that it was created with."
+    options = {"model_config": {"initialization": "corpus"}, "max_steps": 60}
+    run = start_run(**options)
+    initial = weights(run)
+    spoil(run)
+    with torch.no_grad():
+        run.model.lm_head.bias[5] = torch.nan
+    run.train(stop_at_step=1)  # Its loss is NaN, so the checkpoint holds what the rollback restored
+    resumed = start_run(checkpoint_path=run.config.run_folder)
+    assert resumed.state.rollbacks == 1 and resumed.state.initialization == "corpus"
+    assert same(weights(resumed), initial)
+
+
+def test_the_starting_model_is_found_from_another_folder(start_run: Callable, monkeypatch: pytest.MonkeyPatch):
+    "A path that was relative to the working directory is recorded as an absolute one; names on the Hub stay."
+    first = start_run("first", max_steps=2)
+    first.train()
+    monkeypatch.chdir(first.config.run_folder.parent)
+    run = start_run("second", checkpoint_path="first/final_model")
+    assert run.state.initial_weights == str(first.config.run_folder / "final_model")
+
+
+def test_a_rollback_that_fails_renames_nothing(start_run: Callable):
+    "Without the weights to return to, the checkpoints stay where they can be resumed."
+    first = start_run("first", max_steps=2)
+    first.train()
+    run = start_run("second", checkpoint_path=first.config.run_folder / "final_model")
+    save_at(run, 20)
+    shutil.rmtree(first.config.run_folder)
+    with pytest.raises(ValueError, match="neither a model folder nor a model on the Hub"):
+        handle(run, LossSpike(3, "spike", finite=False))
+    assert [path.name for path in list_checkpoints(run.config.run_folder)] == ["checkpoint-20"]
+
+
 def test_repeated_rollbacks(start_run: Callable):
     "Each halves the learning rate again; after `max_rollbacks` the run ends, with newer checkpoints out of the way."
     run = start_run(save_steps=20, max_rollbacks=2)
@@ -471,7 +507,7 @@ def test_repeated_rollbacks(start_run: Callable):
     stable = folder / "checkpoint-40"
     assert str(caught.value) == (
         f"the median is too high: resume with checkpoint_path={str(stable)!r} and learning_rate=0.00025 "
-        "(it was 0.0005); the loss diverged again after max_rollbacks=2 rollbacks"
+        "(it was 0.0005); the loss diverged again, and max_rollbacks=2 is reached"
     )
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-20", "checkpoint-40"]
     assert (folder / "superseded-checkpoint-60-2").is_dir()
