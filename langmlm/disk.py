@@ -278,6 +278,11 @@ def _contains(outer: Path, inner: Path) -> bool:
         return inner.is_relative_to(outer)
     return any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
 
+
+def absolute_path(path: str | None) -> str | None:
+    "Make the path of a file or folder independent of the working directory; names on the Hub stay."
+    return os.path.abspath(path) if path and os.path.exists(path) else path
+
 # %% ../nbs/disk.ipynb #c84fc91e
 @contextmanager
 def _hold_name(target: Path) -> Iterator[bool]:

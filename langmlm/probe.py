@@ -83,17 +83,14 @@ def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> 
 # %% ../nbs/probe.ipynb #85f68f17
 def _drop_duplicates(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     "Remove repeated rows, and texts of the test split from all others; then texts of the validation split from `data`."
-    kept, taken = {}, set()
-    for name in [name for name in ("test_data", "validation_data", "data") if name in tables]:
-        rows = tables[name]
-        if name != "test_data":
-            rows = rows.drop_duplicates()[lambda rows: ~rows.text.isin(taken)]
-        if rows.empty:
-            raise ConfigError("evaluate", [f"all rows of {name} are also in {' or '.join(kept)}: pass other rows"])
-        if removed := len(tables[name]) - len(rows):
+    kept = {name: rows for name, rows in tables.items() if name == "test_data"}
+    for name in [name for name in ("validation_data", "data") if name in tables]:
+        taken, others = {text for rows in kept.values() for text in rows.text}, " or ".join(kept)
+        kept[name] = tables[name].drop_duplicates()[lambda rows: ~rows.text.isin(taken)].reset_index(drop=True)
+        if kept[name].empty:
+            raise ConfigError("evaluate", [f"all rows of {name} are also in {others}: pass other rows"])
+        if removed := len(tables[name]) - len(kept[name]):
             logger.info("removed %s rows of %s that are duplicates or in another split", f"{removed:,}", name)
-        kept[name] = rows.reset_index(drop=True)
-        taken |= {*rows.text}
     return kept
 
 # %% ../nbs/probe.ipynb #39f9c4fa
@@ -161,8 +158,8 @@ def _limit_examples(
             errors.append(f"{name} has no examples of the label {unknown[0]!r}, and {split} does")
     if errors:
         raise ConfigError("evaluate", errors)
-    number = number * parts[1] // parts[0]
-    return table.iloc[_sample(pd.factorize(table.label)[0], number, least, seed)].reset_index(drop=True)
+    chosen = _sample(pd.factorize(table.label)[0], number * parts[1] // parts[0], least, seed)
+    return table.iloc[chosen].reset_index(drop=True)
 
 # %% ../nbs/probe.ipynb #3cbe3246
 _Contender = Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]  # train, test, setting, seed -> classes
@@ -266,8 +263,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # For weights that the checkpoint does not have
             torch.manual_seed(0)
             options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
-            load = AutoModelForSequenceClassification.from_pretrained
-            model, loading = load(name, trust_remote_code=False, **options)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as error:
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
         raise ConfigError("evaluate", [problem]) from error
@@ -408,18 +404,16 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[Bat
     return tokenizer(texts, truncation=True) if truncated else inputs, truncated
 
 
-_CHOSEN = {"bag of words": " with C={:g}", "majority class": ""}  # How the log names a setting
-
-
 def _score_all(contenders: dict[str, tuple], splits: list[_Split], labels: np.ndarray) -> dict[str, list[_Run]]:
     "Score all contenders on all splits."
     began, runs = perf_counter(), {name: [] for name in contenders}
+    chosen = {"bag of words": " with C={:g}", "majority class": ""}  # How the log names a setting
     for number, split in enumerate(splits, 1):
         for name, (contender, settings) in contenders.items():
             runs[name] += (latest := _score(contender, settings, split, labels))
             accuracy, seconds = np.mean([run.scores["accuracy"] for run in latest]), perf_counter() - began
-            chosen = _CHOSEN.get(name, " with learning rate {:.3g}").format(latest[0].scores["setting"])
-            logger.info("split %d of %d, %s: accuracy %.3f%s; %.0f s", number, len(splits), name, accuracy, chosen, seconds)
+            setting = chosen.get(name, " with learning rate {:.3g}").format(latest[0].scores["setting"])
+            logger.info("split %d of %d, %s: accuracy %.3f%s; %.0f s", number, len(splits), name, accuracy, setting, seconds)
     return runs
 
 # %% ../nbs/probe.ipynb #32bfbaad
@@ -441,11 +435,10 @@ def evaluate(
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
-    given = {"data": data, "test_data": test_data, "validation_data": validation_data}
-    given = {name: part for name, part in given.items() if part is not None or name == "data"}
+    given = {"test_data": test_data, "validation_data": validation_data}
+    given = {"data": data} | {name: part for name, part in given.items() if part is not None}
     others = _drop_duplicates({name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()})
-    table = others.pop("data")
-    parts = [_limit_examples(table, others, folds, max_train_examples, seeds[0]), *others.values()]
+    parts = [_limit_examples(others.pop("data"), others, folds, max_train_examples, seeds[0]), *others.values()]
     sizes, table = [len(part) for part in parts], pd.concat(parts, ignore_index=True)
     classes, labels = np.unique(table.label, return_inverse=True)
     config, weights, tokenizer = _load_encoder(find_model(os.path.expanduser(model)), len(classes))

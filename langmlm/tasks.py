@@ -26,7 +26,7 @@ from .config import ConfigError, make_config
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
-from .disk import check_replaceable, clean_up_interrupted, find_overlaps, read_json
+from .disk import absolute_path, check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.layers import compile_model
 from .model.modernbert import modernbert_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
@@ -175,7 +175,7 @@ class MLMTask:
         self.is_compiled = description["environment"]["compiled"]
         self.module, self.optimizer, self.is_captured = _prepare_model(self)
         self.run_folder = RunFolder(config, accelerator, tokenizer, plan, description, start)
-        self.state = TrainState(initial_weights=_absolute(start.weights), initialization=initialization)
+        self.state = TrainState(initial_weights=absolute_path(start.weights), initialization=initialization)
         if start.trainer_state:
             self.state = restore_state(start.trainer_state, description, plan, accelerator)
             load_optimizer(start.weights, self.optimizer, model)
@@ -204,10 +204,9 @@ class MLMTask:
         if self.accelerator.is_main_process:
             _log_size(self)
         check_memory(self)
-        names = ("model", "module", "optimizer", "accelerator", "loader", "validation", "run_folder", "state", "config")
-        parts = {name: getattr(self, name) for name in (*names, "sentences")}
+        names = "model module optimizer accelerator loader validation run_folder state config sentences"
         try:
-            return fit(**parts, set_to_none=not self.is_captured, stop_at_step=stop_at_step)
+            return fit(**{name: getattr(self, name) for name in names.split()}, set_to_none=not self.is_captured, stop_at_step=stop_at_step)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -218,11 +217,6 @@ class MLMTask:
 def __repr__(self: MLMTask) -> str:
     progress = f"step {self.state.step:,} of {self.loader.plan.total_steps:,}"
     return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
-
-
-def _absolute(path: str | None) -> str | None:
-    "Make the path of a folder independent of the working directory; names on the Hub stay."
-    return os.path.abspath(path) if path and os.path.exists(path) else path
 
 
 def _check_stop(stop_at_step: int | None, step: int) -> None:
@@ -344,8 +338,6 @@ def create_mlm(
     "Prepare to pretrain a masked language model, or to resume a run."
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
-    if not callable(mask):
-        raise ValueError(f"mask must be a function that masks a batch, got {mask!r}: leave it out for the usual masks")
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
     read = {name: _expand_user(name, path) for name, path in read.items()}
     tokenizer, tokenized_dataset, checkpoint_path = read.values()
@@ -369,11 +361,11 @@ def create_mlm(
             return MLMTask(build_model(shape, trial.seed), loaded, dataset, trial, mask=mask)
 
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
-    initialization = architecture.initialization
-    model = model or new_model(complete_config(architecture, loaded, dataset.max_length), initialization, config.seed, loaded, dataset)
+    shape = model.config if model else complete_config(architecture, loaded, dataset.max_length)  # Planning may change it
+    model = model or new_model(shape, architecture.initialization, config.seed, loaded, dataset)
     named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
-    paths = {name: _absolute(path) for name, path in named.items()}
-    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, initialization)
+    paths = {name: absolute_path(path) for name, path in named.items()}
+    return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, architecture.initialization)
 
 # %% ../nbs/tasks.ipynb #daa141a7
 def _open_splits(

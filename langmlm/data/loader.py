@@ -80,6 +80,8 @@ class BatchLoader:
     equal_counts: bool = False  # True: a process with one micro-batch less than the first adds one without labels
 
     def __post_init__(self):
+        if not callable(self.mask):
+            raise ValueError(f"mask must be a function that masks a batch, got {self.mask!r}: leave it out for the usual masks")
         if self.rules.word_start is not None:
             rows = np.unique(np.linspace(0, len(self.dataset) - 1, _SAMPLED_SEQUENCES).astype(np.int64))
             check_words(self.dataset.flat(rows), self.dataset.lengths[rows], self.rules)

@@ -245,6 +245,12 @@ def _has_model_manifest(folder: Path) -> bool:
     except (ValueError, OSError):
         return False
 
+
+def _find_damaged_weights(folder: Path) -> list[str]:
+    "Compare the weights of a model or checkpoint with its manifest, if it has one; other files may have been edited."
+    damage = find_damage(folder) if (folder / MANIFEST).is_file() else []
+    return [problem for problem in damage if problem.startswith("model") and ".safetensors" in problem]
+
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' starts a new run with its weights"
 
@@ -280,8 +286,7 @@ def find_starting_point(
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
-    damage = find_damage(folder) if not is_run and (folder / MANIFEST).is_file() else []
-    if damage := [problem for problem in damage if problem.startswith("model") and ".safetensors" in problem]:
+    if not is_run and (damage := _find_damaged_weights(folder)):
         raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
 

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ..data.batching import BatchPlan, random_bits
-from ..data.dataset import unigram_entropy
+from ..data.dataset import TokenizedDataset, unigram_entropy
 from ..data.loader import BatchLoader, StepBatches
 from ..progress import progress_bar
 from .config import TrainingConfig
@@ -34,7 +34,7 @@ from .optim import learning_rate_at, step_if_finite
 from .recipe import new_model
 from .run_folder import RunFolder, should_save
 from .sharding import gather_run
-from .spikes import detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
+from .spikes import LossSpike, detect_loss_spike, diagnose_plateau, handle_loss_spike, should_diagnose
 from .state import TrainState
 
 # %% ../../nbs/train/09_loop.ipynb #78e57900
@@ -96,8 +96,6 @@ def fit(
 ) -> History:  # The log, which shows itself as a table
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
-    made_with = model.config, state.initialization, config.seed, run_folder.tokenizer, loader.dataset
-    initial_model = partial(new_model, *made_with)
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
     with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
@@ -113,8 +111,7 @@ def fit(
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
             if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
-                checkpoints = run_folder.rollback_checkpoints(state)
-                event = handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints, initial_model)
+                event = _handle(spike, model, optimizer, accelerator, loader.dataset, run_folder, state, config)
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
             if should_evaluate:
@@ -134,6 +131,16 @@ def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConf
     peak = state.learning_rate_factor * config.peak_learning_rate(plan.packing_ratio)
     warmup_steps = config.count_warmup_steps(plan.total_steps)
     return learning_rate_at(state.step, plan.total_steps, warmup_steps, peak, config.lr_scheduler_type)
+
+
+def _handle(
+    spike: LossSpike, model: PreTrainedModel, optimizer: Optimizer, accelerator: Accelerator, dataset: TokenizedDataset,
+    run_folder: RunFolder, state: TrainState, config: TrainingConfig,
+) -> dict[str, dict]:  # fmt: skip
+    "Handle a loss spike with the checkpoints of the run, or with the weights that it was created with."
+    initial_model = partial(new_model, model.config, state.initialization, config.seed, run_folder.tokenizer, dataset)
+    checkpoints = run_folder.rollback_checkpoints(state)
+    return handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints, initial_model)
 
 
 def _finish(
