@@ -211,6 +211,12 @@ class TokenizerConfig(Options):
         check_config(self, "tokenizer_config", _TOKENIZER_RULES, _find_tokenizer_conflicts)
         self.expand_home("path_to_save_tokenizer", "path_to_save_dataset")
 
+    @property
+    def dataset_folder(self) -> str:
+        "The folder that is written: `path_to_save_dataset`, or that of the part."
+        path, part = self.path_to_save_dataset, self.shard and "-of-".join(map(str, self.shard))
+        return f"{Path(path)}.part-{part}" if part else os.fspath(path)
+
 # %% ../nbs/config.ipynb #r0000001
 def _are_tokens(tokens: list | tuple) -> bool:
     is_text = all(isinstance(token, str) and token.encode(errors="ignore").decode() == token != "" for token in tokens)

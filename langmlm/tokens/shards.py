@@ -409,7 +409,7 @@ def write_dataset(
     source: str | None = None,  # Fingerprint of the corpus; None: compute it
 ) -> Report:  # The manifest of the dataset, with statistics of the text
     "Tokenize a corpus into a dataset folder, or make a part of it; resume where an earlier call was interrupted."
-    (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.path_to_save_dataset)
+    (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.dataset_folder)
     turn, read, own = (part + parts * rank, parts * ranks), {}, config.shard and _own_files(corpus, config)
     if own:
         source = hash_json([[Path(entry.name).name, entry.size] for entry in corpus.parts])  # Without reading the others
@@ -417,8 +417,6 @@ def write_dataset(
         corpus, turn = own, (rank, ranks)
     job = _describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
     job |= {"key": hash_json([job["key"], read])} if own else {}
-    if config.shard:
-        target = target.with_name(f"{target.name}.part-{part}-of-{parts}")
     if manifest := reuse_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
         return Report(manifest)

@@ -141,6 +141,15 @@ def test_no_paths(path):
     assert find_path_error(path).startswith("must be a path")
 
 
+def test_dataset_folder():
+    "A part has a folder of its own, whatever the spelling of the path."
+    for path in ("a/b", "a/b/", Path("a/b")):
+        assert TokenizerConfig(path_to_save_dataset=path, shard=[1, 3]).dataset_folder == "a/b.part-1-of-3"
+    assert TokenizerConfig().dataset_folder == "./tokenized_dataset"
+    with pytest.raises(ConfigError, match="shard must be"):
+        TokenizerConfig(shard=[1])
+
+
 @pytest.mark.parametrize("kind", [TokenizerConfig, ModelConfig, TrainingConfig])
 def test_configs_of_the_tasks(kind: type):
     "None and {} mean the defaults, a config is returned as it is, and anything else is an error."
