@@ -284,12 +284,17 @@ def check_tokenizer(
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen; set its `vocab_size`."
     if dataset.manifest and dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
         raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
-    for ids, _ in () if dataset.manifest else dataset.blocks():
+    has_text = dataset.manifest is not None
+    for ids, _ in () if has_text else dataset.blocks():
         if ids.max() >= len(tokenizer):
             found = f"the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens"
             raise ValueError(f"tokenized_dataset contains {found}: pass the tokenizer it was made with")
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
+        has_text = has_text or not np.isin(ids, tokenizer.all_special_ids).all()
+    if not has_text:
+        problem = "has only special tokens, so there is nothing to predict"
+        raise ValueError(f"{dataset.name} {problem}: tokenize the text with the tokenizer that is passed")
     dataset.vocab_size = len(tokenizer)
 
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7

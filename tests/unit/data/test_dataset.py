@@ -236,6 +236,14 @@ def test_check_tokenizer():
         check_tokenizer(TokenizedDataset(unmarked), Tokenizer(400))
 
 
+def test_nothing_to_predict():
+    "A dataset of special tokens only is an error before the run."
+    for ids in ([[0, 2]] * 1_500, [[0, 4, 2]]):
+        with pytest.raises(ValueError, match="my_dataset has only special tokens, so there is nothing to predict: tokenize"):
+            check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": ids}), name="my_dataset"), Tokenizer(400))
+    check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 2]] * 1_500 + [[0, 5, 2]]})), Tokenizer(400))
+
+
 def test_unigram_entropy():
     "Of equal frequencies it is the logarithm of their number; special tokens do not count."
     even = TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 5, 6, 7, 8, 2]] * 3}))
