@@ -293,8 +293,7 @@ def check_tokenizer(
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
         has_text = has_text or not np.isin(ids, tokenizer.all_special_ids).all()
     if not has_text:
-        problem = "has only special tokens, so there is nothing to predict"
-        raise ValueError(f"{dataset.name} {problem}: tokenize the text with the tokenizer that is passed")
+        raise ValueError(f"{dataset.name} has only special tokens, so there is nothing to predict: tokenize the text again")
     dataset.vocab_size = len(tokenizer)
 
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7
