@@ -43,7 +43,7 @@ def _tokenizer(
     if process_rank()[0] == 0:
         print(report)
         print(f"tokenizer: {tokenizer or task.config.path_to_save_tokenizer}")
-        print(f"dataset: {task.config.path_to_save_dataset}")
+        print(f"dataset: {task.config.dataset_folder}")
 
 # %% ../nbs/cli.ipynb #ccbddb20
 _PATHS = ("tokenizer", "tokenized_dataset")

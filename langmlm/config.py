@@ -211,6 +211,12 @@ class TokenizerConfig(Options):
         check_config(self, "tokenizer_config", _TOKENIZER_RULES, _find_tokenizer_conflicts)
         self.expand_home("path_to_save_tokenizer", "path_to_save_dataset")
 
+    @property
+    def dataset_folder(self) -> str:
+        "The folder that is written: `path_to_save_dataset`, or that of the part."
+        path, part = self.path_to_save_dataset, self.shard and "-of-".join(map(str, self.shard))
+        return f"{Path(path)}.part-{part}" if part else os.fspath(path)
+
 # %% ../nbs/config.ipynb #r0000001
 def _are_tokens(tokens: list | tuple) -> bool:
     is_text = all(isinstance(token, str) and token.encode(errors="ignore").decode() == token != "" for token in tokens)
@@ -250,6 +256,10 @@ def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
     "Return one sentence per path that is none, and per option that contradicts another one or needs a package."
     folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
     errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
+    written = {} if errors else folders | {"path_to_save_dataset": config.dataset_folder}
+    long = [name for name, path in written.items() if len(os.fsencode(Path(path).name)) > 230]
+    room = "must be a path that ends in at most 230 bytes, since unfinished work adds 25 to this name"
+    errors += [f"{name} {room}, got {show_value(written[name])}" for name in long]
     if not errors and Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset):
         other = "path_to_save_dataset must be another folder than path_to_save_tokenizer"
         errors.append(f"{other}, got {show_value(config.path_to_save_dataset)}")

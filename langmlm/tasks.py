@@ -136,13 +136,11 @@ def create_tokenizer(
     if tokenizer is None:
         check_replaceable(config.path_to_save_tokenizer, "tokenizer", "path_to_save_tokenizer")
         return TokenizerTask(corpus, config)
-    given = tokenizer_config if isinstance(tokenizer_config, dict) else {}
-    if ignored := [key for key in given if key in (*VOCABULARY_OPTIONS, "path_to_save_tokenizer")]:
+    if ignored := [name for name in (*VOCABULARY_OPTIONS, "path_to_save_tokenizer") if name in config.given]:
         message = "tokenizer=%r is used as it is, so these options have no effect: %s"
         logger.warning(message, str(tokenizer), ", ".join(ignored))
     loaded = load_tokenizer(tokenizer)
-    if not isinstance(tokenizer_config, TokenizerConfig) and "max_length" not in given:
-        config = config.change(max_length=min(loaded.model_max_length, TokenizerConfig.max_length))
+    config = config.fill_in({"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)})
     return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/tasks.ipynb #f289f0cc

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 from filelock import FileLock
 from fsspec.core import url_to_fs
 from transformers import PreTrainedTokenizerBase
 
 from ..config import MAX_LENGTH
-from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_manifest
+from ..disk import MANIFEST, atomic_folder, find_damage, hash_json, read_json, read_manifest
 from ..text.selection import ContentHash
 from ..tokens.tokenizer import fingerprint_tokenizer
 
@@ -152,8 +152,9 @@ def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
 def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
     "Return int64 ids; raise an error if one is not in the vocabulary."
     if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Unsigned, negative ids are large
-        found = f"the id {ids[ids.view(np.uint64) >= dataset.vocab_size][0]} is not in 0 to {dataset.vocab_size - 1:,}"
-        raise ValueError(f"{dataset.name} is damaged: {found}: check it with langmlm info, and {_REMEDY}")
+        found = ids[ids.view(np.uint64) >= dataset.vocab_size][0]
+        problem = f"the id {found} is " + ("below 0" if found < 0 else f"not in 0 to {dataset.vocab_size - 1:,}")
+        raise ValueError(f"{dataset.name} is damaged: {problem}: check it with langmlm info, and {_REMEDY}")
     return ids
 
 # %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
@@ -167,6 +168,8 @@ def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
     starts, ends = bounds[:-1], bounds[1:]  # Views of the file
     for mask in masks:
         shift = mask.offsets[0].as_py() - bounds[0]  # A sliced chunk may start at different offsets in both columns
+        if not np.array_equal(mask.offsets.to_numpy() - shift, bounds):
+            raise ValueError("tokenized_dataset: an attention_mask is not as long as its input_ids: tokenize the text again")
         real = np.flatnonzero(mask.values.to_numpy(zero_copy_only=False)) - shift
         first = np.searchsorted(real, bounds)
         real = np.append(real, 0)  # Looked up for rows without a token, and dropped with them
@@ -217,16 +220,18 @@ def open_dataset(
     folder = _local_copy(folder, name)
     manifest = _check_manifest(folder, name)
     try:
-        splits = load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+        is_split = (folder / "dataset_dict.json").exists()
+        splits = read_json(folder / "dataset_dict.json")["splits"] if is_split else ["train"]
+        rows = load_from_disk(str(folder / split if is_split else folder)) if split in splits else None
+    except IndexError as error:  # A split without rows has no files, which `datasets` cannot open
+        raise ValueError(f"{name} has no sequences in its split {split!r}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{name} is not a dataset folder: {error}") from error
-    splits = splits if isinstance(splits, DatasetDict) else DatasetDict(train=splits)
-    if split not in splits and optional:
+    if rows is None and optional:
         return None
-    if split not in splits:
+    if rows is None:
         remedy = ": tokenize with validation_fraction, or leave eval_steps out" if split == "validation" else ""
-        raise ValueError(f"{name} has no split {split!r}, only {list(splits)}{remedy}")
-    rows = splits[split]
+        raise ValueError(f"{name} has no split {split!r}, only {splits}{remedy}")
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
     kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
@@ -279,12 +284,16 @@ def check_tokenizer(
     "Raise an error if a dataset was made with another tokenizer, as far as that can be seen; set its `vocab_size`."
     if dataset.manifest and dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
         raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
-    for ids, _ in () if dataset.manifest else dataset.blocks():
+    has_text = dataset.manifest is not None
+    for ids, _ in () if has_text else dataset.blocks():
         if ids.max() >= len(tokenizer):
             found = f"the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens"
             raise ValueError(f"tokenized_dataset contains {found}: pass the tokenizer it was made with")
         if (ids == tokenizer.pad_token_id).any():
             raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
+        has_text = has_text or not np.isin(ids, tokenizer.all_special_ids).all()
+    if not has_text:
+        raise ValueError(f"{dataset.name} has only special tokens, so there is nothing to predict: tokenize the text again")
     dataset.vocab_size = len(tokenizer)
 
 # %% ../../nbs/data/01_dataset.ipynb #9525b4f7

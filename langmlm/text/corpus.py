@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import IOBase
@@ -31,7 +31,7 @@ from huggingface_hub import HfApi
 from xxhash import xxh3_128
 
 from ..config import ConfigError
-from ..disk import hash_file, hash_json
+from ..disk import hash_file, hash_json, read_json
 from .files import TABLES, SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
@@ -200,7 +200,7 @@ class DatasetPart(Part):
 def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
     "Open a folder that `datasets` saved, or a dataset on the Hub; None: the name stands for files."
     path = os.path.expanduser(part)
-    if any(os.path.isfile(os.path.join(path, file)) for file in ("dataset_dict.json", "state.json")):
+    if _is_saved_dataset(path):
         return DatasetPart(_train_split(load_from_disk(path), part), options, part)
     if os.path.exists(path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", part) or detect_format(part) != (None, None):
         return None
@@ -213,6 +213,15 @@ def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
         problem = f"there is no such file or folder, and it cannot be opened as a dataset on the Hub ({error})"
         raise FileNotFoundError(f"data_path {part!r}: {problem}") from error
     return DatasetPart(dataset, options, part, version=f"{part} {commit}")
+
+
+def _is_saved_dataset(folder: str) -> bool:
+    "Return whether `datasets` saved a folder; files of text may have the names of its files."
+    for file, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+        with suppress(OSError, ValueError):
+            if isinstance(facts := read_json(os.path.join(folder, file)), dict) and key in facts:
+                return True
+    return False
 
 
 def _check_hub_files(files: dict[str, list[str]], commit: str) -> None:

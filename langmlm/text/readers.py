@@ -202,8 +202,8 @@ def check_text_column(columns: Iterable[str], location: str, text_column: str) -
     "Raise if the text column is missing, or there are two of them; `location`: the file and line."
     columns = list(columns)
     if columns.count(text_column) != 1:
-        problem = "no column" if text_column not in columns else "more than one column"
-        raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column), only {columns!r:.500}")
+        problem, found = ("more than one column", ":") if text_column in columns else ("no column", ", only")
+        raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column){found} {columns!r:.500}")
 
 # %% ../../nbs/text/02_readers.ipynb #0522002f
 def read_column(table: Any, text_column: str) -> Sequence[str | None]:
@@ -277,7 +277,8 @@ def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iter
         text = text[end:]
         wanted = 2 * len(text)  # A long object is parsed again only after as much text again has arrived
     if depth:
-        raise ValueError(f"{name}, after row {row}: the array has no end, so the file is truncated")
+        problem = "the array has no end, so the file is truncated" if depth > 0 else "a ']' has no '['"
+        raise ValueError(f"{name}, after row {row}: {problem}")
 
 # %% ../../nbs/text/02_readers.ipynb #173f2fe9
 def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimiter: str = ",") -> Iterator[tuple[int, str]]:

@@ -164,7 +164,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
                 for other in sorted({*target.parent.glob(f".{target.name}.*.unfinished")} - {path}):
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
-                if target.exists():
+                if read_manifest(target):  # Else it is missing or empty
                     text = "%s is of other text or options and will be replaced: to keep it, and to resume runs with it, set %s"
                     logger.warning(text, target, parameter)
                 work.tell("ready")

@@ -350,6 +350,8 @@ def join_dataset(
     path_to_save_dataset: str | PathLike,  # Folder; an older dataset in it is replaced
 ) -> Report:
     "Join the parts of a dataset that several machines have made."
+    if isinstance(folders, str | PathLike):
+        raise ValueError(f"folders must be a list of folders, got {str(folders)!r}")
     folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
     check_replaceable(target, "dataset", "path_to_save_dataset")
     manifests = {folder: read_manifest(folder) or {} for folder in folders}
@@ -358,14 +360,20 @@ def join_dataset(
         raise ValueError(f"folders: {', '.join(others) or 'none given'}: not a part made with shard=(i, n)")
     if overlaps := find_overlaps({"path_to_save_dataset": target}, {"folders": folders}):
         raise ValueError("; ".join(overlaps))
-    first = manifests[folders[0]]
-    for folder, manifest in manifests.items():
-        differing = [name for name in (*_JOB, *_IF_SET) if name != "key" and manifest.get(name) != first.get(name)]
-        differing += ["n of shard=(i, n)"] if manifest["part"][1] != first["part"][1] else []
+    manifests = {folder: manifest | manifest.get("read_options", {}) for folder, manifest in manifests.items()}
+    first, parts, given = manifests[folders[0]], manifests[folders[0]]["part"][1], {}
+    compared = [name for name in (*_JOB, *_IF_SET, *first.get("read_options", {})) if name != "key"]
+    for folder in folders:
+        part, of = manifests[folder]["part"]
+        differing = [name for name in compared if manifests[folder].get(name) != first.get(name)]
+        differing += ["n of shard=(i, n)"] if of != parts else []
         if differing:
             reason = f"they differ in {', '.join(differing)}"
             raise ValueError(f"{folder} and {folders[0]} are not parts of one dataset: {reason}")
-    given, parts = {manifest["part"][0] for manifest in manifests.values()}, first["part"][1]
+        if part in given:
+            twice = f"shard=({part}, {parts}) is given twice, as {str(given[part])!r} and {str(folder)!r}"
+            raise ValueError(f"folders: {twice}: name each part once")
+        given[part] = folder
     if missing := [f"({part}, {parts})" for part in range(parts) if part not in given]:
         raise ValueError(f"the parts are not a whole dataset: shard={', '.join(missing)} is missing")
     shards = {index: record for folder in folders for index, record in _read_shards(folder).items()}
@@ -401,7 +409,7 @@ def write_dataset(
     source: str | None = None,  # Fingerprint of the corpus; None: compute it
 ) -> Report:  # The manifest of the dataset, with statistics of the text
     "Tokenize a corpus into a dataset folder, or make a part of it; resume where an earlier call was interrupted."
-    (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.path_to_save_dataset)
+    (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.dataset_folder)
     turn, read, own = (part + parts * rank, parts * ranks), {}, config.shard and _own_files(corpus, config)
     if own:
         source = hash_json([[Path(entry.name).name, entry.size] for entry in corpus.parts])  # Without reading the others
@@ -409,8 +417,6 @@ def write_dataset(
         corpus, turn = own, (rank, ranks)
     job = _describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
     job |= {"key": hash_json([job["key"], read])} if own else {}
-    if config.shard:
-        target = target.with_name(f"{target.name}.part-{part}-of-{parts}")
     if manifest := reuse_finished(target, job["key"]):
         logger.info("%s has the same text, tokenizer and options: reused", target)
         return Report(manifest)

@@ -181,9 +181,11 @@ def load_tokenizer(
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #9f7899c8
 def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    "Copy the Rust backend of a tokenizer, without the truncation and padding that calls have set."
+    "Copy the Rust backend of a tokenizer, without truncation and padding, and without the dropout of BPE merges."
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation(), backend.no_padding()
+    if isinstance(backend.model, BPE):
+        backend.model.dropout = None  # It makes the tokens of a text random
     return backend
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #8156ffbd

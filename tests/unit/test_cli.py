@@ -56,7 +56,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     def create_tokenizer(*call) -> SimpleNamespace:
         found.append(call)
-        return SimpleNamespace(config=TokenizerConfig(), train=lambda: "report")
+        return SimpleNamespace(config=TokenizerConfig(shard=call[1].get("shard")), train=lambda: "report")
 
     monkeypatch.chdir(tmp_path)
     for name in ("tokenizer", "tokenized_dataset"):
@@ -231,10 +231,12 @@ def test_a_model_to_start_from_needs_no_architecture(calls: list):
     assert [call["model_config"] for call in calls[::2]] == [None, {"hidden_size": 768}]
 
 
-def test_tokenizer_arguments(calls: list):
-    "A boolean before the text does not swallow it."
+def test_tokenizer_arguments(calls: list, capsys: pytest.CaptureFixture):
+    "A boolean before the text does not swallow it; the folders that were written are printed."
     assert cli.main(["tokenizer", "--lowercase", "a.txt", "b.txt", "--shard", "0", "2"]) == 0
+    assert "dataset: tokenized_dataset.part-0-of-2\n" in capsys.readouterr().out
     assert cli.main(["tokenizer", "a.txt", "--tokenizer", "old"]) == 0
+    assert "dataset: ./tokenized_dataset\n" in capsys.readouterr().out
     assert calls == [(["a.txt", "b.txt"], {"lowercase": True, "shard": [0, 2]}, None), (["a.txt"], {}, "old")]
 
 

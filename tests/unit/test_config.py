@@ -7,6 +7,7 @@ import pytest
 
 from langmlm.config import SPECIAL_TOKENS, ConfigError, check_config, find_path_error, make_config
 from langmlm.model.roberta import ModelConfig
+from langmlm.tokens.processes import unfinished_folder
 from langmlm.tokens.tokenizer import TokenizerConfig
 from langmlm.train.config import TrainingConfig
 
@@ -139,6 +140,25 @@ def test_paths(path):
 def test_no_paths(path):
     "Strings that no file system takes, or that cannot be stored as JSON."
     assert find_path_error(path).startswith("must be a path")
+
+
+@pytest.mark.parametrize("name", ["path_to_save_tokenizer", "path_to_save_dataset"])
+def test_room_for_unfinished_work(name: str, tmp_path):
+    "Folders whose name leaves no room for what is added to it during the work are errors, not only at the end."
+    path = tmp_path / ("x" * 240) / ("ä" * 115)
+    unfinished_folder(Path(getattr(TokenizerConfig(**{name: path}), name)), "0" * 32).mkdir(parents=True)
+    for options in ({name: f"{path}x"}, {"path_to_save_dataset": path, "shard": (0, 2)}):
+        with pytest.raises(ConfigError, match="must be a path that ends in at most 230 bytes, .*, got "):
+            TokenizerConfig(**options)
+
+
+def test_dataset_folder():
+    "A part has a folder of its own, whatever the spelling of the path."
+    for path in ("a/b", "a/b/", Path("a/b")):
+        assert TokenizerConfig(path_to_save_dataset=path, shard=[1, 3]).dataset_folder == "a/b.part-1-of-3"
+    assert TokenizerConfig().dataset_folder == "./tokenized_dataset"
+    with pytest.raises(ConfigError, match="shard must be"):
+        TokenizerConfig(shard=[1])
 
 
 @pytest.mark.parametrize("kind", [TokenizerConfig, ModelConfig, TrainingConfig])

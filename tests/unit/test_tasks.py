@@ -87,6 +87,11 @@ def test_given_tokenizer(work: Path, report: dict, tmp_path: Path, caplog: pytes
     assert create_tokenizer("data.txt", {}, tokenizer="tokenizer").config.max_length == 32
     assert create_tokenizer("data.txt", {"max_length": 24}, tokenizer="tokenizer").config.max_length == 24
     assert create_tokenizer("data.txt", TokenizerConfig(max_length=20), tokenizer="tokenizer").config.max_length == 20
+    caplog.clear()
+    same = create_tokenizer("data.txt", TokenizerConfig(lowercase=True, vocab_size=300), tokenizer="tokenizer")
+    assert same.config.max_length == 32 and caplog.messages == [
+        "tokenizer='tokenizer' is used as it is, so these options have no effect: vocab_size, lowercase"
+    ]
     assert set(VOCABULARY_OPTIONS) <= {entry.name for entry in fields(TokenizerConfig)}
 
 

@@ -100,6 +100,13 @@ def test_mask_with_holes():
         TokenizedDataset(Dataset.from_dict(rows))
 
 
+def test_mask_of_other_lengths():
+    "Would shift the tokens of all later rows."
+    for ids, mask in (([[0, 5, 6, 2]] * 9, [[1, 1]] * 9), ([[0, 5], [6, 7, 2]], [[1, 1, 1], [1, 1]])):
+        with pytest.raises(ValueError, match="an attention_mask is not as long as its input_ids: tokenize"):
+            TokenizedDataset(Dataset.from_dict({"input_ids": ids, "attention_mask": mask}))
+
+
 @pytest.mark.parametrize(
     ("ids", "kind"),
     [
@@ -139,7 +146,7 @@ def test_ids_outside_of_the_vocabulary(layout: str):
 def test_negative_ids():
     "Before a tokenizer is known, too."
     dataset = TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 5, 2], [0, -1, 2]]}))
-    with pytest.raises(ValueError, match="tokenized_dataset is damaged: .*the id -1"):
+    with pytest.raises(ValueError, match="tokenized_dataset is damaged: the id -1 is below 0: "):
         token_counts(dataset)
     with pytest.raises(ValueError, match="the id -1"):
         check_tokenizer(dataset, Tokenizer(400))
@@ -169,7 +176,11 @@ def test_open_dataset(tmp_path: Path):
     DatasetDict(test=rows).save_to_disk(tmp_path / "test")
     Dataset.from_dict({"text": ["one"]}).save_to_disk(tmp_path / "text")
     Dataset.from_dict({"input_ids": [[]]}, features=rows.features).save_to_disk(tmp_path / "empty")
-    assert len(open_dataset(tmp_path / "plain")) == 300
+    no_rows = rows.select([])
+    no_rows.save_to_disk(tmp_path / "no rows")
+    DatasetDict(train=no_rows, validation=rows).save_to_disk(tmp_path / "no training")
+    DatasetDict(train=rows, validation=no_rows).save_to_disk(tmp_path / "no validation")
+    assert len(open_dataset(tmp_path / "plain")) == len(open_dataset(tmp_path / "no validation")) == 300
     assert open_dataset(str(tmp_path / "splits"), "validation")[0].tolist() == SEQUENCES[7]
     for folder, split, message in (
         ("nowhere", "train", "is not a dataset folder"),
@@ -177,6 +188,9 @@ def test_open_dataset(tmp_path: Path):
         ("plain", "validation", "tokenize with validation_fraction"),
         ("text", "train", "has no column 'input_ids', only"),
         ("empty", "train", "has no sequences"),
+        ("no rows", "train", "has no sequences in its split 'train'"),
+        ("no training", "train", "has no sequences in its split 'train'"),
+        ("no validation", "validation", "has no sequences in its split 'validation'"),
     ):
         with pytest.raises(ValueError, match=message):
             open_dataset(tmp_path / folder, split)
@@ -203,7 +217,7 @@ def test_splits_share_a_max_length(tmp_path: Path):
 class Tokenizer:
     "As much of a tokenizer as the check of a foreign dataset uses."
 
-    pad_token_id = 1
+    pad_token_id, all_special_ids = 1, [0, 1, 2, 3, 4]
 
     def __init__(self, size: int):
         self.size = size
@@ -220,6 +234,14 @@ def test_check_tokenizer():
     unmarked = Dataset.from_dict({"input_ids": pad(0)["input_ids"]})
     with pytest.raises(ValueError, match="is padded but has no column 'attention_mask'"):
         check_tokenizer(TokenizedDataset(unmarked), Tokenizer(400))
+
+
+def test_nothing_to_predict():
+    "A dataset of special tokens only is an error before the run."
+    for ids in ([[0, 2]] * 1_500, [[0, 4, 2]]):
+        with pytest.raises(ValueError, match="my_dataset has only special tokens, so there is nothing to predict: tokenize"):
+            check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": ids}), name="my_dataset"), Tokenizer(400))
+    check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 2]] * 1_500 + [[0, 5, 2]]})), Tokenizer(400))
 
 
 def test_unigram_entropy():

@@ -118,6 +118,21 @@ def test_saved_datasets(tmp_path: Path):
     assert saved.fingerprint() == open_corpus(dataset).fingerprint()
 
 
+@pytest.mark.parametrize("name", ["dataset_dict.json", "state.json"])
+@pytest.mark.parametrize("content", [[{"text": "Ohio"}], {"text": "Ohio"}, '{"text": "Ohio"}\n{"text": "Iowa"}', "{", ""])
+def test_files_with_names_of_saved_datasets(name: str, content: str | list | dict, tmp_path: Path):
+    "Are text like all others, and invalid ones are named."
+    (tmp_path / "a.txt").write_text("Maine")
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    if content in ("{", ""):
+        with pytest.raises(ValueError, match=name):
+            open_corpus(tmp_path)
+    else:
+        assert list(open_corpus(tmp_path))[:2] == ["Maine", "Ohio"]
+    Dataset.from_dict({"text": ["saved"]}).save_to_disk(tmp_path / "saved")
+    assert list(open_corpus(tmp_path / "saved")) == ["saved"]
+
+
 def test_hub_datasets():
     "`owner/name` is streamed from the Hub at its present commit, which is also its digest; files elsewhere are rejected."
     dataset = Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()

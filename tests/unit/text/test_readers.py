@@ -148,7 +148,7 @@ def test_rows():
         list(extract_texts([(4, 5)], "a.jsonl, line", ReadOptions(), counts))
     with pytest.raises(ValueError, match=r"no column 'text' \(set text_column\), only \['id', 'body'\]"):
         check_text_column(["id", "body"], "a.csv", "text")
-    with pytest.raises(ValueError, match="more than one"):
+    with pytest.raises(ValueError, match=r"more than one column 'text' \(set text_column\): \['text', 'text'\]$"):
         check_text_column(["text", "text"], "a.csv", "text")
 
 
@@ -265,6 +265,7 @@ def test_json_arrays():
     assert read(json.dumps(long_rows).encode(), "json") == [row["text"] for row in long_rows]
     assert read(b'[{"text": "fine", "score": NaN}]', "json") == ["fine"]
     fails("after row 3: the array has no end", array[:-1], "json")
+    fails("after row 3: a ']' has no '['", array + b"]", "json")
     fails("row 3: cannot parse JSON", array[:-9], "json")
     fails("row 1: a row must be an object", b'["text", "more"]', "json")
     fails("row 1: there is no column 'text' (set text_column), only ['data']", b'{"data": []}', "json")

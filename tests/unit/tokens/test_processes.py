@@ -100,6 +100,9 @@ def test_work_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert "will be replaced" not in caplog.text
     target.mkdir()
     with work_folder(target, "c" * 32, "dataset", "option"):
+        assert "will be replaced" not in caplog.text  # An empty folder is nothing to keep
+    write_manifest(target, "dataset", {})
+    with work_folder(target, "c" * 32, "dataset", "option"):
         assert f"{target} is of other text or options and will be replaced" in caplog.text
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="option=.* cannot be created: .*file. is a file"):

@@ -1,5 +1,6 @@
 "With many files, each machine reads only its own ones, and the joined dataset is that of a single machine."
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -101,4 +102,23 @@ def test_parts_of_other_files(texts: Path, data, config: TokenizerConfig, tmp_pa
     write_dataset(open_corpus(folder), tokenizer, replace(config, shard=(1, 2)), CHARACTERS)
     with pytest.raises(ValueError, match="differ in source"):
         join_dataset(sorted(tmp_path.glob("dataset.part-*")), tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_parts_given_twice(texts: Path, data, config: TokenizerConfig, tmp_path: Path):
+    "A part that is given again, or a copy of it, would repeat its documents; one read in another way is of other text."
+    tokenizer, corpus = load_tokenizer(data["tokenizer"]), open_corpus(texts)
+    for part in range(2):
+        write_dataset(corpus, tokenizer, replace(config, shard=(part, 2)), CHARACTERS)
+    first, second = sorted(tmp_path.glob("dataset.part-*"))
+    copy = shutil.copytree(first, tmp_path / "copy")
+    for again in (first, str(first), copy):
+        with pytest.raises(ValueError, match=rf"folders: shard=\(0, 2\) is given twice, as '{first}' and '{again}'"):
+            join_dataset([first, again, second], tmp_path / "dataset")
+    with pytest.raises(ValueError, match="folders must be a list of folders, got 'js'"):
+        join_dataset("js", tmp_path / "dataset")
+    options = {"document": "blank-line", "encoding_errors": "skip"}
+    write_dataset(open_corpus(texts, **options), tokenizer, replace(config, shard=(1, 2), path_to_save_dataset=copy), CHARACTERS)
+    with pytest.raises(ValueError, match="differ in document, encoding_errors$"):
+        join_dataset([first, tmp_path / "copy.part-1-of-2"], tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()

@@ -1,5 +1,6 @@
 "Options, training, saving, loading and reuse of tokenizers."
 
+import copy
 import json
 from dataclasses import fields, replace
 from itertools import islice
@@ -15,6 +16,7 @@ from langmlm.config import _TOKENIZER_RULES, ConfigError, check_config
 from langmlm.disk import find_damage, is_intact, read_manifest
 from langmlm.text.corpus import TextError, docstrings, open_corpus
 from langmlm.tokens import tokenizer as module
+from langmlm.tokens.encode import Encoder
 from langmlm.tokens.tokenizer import (
     SPECIAL_TOKENS,
     VOCABULARY_OPTIONS,
@@ -208,6 +210,16 @@ def test_fingerprint(documents: list[str], tokenizer, tmp_path: Path):
     assert fingerprint_tokenizer(again) == fingerprint_tokenizer(tokenizer)
     with pytest.raises(AttributeError, match="backend_tokenizer"):
         copy_backend("tokenizer")
+
+
+def test_dropout_of_merges(documents: list[str], tokenizer):
+    "It is turned off where text is encoded, since a dataset would be random, and stays in the tokenizer itself."
+    random = copy.deepcopy(tokenizer)
+    random.backend_tokenizer.model.dropout = 0.5
+    encode = Encoder(random)
+    assert all((encode(documents[:50])[0] == Encoder(tokenizer)(documents[:50])[0]).all() for _ in range(2))
+    assert random.backend_tokenizer.model.dropout == 0.5
+    assert fingerprint_tokenizer(random) == fingerprint_tokenizer(tokenizer)
 
 
 CHANGES = {
