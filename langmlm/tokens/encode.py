@@ -140,7 +140,7 @@ def _can_split_at_spaces(backend: Tokenizer) -> bool:
     "Return whether splitting between words is certain to leave all tokens as they are."
     words, added = backend.pre_tokenizer, backend.get_added_tokens_decoder().values()
     plain = isinstance(words, ByteLevel) and words.use_regex and backend.normalizer is None
-    return plain and not any(" " in token.content for token in added if not token.special)
+    return plain and not any(" " in token.content or token.rstrip for token in added if not token.special)
 
 # %% ../../nbs/tokens/02_encode.ipynb #92a854ca
 def find_unknown_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

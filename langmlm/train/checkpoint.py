@@ -252,7 +252,7 @@ def _find_damaged_weights(folder: Path) -> list[str]:
     return [problem for problem in damage if problem.startswith("model") and ".safetensors" in problem]
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
-_NEW_RUN = "resume='weights' starts a new run with its weights"
+_NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
 
 
 def find_starting_point(

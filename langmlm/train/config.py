@@ -310,7 +310,7 @@ def plan_batches(
         packing_ratio=packing_ratio,
     )
     if config.count_warmup_steps(plan.total_steps) > plan.total_steps:
-        found = f"warmup_steps={config.warmup_steps} is more than the {plan.total_steps} steps of the run"
+        found = f"warmup_steps={config.warmup_steps} is more than the steps of the run, {plan.total_steps}"
         raise ConfigError("training_config", [f"{found}: lower it, or set warmup_ratio instead"])
     return plan
 

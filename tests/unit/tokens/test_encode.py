@@ -1,10 +1,11 @@
 "Encoding on several threads, split points, sequences, and their files."
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -158,6 +159,15 @@ def test_added_tokens_with_a_space_prevent_splitting(tokenizer):
     with_space = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     with_space.add_tokens(["New York"])
     assert module._can_split_at_spaces(tokenizer.backend_tokenizer) and not module._can_split_at_spaces(with_space)
+
+
+def test_added_tokens_that_take_the_space_behind_them(tokenizer):
+    "A long document has the tokens that the tokenizer itself gives it."
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("message", rstrip=True, normalized=False)])
+    text = "the message broker " * 900
+    ids, lengths = Encoder(tokenizer)([text])
+    assert ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"] and lengths.sum() == len(ids)
 
 
 def test_map_in_order():

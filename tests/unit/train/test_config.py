@@ -185,7 +185,7 @@ def test_warmup_longer_than_the_run(schedule: str):
         assert long.count_warmup_steps(total) == 0
         plan_batches(DATASET, long)
         return
-    with pytest.raises(ConfigError, match=rf"warmup_steps={total + 1} is more than the {total} steps of the run"):
+    with pytest.raises(ConfigError, match=rf"warmup_steps={total + 1} is more than the steps of the run, {total}"):
         plan_batches(DATASET, long)
 
 
