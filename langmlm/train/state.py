@@ -152,7 +152,7 @@ def restore_state(
         raise ValueError(
             "the checkpoint was saved by a run with other settings:\n"
             + "\n".join(f"- {difference}" for difference in differences)
-            + "\nMake them equal to resume it, or pass resume='weights' to create_mlm or `langmlm train` to start a new run with its weights."
+            + "\nMake them equal to resume it, or pass resume='weights' to start a new run with its weights."
         )
     if step > plan.total_steps:
         raise ValueError(
