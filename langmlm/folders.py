@@ -29,20 +29,23 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_model(name: str) -> str:
-    "Return the final model of a run, or its newest checkpoint if that has other weights; the name itself if it is no run."
+    "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is no run."
     final, checkpoints = Path(name, "final_model"), _list_checkpoints(Path(name))
-    if not checkpoints or final.is_dir() and _weights(final) == _weights(checkpoints[-1]):
+    if not checkpoints or final.is_dir() and not _is_newer(checkpoints[-1], final):
         return str(final) if final.is_dir() else name
     if final.is_dir():
         logger.warning("%s is older than %s, which is used", final, checkpoints[-1].name)
     return str(checkpoints[-1])
 
 
-def _weights(folder: Path) -> Any:
-    "Return the digest of the weights, as the manifest of a model or checkpoint has it."
-    from langmlm.disk import read_manifest
+def _is_newer(checkpoint: Path, final: Path) -> bool:
+    "Return whether a checkpoint was written after a final model, with other weights."
+    from langmlm.disk import MANIFEST, read_manifest
 
-    return ((read_manifest(folder) or {"files": {}})["files"]).get("model.safetensors")
+    with suppress(OSError, ValueError, TypeError):  # A manifest is missing or damaged
+        ours, theirs = (read_manifest(folder)["files"].get("model.safetensors") for folder in (checkpoint, final))
+        return ours != theirs and (checkpoint / MANIFEST).stat().st_mtime_ns > (final / MANIFEST).stat().st_mtime_ns
+    return False
 
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
