@@ -87,7 +87,8 @@ def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> lis
     for word in words:
         found = [split(form) for form in (f" {word}", word)] if isinstance(word, str) else [[]]
         normal = backend.normalizer.normalize_str(word) if backend.normalizer and any(found) else word
-        if not all(len(form) == 1 for form in found) or backend.decoder.decode(found[0]).strip() != normal.strip(" ▁") or not normal.strip():
+        is_single = all(len(form) == 1 for form in found) and normal.strip()
+        if not is_single or backend.decoder.decode(found[0]).strip() != normal.strip(" ▁"):
             errors.append(f"{show_value(word)} is not one word to this tokenizer: leave it out, or give its parts")
         units += [form[0] for form in found if len(form) == 1]
     if errors:
