@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
 from hashlib import file_digest
 from os import PathLike
 from pathlib import Path
@@ -168,6 +169,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def find_damage(
     folder: Path,
     digests: bool = True,  # False: compare sizes only, without reading the files
+    pattern: str = "*",  # Which of its files to compare, as for `fnmatch`
 ) -> list[str]:  # One sentence per difference; empty for an intact folder
     "Compare a folder with its manifest."
     folder = Path(os.path.realpath(folder))
@@ -177,8 +179,8 @@ def find_damage(
         return [str(error)]
     if manifest is None:
         return [f"{MANIFEST} is missing"]
-    damage = (_find_file_damage(folder, name, entry, digests) for name, entry in manifest["files"].items())
-    return [*filter(None, damage)]
+    files = {name: entry for name, entry in manifest["files"].items() if fnmatchcase(name, pattern)}
+    return [*filter(None, (_find_file_damage(folder, name, entry, digests) for name, entry in files.items()))]
 
 
 def is_intact(folder: Path) -> bool:

@@ -359,8 +359,9 @@ def create_mlm(
             return MLMTask(build_model(shape, trial.seed), loaded, dataset, trial, mask=mask)
 
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
-    shape = model.config if model else complete_config(architecture, loaded, dataset.max_length)  # Planning may change it
-    model = model or new_model(shape, architecture.initialization, config.seed, loaded, dataset)
+    if model is None:  # Planning may have changed the architecture
+        shape = complete_config(architecture, loaded, dataset.max_length)
+        model = new_model(shape, architecture.initialization, config.seed, loaded, dataset)
     named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     paths = {name: absolute_path(path) for name, path in named.items()}
     return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, architecture.initialization)

@@ -12,7 +12,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from os import PathLike
@@ -248,8 +248,10 @@ def _has_model_manifest(folder: Path) -> bool:
 
 def _find_damaged_weights(folder: Path) -> list[str]:
     "Compare the weights of a model or checkpoint with its manifest, if it has one; other files may have been edited."
-    damage = find_damage(folder) if (folder / MANIFEST).is_file() else []
-    return [problem for problem in damage if problem.startswith("model") and ".safetensors" in problem]
+    with suppress(ValueError, OSError):  # A damaged manifest says nothing about the weights
+        if read_manifest(folder):
+            return find_damage(folder, pattern="model*.safetensors")
+    return []
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
