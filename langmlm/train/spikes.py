@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ..disk import is_intact
-from ..model.roberta import build_model
 from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
 from .launch import fail_together
@@ -132,7 +130,7 @@ def handle_loss_spike(
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
     config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
     checkpoints: Sequence[Path],  # Those that a rollback may use, as the main process sees them
-    initial_model: Callable[[], PreTrainedModel] | None = None,  # Creates the weights of a new run; None: random ones
+    initial_model: Callable[[], PreTrainedModel],  # Creates the weights that the run started with
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
     "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` where nothing helps."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
@@ -143,7 +141,7 @@ def handle_loss_spike(
         to_step, is_last = checkpoint_step(stable) if stable else 0, state.rollbacks >= config.max_rollbacks
         with fail_together():  # The disk of another machine may lack the checkpoint
             if not is_last:  # Before a checkpoint is renamed: what fails here can be resumed
-                _restore_weights(model, optimizer, stable, source, initial_model or partial(build_model, model.config, config.seed))
+                _restore_weights(model, optimizer, stable, source, initial_model)
         if accelerator.is_main_process:
             set_aside_newer(config.run_folder, to_step)
         accelerator.wait_for_everyone()

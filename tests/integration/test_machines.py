@@ -32,7 +32,7 @@ task = tasks.create_mlm("tokenizer", "dataset", **start, training_config=setting
 if sys.argv[2:]:
     task.train(stop_at_step=4)
     spike, checkpoints = LossSpike(4, "the loss is high"), task.run_folder.rollback_checkpoints(task.state)
-    handle_loss_spike(spike, task.model, task.optimizer, task.accelerator, task.state, task.config, checkpoints)
+    handle_loss_spike(spike, task.model, task.optimizer, task.accelerator, task.state, task.config, checkpoints, None)
 task.train()
 """
 

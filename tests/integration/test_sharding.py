@@ -107,7 +107,7 @@ assert len(table) == 2
 saved = {name: weight.full_tensor().clone() for name, weight in task.model.named_parameters()}
 task.train(stop_at_step=6)
 spike, checkpoints = LossSpike(4, "the loss is high"), task.run_folder.rollback_checkpoints(task.state)
-event = handle_loss_spike(spike, task.model, task.optimizer, task.accelerator, task.state, task.config, checkpoints)
+event = handle_loss_spike(spike, task.model, task.optimizer, task.accelerator, task.state, task.config, checkpoints, None)
 assert event["rollback"]["to_step"] == 4, event
 for name, weight in task.model.named_parameters():
     assert weight.full_tensor().equal(saved[name]), "a rollback must restore the weights"

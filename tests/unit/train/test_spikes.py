@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from langmlm import tasks
+from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
 from langmlm.train.config import TrainingConfig
@@ -350,7 +352,9 @@ def save_at(run: tasks.MLMTask, *steps: int) -> None:
 def handle(run: tasks.MLMTask, spike: LossSpike) -> dict:
     "Handle a spike as the training loop does."
     checkpoints = run.run_folder.rollback_checkpoints(run.state)
-    return handle_loss_spike(spike, run.model, run.optimizer, run.accelerator, run.state, run.config, checkpoints)
+    initial_model = partial(build_model, run.model.config, run.config.seed)
+    parts = (run.model, run.optimizer, run.accelerator, run.state, run.config)
+    return handle_loss_spike(spike, *parts, checkpoints, initial_model)
 
 
 def weights(run: tasks.MLMTask) -> dict[str, torch.Tensor]:
