@@ -24,8 +24,12 @@ logger = logging.getLogger(__name__)
 
 def _list_checkpoints(folder: Path) -> list[Path]:
     "List the checkpoints of a run like `langmlm.train.checkpoint`, which imports PyTorch."
+    from langmlm.disk import MANIFEST
+
     numbers = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
-    return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+    found = sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+    is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in found)
+    return [] if is_model else found  # The Trainer of transformers saves checkpoints beside its model
 
 
 def find_model(name: str) -> str:

@@ -126,7 +126,8 @@ def newest_checkpoint(
         if not damage:
             return folder
         logger.warning("skipping %s, which is damaged: %s", folder, "; ".join(damage))
-    raise ValueError(f"checkpoint_path={str(run_folder)!r} has no intact checkpoint")
+    remedy = "to start from one that another tool has saved, name its folder"
+    raise ValueError(f"checkpoint_path={str(run_folder)!r} has no intact checkpoint of langmlm; {remedy}")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
 _SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
@@ -269,7 +270,9 @@ def find_starting_point(
             raise ValueError("resume='full' needs a checkpoint_path to resume from")
         return StartingPoint()
     folder = Path(checkpoint_path)
-    is_run = bool(list_checkpoints(folder))
+    checkpoints = list_checkpoints(folder)
+    is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in checkpoints)
+    is_run = bool(checkpoints) and not is_model  # The Trainer of transformers saves checkpoints beside its model
     folder = newest_checkpoint(folder) if is_run else folder
     if not (folder / "config.json").is_file() and (folder / "final_model").is_dir():  # A run with save_strategy="no"
         folder /= "final_model"

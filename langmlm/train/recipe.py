@@ -61,7 +61,7 @@ def recipe_options(
     dataset: TokenizedDataset,  # Only `lengths`, `tokens` and `max_length` are used
     num_processes: int = 1,  # That share each optimizer step
     max_steps: int | None = None,  # Length of the run, if it was planned for `budget_minutes`; None: as configured
-    is_new: bool = True,  # False: the model has been trained before, so optimizer and learning rate stay as configured
+    is_new: bool = True,  # False: the model exists, so that its options, the optimizer and the learning rate stay
 ) -> tuple[dict, dict]:  # Options of `TrainingConfig` and of `ModelConfig`
     "Choose options for the model, the corpus and the length of the run."
     steps = max_steps or (config.max_steps if config.max_steps > 0 else None)
@@ -76,7 +76,7 @@ def recipe_options(
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
         model |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return training, model
+    return training, model if is_new else {}
 
 
 def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDataset) -> dict[str, int]:
@@ -141,6 +141,9 @@ def plan_run(
     is_new: bool = True,  # Whether the model is to be created; False: further pretraining
 ) -> tuple[TrainingConfig, ModelConfig]:
     "Choose the options of a run; they are logged."
+    if not is_new and "learning_rate" not in config.given:
+        advice = "a model that has been trained before usually needs 1e-5 to 1e-4"
+        logger.warning("learning_rate=%g is the default for new models: %s", config.learning_rate, advice)
     original, automatic = config, config.per_device_train_batch_size == "auto"
     if config.recipe is None and config.budget_minutes is None and not automatic:
         return config, architecture

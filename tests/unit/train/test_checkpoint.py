@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMas
 import langmlm
 from langmlm import tasks
 from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
-from langmlm.folders import find_model
+from langmlm.folders import describe_folder, find_model
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train import optim as train_optim
@@ -354,7 +354,7 @@ def test_newest(folder: Path, caplog: pytest.LogCaptureFixture):
     for step in (3, 6):
         (folder / f"checkpoint-{step}" / MANIFEST).unlink()
     for path in (folder, folder / "final_model"):
-        with pytest.raises(ValueError, match="has no intact checkpoint"):
+        with pytest.raises(ValueError, match="has no intact checkpoint of langmlm"):
             newest_checkpoint(path)
 
 
@@ -678,7 +678,7 @@ def test_damaged_checkpoints_of_a_run(folder: Path):
     assert Path(find_starting_point(folder, "weights").weights).name == "checkpoint-6"
     for name in ("checkpoint-3", "checkpoint-6"):
         (folder / name / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="has no intact checkpoint"):
+    with pytest.raises(ValueError, match="has no intact checkpoint of langmlm"):
         find_starting_point(folder)
 
 
@@ -702,6 +702,28 @@ def test_a_run_without_checkpoints_has_a_final_model(folder: Path):
     assert find_starting_point(folder).weights == str(folder / "final_model")
     with pytest.raises(ValueError, match="final_model' is not a checkpoint of langmlm and cannot be resumed"):
         find_starting_point(folder, "full")
+
+
+def test_output_folder_of_the_trainer(folder: Path):
+    "Its model is used; the checkpoints beside it are not ours, so they are neither resumed nor called damaged."
+    trained = folder / "trained"
+    shutil.copytree(folder / "final_model", trained)
+    for step in (4, 8):
+        shutil.copytree(folder / "final_model", trained / f"checkpoint-{step}")
+        (trained / f"checkpoint-{step}" / TRAINER_STATE).write_text('{"global_step": 8}', encoding="utf-8")
+    for path in trained.rglob(MANIFEST):
+        path.unlink()
+    assert find_model(str(trained)) == str(trained)
+    lines, damage = describe_folder(trained)
+    assert "model without a manifest" in lines[0] and damage == []
+    for resume in ("auto", "weights"):
+        assert find_starting_point(trained, resume) == StartingPoint(str(trained))
+    with pytest.raises(ValueError, match="trained' is not a checkpoint of langmlm and cannot be resumed"):
+        find_starting_point(trained, "full")
+    assert find_starting_point(trained / "checkpoint-8") == StartingPoint(str(trained / "checkpoint-8"))
+    (trained / "config.json").unlink()  # The Trainer was killed
+    with pytest.raises(ValueError, match="to start from one that another tool has saved, name its folder"):
+        find_starting_point(trained)
 
 
 def test_an_outdated_final_model_is_not_used(folder: Path, caplog: pytest.LogCaptureFixture):

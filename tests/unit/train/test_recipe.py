@@ -102,15 +102,30 @@ def test_resumed_run_keeps_what_was_chosen(data, tmp_path: Path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_existing_model_keeps_its_weights(data, tmp_path: Path):
-    "A recipe for further pretraining chooses the options of the run only."
+def test_existing_model_keeps_its_weights(data, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "A recipe for further pretraining chooses the options of the run only, and the log names no others."
     first = {"max_steps": 2, "output_dir": tmp_path / "first", "bf16": False, "per_device_train_batch_size": 4}
     tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=first).train()
     second = RECIPE | {"output_dir": tmp_path / "second"}
-    task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "first" / "final_model", training_config=second)
+    with caplog.at_level(logging.INFO, "langmlm.train.recipe"):
+        task = tasks.create_mlm(**data, checkpoint_path=tmp_path / "first" / "final_model", training_config=second)
+    assert not any(name in caplog.text for name in ("initialization", "dropout"))
+    assert "learning_rate=0.0002 is the default for new models" in caplog.text
     assert task.config.mlm_probability == 0.3 and task.model.config.hidden_dropout_prob == 0.1
     assert not task.model.lm_head.decoder.bias.std() > 0.1
     assert (task.config.learning_rate, task.config.optim) == (2e-4, "adamw_torch_fused")
+
+
+@pytest.mark.parametrize("recipe", [None, "efficient"])
+def test_existing_model_with_the_default_learning_rate(data, tmp_path: Path, recipe: str | None, caplog: pytest.LogCaptureFixture):
+    "A warning, unless the rate was given; a resumed run keeps what it has."
+    run = {"max_steps": 2, "output_dir": tmp_path / "first", "bf16": False, "save_steps": 1, "recipe": recipe}
+    tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=run).train()
+    for name, options, warns in (("final_model", {}, True), ("final_model", {"learning_rate": 2e-4}, False), ("", {}, False)):
+        caplog.clear()
+        given = options if not name else options | {"recipe": recipe, "output_dir": tmp_path / "second"}
+        tasks.create_mlm(**data, checkpoint_path=tmp_path / "first" / name, training_config=given)
+        assert ("is the default for new models: a model that" in caplog.text) is warns
 
 
 @pytest.mark.parametrize("recipe", [None, "efficient"])
