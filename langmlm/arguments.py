@@ -247,7 +247,13 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
 # %% ../nbs/arguments.ipynb #29ee172e
 def list_options(run_folder: Path) -> list[Path]:
     "List the files with options in the folder of a run, oldest first."
-    return sorted(run_folder.glob("options*.yaml"), key=lambda file: (len(file.name), file.name))
+    return sorted(filter(_file_number, run_folder.glob("options*.yaml")), key=_file_number)
+
+
+def _file_number(file: Path) -> int:
+    "Return the number in the name of a file with options, 1 if it has none, and 0 if the file is another one."
+    match = re.fullmatch(r"options(?:-([0-9]+))?\.yaml", file.name)
+    return int(match[1] or 1) if match else 0
 
 
 def save_options(run_folder: Path, call: dict[str, Any]) -> Path:
@@ -260,7 +266,7 @@ def save_options(run_folder: Path, call: dict[str, Any]) -> Path:
     if saved and saved[-1].read_text(encoding="utf-8") == text:
         return saved[-1]
     run_folder.mkdir(parents=True, exist_ok=True)
-    file = run_folder / (f"options-{len(saved) + 1}.yaml" if saved else "options.yaml")
+    file = run_folder / (f"options-{_file_number(saved[-1]) + 1}.yaml" if saved else "options.yaml")
     with open(file, "x", encoding="utf-8") as stream:
         stream.write(text)
     return file

@@ -58,9 +58,13 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
     else:
-        present = [entry.name for entry in fields(ModelConfig) if hasattr(task.model.config, entry.name)]
-        model = {name: getattr(task.model.config, name) for name in present}
-        rest = {"model_config": (call.get("model_config") or {}) | model}  # The given one has the initialization
+        from langmlm.model.modernbert import modernbert_names
+
+        config, options = task.model.config, [entry.name for entry in fields(ModelConfig)]
+        is_modern = config.model_type == "modernbert"
+        names = {name: (modernbert_names(name) if is_modern else [name])[:1] for name in options}
+        model = {option: getattr(config, name) for option, found in names.items() for name in found if hasattr(config, name)}
+        rest = {"model_config": model | {"initialization": task.state.initialization}}
     absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
     return absolute | rest | {"training_config": training}
 
@@ -81,11 +85,29 @@ def _create(call: dict[str, Any]) -> Any:
         raise
 
 
+def _run_in_processes(task: Any, function: Callable, *arguments: Any) -> bool:
+    "Call a function again in a process per device if `n_gpus` asks for several; return whether it does."
+    from langmlm.train.launch import launch_processes
+
+    if hasattr(task, "accelerator"):  # The run is in this process
+        return False
+    launch_processes(_call_in_process, (function, *arguments), task.config.n_gpus)
+    return True
+
+
+def _call_in_process(function: Callable, *arguments: Any) -> None:
+    "Call a function in a process that was started for it."
+    with _show_progress():
+        function(*arguments)
+
+
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
     from langmlm.disk import lock_folder
 
     task = _create(call)
+    if _run_in_processes(task, _start, call, stop_at_step):
+        return
     folder, is_main = task.config.run_folder, task.accelerator.is_main_process
     if is_main:
         lock = lock_folder(folder, "output_dir")  # Raises an error if another run uses the folder
@@ -163,10 +185,18 @@ def _bench(
 ) -> None:
     "Measure speed and memory of a run, without starting it."
     call = _collect_call(tokenizer, tokenized_dataset, model_config, training_config, checkpoint_path)
-    task = _create(call | {"resume": "auto" if checkpoint_path is None else "weights"})
-    size, estimate = task.arithmetic(), task.estimate(steps)
+    _measure(call | {"resume": "auto" if checkpoint_path is None else "weights"}, steps)
+
+
+def _measure(call: dict[str, Any], steps: int) -> None:
+    "Print the size, the memory and the speed of a run."
+    task = _create(call)
+    if _run_in_processes(task, _measure, call, steps):
+        return
+    size, estimate, memory = task.arithmetic(), task.estimate(steps), task.memory()
     speed = size.tokens_per_step / estimate.seconds_per_step
-    print(size.size(), str(task.memory()), f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
+    if task.accelerator.is_main_process:
+        print(size.size(), memory, f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
 
 # %% ../nbs/cli.ipynb #533e3c44
 def _fill_mask(
@@ -316,7 +346,7 @@ def _describe_error(error: Exception) -> list[str]:
     if isinstance(error, OSError) and error.strerror:
         return [": ".join(str(part) for part in (error.filename, error.strerror) if part)]
     text = " ".join(str(error).replace(":\n- ", ": ").replace("\n- ", "; ").split())
-    is_expected = isinstance(error, ValueError | OSError | RuntimeError) and text
+    is_expected = isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | ImportError) and text
     return [text if is_expected else f"{type(error).__name__}: {text} (--debug shows the traceback)"]
 
 # %% ../nbs/cli.ipynb #5c8f50bb

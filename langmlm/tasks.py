@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import ConfigError, make_config
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
@@ -347,9 +347,9 @@ def create_mlm(
         _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
-        model = None if start.weights is None else _load_matching(start.weights, loaded, dataset, model_config)
-        shape = model.config if model else complete_config(architecture, loaded, dataset.max_length)
-        _check_validation_lengths(start, shape, loaded, validation)
+        longest = max(dataset.max_length, int(validation.lengths.max()) if validation else 0)
+        model = None if start.weights is None else _load_matching(start.weights, loaded, longest, model_config)
+        shape = model.config if model else complete_config(architecture, loaded, longest)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
     if count_processes(config) > 1:
@@ -360,7 +360,7 @@ def create_mlm(
 
         config, architecture = plan_run(config, architecture, shape, dataset, make_trial, is_new=model is None)
     if model is None:  # Planning may have changed the architecture
-        shape = complete_config(architecture, loaded, dataset.max_length)
+        shape = complete_config(architecture, loaded, longest)
         model = new_model(shape, architecture.initialization, config.seed, loaded, dataset)
     named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     paths = {name: absolute_path(path) for name, path in named.items()}
@@ -376,15 +376,6 @@ def _open_splits(
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, tokenizer)
     return dataset, validation
-
-
-def _check_validation_lengths(
-    start: StartingPoint, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, validation: TokenizedDataset | None
-) -> None:
-    "Raise an error if the model has too few positions for a sequence of the validation split."
-    if validation and (errors := find_mismatches(config, tokenizer, int(validation.lengths.max()))):
-        name = "model_config" if start.weights is None else f"checkpoint_path={start.weights!r}"
-        raise ConfigError(name, [f"for the split 'validation', {error}" for error in errors])
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:
@@ -406,11 +397,16 @@ def _make_configs(model_config: dict | ModelConfig | None, training_config: dict
 
 def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoint) -> dict | TrainingConfig | None:
     "Let a resumed run keep its options and its folder, except for what is given now."
-    if start.trainer_state is None or not isinstance(given, dict | None):
+    if start.trainer_state is None or not isinstance(given, dict | TrainingConfig | None):
         return given
+    if isinstance(given, TrainingConfig):
+        given = {name: getattr(given, name) for name in given.given}
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
+    for name, other, unset in (("num_train_epochs", "max_steps", -1), ("warmup_ratio", "warmup_steps", 0)):
+        if given.get(name, saved.get(name)) != saved.get(name):
+            saved[other] = unset  # It would win over what is given now
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     decided = ["recipe", "budget_minutes"]  # When the run began
@@ -422,11 +418,11 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
 
 # %% ../nbs/tasks.ipynb #f3365fa3
 def _load_matching(
-    name: str, tokenizer: PreTrainedTokenizerBase, dataset: TokenizedDataset, model_config: dict | ModelConfig | None
+    name: str, tokenizer: PreTrainedTokenizerBase, longest: int, model_config: dict | ModelConfig | None
 ) -> PreTrainedModel:
-    "Load a model; it must match the tokenizer, the dataset and, where it is given, the `model_config`."
+    "Load a model; it must match the tokenizer, the longest sequence and, where it is given, the `model_config`."
     model = load_model(name)
-    errors = find_mismatches(model.config, tokenizer, dataset.max_length)
+    errors = find_mismatches(model.config, tokenizer, longest)
     given = model_config or {}
     if isinstance(model_config, ModelConfig):  # Its defaults are those of RoBERTa, which other models do not have
         given = {name: getattr(model_config, name) for name in model_config.given}

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .batching import BatchPlan, FlatBatch, make_flat_batch, pack_sequences
 from .dataset import TokenizedDataset
-from .masking import BatchSizes, MaskedBatch, MaskingRules, check_words, mask_batch, pad_batch
+from .masking import IGNORE_INDEX, BatchSizes, MaskedBatch, MaskingRules, check_words, mask_batch, pad_batch
 from ..tokens.encode import token_bytes
 
 # %% ../../nbs/data/04_loader.ipynb #581c8a86
@@ -104,7 +104,7 @@ class BatchLoader:
             batches,
             tokens=int(self.dataset.lengths[np.concatenate(rows)].sum()),
             lengths=np.concatenate(lengths),
-            predictions=sum(len(batch.labels) for batch in masked),
+            predictions=sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in masked),
             computed_tokens=sum(len(batch.input_ids) for _, batch in batches),
         )
 

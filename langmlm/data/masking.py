@@ -84,9 +84,11 @@ def mask_batch(
     sequence = np.repeat(random_bits(rules.seed, epoch, batch.rows), lengths)  # Seed, epoch and sequence in one key
     position = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
     probability = np.asarray(rules.mlm_probability)
-    chosen = random_uniform(sequence, position, _CHOICE) < (probability[ids] if probability.ndim else probability)
+    drawn, decisive = random_uniform(sequence, position, _CHOICE), ids
     if rules.word_start is not None:  # The first token of a word decides for all of them
-        chosen = chosen[_first_of_word(ids, position, rules.word_start)]
+        first = _first_of_word(ids, position, rules.word_start)
+        drawn, decisive = drawn[first], ids[np.minimum(first + rules.special[ids[first]], len(ids) - 1)]
+    chosen = drawn < (probability[decisive] if probability.ndim else probability)
     masked = np.flatnonzero(chosen & ~rules.special[ids])
     keys, labels, ordinary = (sequence[masked], position[masked]), ids[masked], np.flatnonzero(~rules.special)
     treatment = random_uniform(*keys, _TREATMENT)

@@ -135,12 +135,12 @@ class _BatchTokenizer:
         reads = np.array(batch.reads or [1] * len(batch.documents)) * ~validation, validation.astype(np.int64)
         splits, narrow = zip(_SPLITS, reads), ids.astype(self.dtype)
         sequences = {name: (int(times.sum()), *self.split(narrow, lengths, times=times)) for name, times in splits}
-        return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences, sum(reads)))
+        return _Tokenized(sequences, hashes, self._count(batch, ids, lengths, sequences, reads))
 
     def _count(
-        self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict, reads: np.ndarray
+        self, batch: _Batch, ids: np.ndarray, lengths: np.ndarray, sequences: dict, reads: tuple[np.ndarray, ...]
     ) -> dict[str, Any]:
-        "Count what is in a batch."
+        "Count what is in a batch; `reads`: how often each split has each document."
         occurrences = np.bincount(ids, minlength=len(self.tokenizer))
         used, unknown = occurrences > 0, int(occurrences[self.unknown].sum())
         longest = self.vocabulary[(self.token_sizes * used).argmax()] if len(ids) else b""
@@ -148,10 +148,10 @@ class _BatchTokenizer:
         long = lengths > self.capacity
         rows = sum(len(of_split) for _, _, of_split in sequences.values())
         counts = {"documents": len(lengths), "bytes": size, "words": words, "tokens": int(lengths.sum()), "unknown": unknown}
-        counts |= {"long_documents": int(long.sum()), "pieces": rows - int(reads[~long & (lengths > 0)].sum())}
+        counts |= {"long_documents": int(long.sum()), "pieces": rows - int(sum(reads)[~long & (lengths > 0)].sum())}
         counts |= {"lengths": count_lengths(lengths), "used": pack_bits(used), "unusual": unusual}
         counts |= {"longest_token": longest.decode(errors="replace")}
-        sources, both = np.array(batch.sources), (lengths, lengths * reads)
+        sources, both = np.array(batch.sources), (lengths, lengths * reads[0])
         per_source = {name: [int(sizes[sources == name].sum()) for sizes in both] for name in sorted({*batch.sources})}
         return counts | {"duplicates": 0, "dropped": 0, "skipped": {}, "sources": per_source}
 

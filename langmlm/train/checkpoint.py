@@ -239,20 +239,16 @@ class StartingPoint:
     trainer_state: dict | None = None  # Content of `trainer_state.json` to resume from; None: a new run
 
 # %% ../../nbs/train/05_checkpoint.ipynb #8b21d0c7
-def _has_model_manifest(folder: Path) -> bool:
-    "Return whether a folder is a final model rather than a checkpoint."
-    try:
-        return (read_manifest(folder) or {}).get("kind") == "model"
-    except (ValueError, OSError):
-        return False
+def _manifest_kind(folder: Path) -> str | None:
+    "Return what a folder is by its manifest; None: that is missing or damaged."
+    with suppress(ValueError, OSError):
+        return (read_manifest(folder) or {}).get("kind")
+    return None
 
 
-def _find_damaged_weights(folder: Path) -> list[str]:
-    "Compare the weights of a model or checkpoint with its manifest, if it has one; other files may have been edited."
-    with suppress(ValueError, OSError):  # A damaged manifest says nothing about the weights
-        if read_manifest(folder):
-            return find_damage(folder, pattern="model*.safetensors")
-    return []
+def _is_newer(folder: Path, other: Path) -> bool:
+    "Return whether a model or a checkpoint is intact and was written after another one."
+    return is_intact(folder) and (folder / MANIFEST).stat().st_mtime_ns > (other / MANIFEST).stat().st_mtime_ns
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
@@ -273,12 +269,15 @@ def find_starting_point(
     checkpoints = list_checkpoints(folder)
     is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in checkpoints)
     is_run = bool(checkpoints) and not is_model  # The Trainer of transformers saves checkpoints beside its model
+    final = folder / "final_model"
     folder = newest_checkpoint(folder) if is_run else folder
-    if not (folder / "config.json").is_file() and (folder / "final_model").is_dir():  # A run with save_strategy="no"
-        folder /= "final_model"
+    if is_run and resume == "weights" and _is_newer(final, folder):  # The last checkpoint may be an older one
+        return StartingPoint(str(final))
+    if not (folder / "config.json").is_file() and final.is_dir():  # A run with save_strategy="no"
+        folder = final
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
-    present -= _has_model_manifest(folder)
+    present -= _manifest_kind(folder) == "model"
     if present >= 2 and resume != "weights":  # One of the three may be what is damaged
         if not is_run and (damage := find_damage(folder)):
             remedy = "Name the folder of its run to use the newest intact checkpoint"
@@ -291,7 +290,8 @@ def find_starting_point(
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
-    if not is_run and (damage := _find_damaged_weights(folder)):
+    is_listed = not is_run and _manifest_kind(folder)  # Files other than the weights may have been edited
+    if is_listed and (damage := find_damage(folder, pattern="model*.safetensors")):
         raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
 

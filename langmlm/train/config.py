@@ -227,10 +227,11 @@ def _find_conflicts(config: TrainingConfig) -> list[str]:
         errors.append("probe_sentences needs eval_steps, the steps between two evaluations, which fill their masks")
     errors += _find_tracker_errors(config.trackers)
     try:
-        choose_precision(config.device_type, config.bf16, config.fp16)
         validate_repo_id(config.repo_name if config.push_to_hub else "unused")
     except HFValidationError as error:
         errors.append(f"hub_model_id must be the name of a repository, got {show_value(config.repo_name)}: {error}")
+    try:
+        choose_precision(config.device_type, config.bf16, config.fp16)
     except ValueError as error:
         errors.append(str(error))
     return errors
@@ -356,7 +357,7 @@ class Arithmetic:
         size, by_max_steps = self.config.per_device_train_batch_size, self.config.max_steps > 0
         smaller = max(1, size * self.steps // _FEW_STEPS)
         remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * size // smaller:,}"
-        if by_max_steps or smaller == size:
+        if by_max_steps or smaller == size or self.packing_ratio > 1:  # Packing would undo a part of the change
             remedy = f"raise {'max_steps' if by_max_steps else 'num_train_epochs'}"
         few = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more)"
         return f"{few}: {remedy}, or let recipe='efficient' choose"

@@ -49,7 +49,7 @@ def _predict(flat_model: FlatMaskedLM, batch: MaskedBatch, device: torch.device)
     "Compute the logits of a batch in chunks of rows; [rows, vocab_size] float32 each, and their labels."
     inputs, decoder = vars(batch.to(device)), flat_model.decoder
     labels = inputs.pop("labels")
-    hidden, rows = flat_model.encode(**inputs), LOGITS_ROWS.get(device.type, max(LOGITS_ROWS.values()))
+    hidden, rows = flat_model.encode(**inputs), LOGITS_ROWS[device.type]
     for hidden_rows, label_rows in zip(hidden.split(rows), labels.split(rows)):
         yield F.linear(hidden_rows, decoder.weight, decoder.bias).float(), label_rows
 

@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 from accelerate.utils import GradientAccumulationPlugin, gather_object, parse_flag_from_env, patch_environment
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -147,6 +148,8 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
     os.environ[_LAUNCHING] = "1"
     try:
         elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options, **meeting), function)(*args)
+    except SignalException as error:
+        raise signal_exit(error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message

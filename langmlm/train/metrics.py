@@ -8,6 +8,7 @@ __all__ = ['History', 'training_flops', 'peak_flops', 'Estimate']
 # %% ../../nbs/train/03_metrics.ipynb #5d92f4b5
 import copy
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ def peak_flops(
 ) -> float:  # FLOPs per second
     "Return the peak throughput of a device: looked up, else measured."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [peak for part, peak in _PEAK_TFLOPS.items() if part in name]
+    known = [peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)]
     if known and precision != "no":
         return known[0] * 1e12
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]

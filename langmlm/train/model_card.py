@@ -29,9 +29,14 @@ from .metrics import History, format_filled_masks
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/12_model_card.ipynb #d79c3236
+def _probes(options: dict[str, Any], mask_token: str) -> list[str]:
+    "Return the user's sentences with the mask token of the model."
+    return [text.replace("<mask>", mask_token) for text in options["probe_sentences"]]
+
+
 def _metadata(options: dict[str, Any], mask_token: str, initial_weights: str | None = None) -> str:
     "Return the metadata of a card in YAML; a folder that a run started from is not named."
-    examples = [{"text": text} for text in options["probe_sentences"] if text.count(mask_token) == 1]
+    examples = [{"text": text} for text in _probes(options, mask_token) if text.count(mask_token) == 1]
     is_on_hub = initial_weights is not None and not os.path.exists(initial_weights)
     data = ModelCardData(
         language=options["language"],
@@ -162,7 +167,7 @@ def make_model_card(
     path = name if options["push_to_hub"] and "/" in name else "path/to/final_model"
     entropy = history.unigram_entropy
     beat = "" if entropy is None else f"A model that knows only the token frequencies has {entropy:.3f}."
-    probes = [text for text in options["probe_sentences"] if mask_token in text]
+    probes = _probes(options, mask_token)
     return _CARD.format(
         metadata=_metadata(options, mask_token, weights),
         name=name,

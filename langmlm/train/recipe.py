@@ -113,7 +113,8 @@ def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
     most = torch.tensor(task.memory().most_sequences(), device=task.accelerator.device)
     most = max(1, task.accelerator.gather(most[None]).min().item())
     sequences = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    accumulated = math.ceil(sequences / most)
+    rows = config.gradient_accumulation_steps * task.loader.plan.token_budget / task.dataset.max_length
+    accumulated = math.ceil(rows / most)
     size = {"per_device_train_batch_size": math.ceil(sequences / accumulated)}
     return replace(config, **size, gradient_accumulation_steps=accumulated)
 
@@ -160,12 +161,15 @@ def plan_run(
     if config.budget_minutes is None:
         planned, model = choose(None)
     else:
-        unevaluated = {"eval_steps": None, "probe_sentences": ()}
-        trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, **unevaluated)
-        tokens = _affordable_tokens(make_trial(trial), config.budget_minutes)
-        planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
-        steps = min(10**9, max(1, int(tokens / _mean_tokens_per_step(dataset, planned, processes))))
-        planned = replace(planned, budget_minutes=None, max_steps=steps)
+        left_out = {"eval_steps": None, "probe_sentences": (), "warmup_steps": 0}
+        trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, **left_out)
+        for _ in range(2):  # The second time as planned: with batches of that size, and compiled if the run will be
+            trial = _fit_batch(trial, make_trial) if automatic else trial
+            tokens = _affordable_tokens(make_trial(trial), config.budget_minutes)
+            planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
+            steps = min(10**9, max(1, int(tokens / _mean_tokens_per_step(dataset, planned, processes))))
+            planned = replace(planned, budget_minutes=None, max_steps=steps)
+            trial = replace(planned, **left_out)
     if automatic:
         planned = _fit_batch(planned, make_trial)
     _log_choices((original, planned), (architecture, model))

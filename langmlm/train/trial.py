@@ -165,11 +165,11 @@ def estimate_memory(task: Any) -> StepMemory:
     )
 
 # %% ../../nbs/train/15_trial.ipynb #mem0code1
-def explain_memory(config: TrainingConfig, most: int | None = None) -> str:
-    "Name settings to change so that a step fits; `most` sequences of full length would. The first keeps its size."
+def explain_memory(config: TrainingConfig, share: float = 0.5) -> str:
+    "Name settings to change so that a share of a micro-batch, which fits, is a whole one. The first keeps the step's size."
     size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    smaller = max(1, min(size - 1, most if most else size // 2))
-    steps = math.ceil(size * accumulated / smaller)
+    steps = max(accumulated + 1, math.ceil(accumulated / share))
+    smaller = math.ceil(size * accumulated / steps)
     remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] if size > 1 else []
     if not config.gradient_checkpointing:
         remedies.append("gradient_checkpointing=True")
@@ -183,7 +183,8 @@ def check_memory(task: Any) -> None:
         return
     memory = estimate_memory(task)
     if not memory.fits and task.accelerator.is_main_process:
-        logger.warning("%s: %s", memory, explain_memory(task.config, memory.most_sequences()))
+        share = memory.most_sequences() / memory.sequences or 0.5  # Not even one sequence may fit
+        logger.warning("%s: %s", memory, explain_memory(task.config, share))
 
 # %% ../../nbs/train/15_trial.ipynb #07ee13f5
 def is_out_of_memory(

@@ -52,7 +52,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
             "accelerator": SimpleNamespace(is_main_process=True),
             "train": lambda stop: found.append({"stop": stop}),
         }
-        return SimpleNamespace(state=SimpleNamespace(step=10, initial_weights=None), **task)
+        return SimpleNamespace(state=SimpleNamespace(step=10, initial_weights=None, initialization="random"), **task)
 
     def create_tokenizer(*call) -> SimpleNamespace:
         found.append(call)

@@ -639,7 +639,8 @@ def test_starting_points(folder: Path):
             start = find_starting_point(path, resume)
             assert start.trainer_state["global_step"] == step == checkpoint_step(Path(start.weights))
         start = find_starting_point(path, "weights")
-        assert start.trainer_state is None and Path(start.weights).name == f"checkpoint-{step}"
+        assert start.trainer_state is None
+        assert Path(start.weights).name == ("final_model" if path == folder else f"checkpoint-{step}")
     assert find_starting_point(folder / "final_model") == StartingPoint(str(folder / "final_model"))
     (folder / "final_model" / TRAINER_STATE).touch()  # As the checkpoints of other tools have it
     assert find_starting_point(folder / "final_model").trainer_state is None
@@ -675,6 +676,8 @@ def test_damaged_checkpoints_of_a_run(folder: Path):
     "The newest intact one is used, also for its weights only; if there is none, the error says so."
     (folder / "checkpoint-9" / OPTIMIZER).write_bytes(b"torn")
     assert find_starting_point(folder).trainer_state["global_step"] == 6
+    assert Path(find_starting_point(folder, "weights").weights).name == "final_model"  # Which is newer
+    (folder / "final_model" / "config.json").unlink()
     assert Path(find_starting_point(folder, "weights").weights).name == "checkpoint-6"
     for name in ("checkpoint-3", "checkpoint-6"):
         (folder / name / "tokenizer.json").unlink()

@@ -116,8 +116,9 @@ def test_other_errors_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_remedies_keep_the_step():
     config = TrainingConfig(per_device_train_batch_size=32, gradient_accumulation_steps=2, gradient_checkpointing=True)
-    text = explain_memory(config, most=10)
+    text = explain_memory(config, 10 / 32)
     assert "per_device_train_batch_size=10 with gradient_accumulation_steps=7" in text
+    assert "per_device_train_batch_size=16 with gradient_accumulation_steps=4" in explain_memory(config)
     assert "gradient_checkpointing" not in text
     assert "per_device" not in explain_memory(TrainingConfig(per_device_train_batch_size=1))
 
