@@ -25,6 +25,7 @@ from fastcore.docments import docments
 
 from . import __version__
 from .config import ConfigError, ModelConfig, TokenizerConfig, describe_unknown, show_value
+from .disk import name_in_errors, write_file
 from .train.config import TrainingConfig
 
 # %% ../nbs/arguments.ipynb #ec95beed
@@ -247,7 +248,8 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
 # %% ../nbs/arguments.ipynb #29ee172e
 def list_options(run_folder: Path) -> list[Path]:
     "List the files with options in the folder of a run, oldest first."
-    return sorted(filter(_file_number, run_folder.glob("options*.yaml")), key=_file_number)
+    found = [file for file in run_folder.glob("options*.yaml") if _file_number(file) and file.stat().st_size]
+    return sorted(found, key=_file_number)
 
 
 def _file_number(file: Path) -> int:
@@ -267,6 +269,6 @@ def save_options(run_folder: Path, call: dict[str, Any]) -> Path:
         return saved[-1]
     run_folder.mkdir(parents=True, exist_ok=True)
     file = run_folder / (f"options-{_file_number(saved[-1]) + 1}.yaml" if saved else "options.yaml")
-    with open(file, "x", encoding="utf-8") as stream:
-        stream.write(text)
+    with name_in_errors(file):
+        write_file(file, text.encode())
     return file

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from io import TextIOWrapper
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,11 @@ def _call_in_process(function: Callable, *arguments: Any) -> None:
     with _show_progress():
         function(*arguments)
 
-
+# %% ../nbs/cli.ipynb #spc80342
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
     from langmlm.disk import lock_folder
+    from langmlm.train.checkpoint import list_checkpoints
 
     task = _create(call)
     if _run_in_processes(task, _start, call, stop_at_step):
@@ -120,7 +122,7 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     try:
         task.train(stop_at_step)
     except (KeyboardInterrupt, SystemExit, OSError):
-        if is_main:
+        if is_main and list_checkpoints(folder):
             logger.warning("to resume: langmlm resume %s", shlex.quote(str(folder)))
         raise
     if is_main:
@@ -168,7 +170,7 @@ def _resume(
     if not (folder := Path(run)).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
     saved = list_options(folder) or list_options(folder.absolute().parent)
-    before = read_options(saved[-1]) if saved else recorded_paths(folder)  # The second: started in Python
+    before = recorded_paths(folder) | (read_options(saved[-1]) if saved else {})  # Started in Python: the first only
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
@@ -354,6 +356,8 @@ def main(
     words: Sequence[str] | None = None,  # Command line without the name of the program; None: that of this process
 ) -> int:  # Exit status
     "Run a command."
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # An ASCII terminal cannot show all that is in a text
     given = parse_words(_COMMANDS, sys.argv[1:] if words is None else words)
     name, debug, shell = (given.pop(key) for key in ("command", "debug", "print_completion"))
     try:
@@ -365,7 +369,8 @@ def main(
         call = collect_arguments(_COMMANDS[name], given)
         with _show_progress():
             status = _COMMANDS[name](**call) or 0
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt as error:
         if not str(error):  # Otherwise the training has said how to resume

@@ -143,6 +143,8 @@ def write_manifest(
     manifest = {"kind": kind, **facts, **({"editable": free} if free else {}), "files": entries}
     manifest["digest"] = hash_json(manifest)
     write_json(folder / MANIFEST, manifest)
+    for name in names:  # safetensors writes files that nobody else may read, whatever the umask
+        shutil.copymode(folder / MANIFEST, folder / name)
     return manifest
 
 
@@ -356,10 +358,12 @@ def name_in_errors(
     "Name a path in errors of the operating system that do not say where, such as that of a full disk."
     try:
         yield
-    except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
-        raise
+    except Exception as error:
+        if (found := disk_error(error)) is None:
+            raise
+        if found.errno and not found.filename:
+            found.filename = str(path)
+        raise found
 
 # %% ../nbs/disk.ipynb #c0bde2b1
 @contextmanager
@@ -443,9 +447,9 @@ def link_or_copy(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def disk_error(error: BaseException) -> str | None:
-    "Return what the operating system said if an exception comes from the disk, else None."
+def disk_error(error: BaseException) -> OSError | None:
+    "Return an exception as an error of the operating system if it is one, perhaps of a library in Rust, else None."
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return error
     match = re.search(r"\(os error (\d+)\)", str(error))
-    return os.strerror(int(match[1])) if match else None
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None

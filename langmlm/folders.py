@@ -43,12 +43,15 @@ def find_model(name: str) -> str:
 
 
 def _is_newer(checkpoint: Path, final: Path) -> bool:
-    "Return whether a checkpoint was written after a final model, with other weights."
+    "Return whether a checkpoint is of a later step than a final model, or was written after it, with other weights."
     from langmlm.disk import MANIFEST, read_manifest
 
     with suppress(OSError, ValueError, TypeError):  # A manifest is missing or damaged
-        ours, theirs = (read_manifest(folder)["files"].get("model.safetensors") for folder in (checkpoint, final))
-        return ours != theirs and (checkpoint / MANIFEST).stat().st_mtime_ns > (final / MANIFEST).stat().st_mtime_ns
+        ours, theirs = read_manifest(checkpoint), read_manifest(final)
+        if "step" in theirs:
+            return bool(ours) and int(checkpoint.name.rpartition("-")[2]) > theirs["step"]
+        differ = ours["files"].get("model.safetensors") != theirs["files"].get("model.safetensors")
+        return differ and (checkpoint / MANIFEST).stat().st_mtime_ns > (final / MANIFEST).stat().st_mtime_ns
     return False
 
 # %% ../nbs/folders.ipynb #r0000009

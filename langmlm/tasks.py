@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -352,6 +352,8 @@ def create_mlm(
         shape = model.config if model else complete_config(architecture, loaded, longest)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
+        own = "run_name", "output_dir", "logging_dir", "report_to", "disable_tqdm"  # Used by the main process only
+        found |= asdict(architecture) | config.without_secrets(*own)
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
     if start.trainer_state is None:

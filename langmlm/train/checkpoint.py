@@ -9,6 +9,7 @@ __all__ = ['TRAINER_STATE', 'save_model', 'save_checkpoint', 'checkpoint_step', 
 # %% ../../nbs/train/05_checkpoint.ipynb #fb985d22
 import copy
 import logging
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -46,6 +47,7 @@ def save_model(
     model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
     card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
+    step: int | None = None,  # Optimizer steps done, recorded in the manifest; None: not of a run
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
     folder = Path(folder)
@@ -53,7 +55,7 @@ def save_model(
         _write_model(partial, model, tokenizer)
         if card is not None:
             write_file(partial / "README.md", card.encode())
-        write_manifest(partial, "model", editable=["README.md"])
+        write_manifest(partial, "model", {} if step is None else {"step": step}, editable=["README.md"])
         try:
             check_replaceable(folder, "model", "final_model")
         except FileExistsError as error:
@@ -122,12 +124,20 @@ def newest_checkpoint(
 ) -> Path:
     "Return the newest intact checkpoint of a run; damaged ones are skipped with a warning."
     for folder in reversed(list_checkpoints(run_folder)):
+        _check_readable(folder)
         damage = find_damage(folder)
         if not damage:
             return folder
         logger.warning("skipping %s, which is damaged: %s", folder, "; ".join(damage))
     remedy = "to start from one that another tool has saved, name its folder"
     raise ValueError(f"checkpoint_path={str(run_folder)!r} has no intact checkpoint of langmlm; {remedy}")
+
+
+def _check_readable(folder: Path) -> None:
+    "Raise a `PermissionError` if this user may not read a folder or a file in it, which is no damage."
+    for path in (folder, *(folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else ())):
+        if not os.access(path, os.R_OK | os.X_OK * path.is_dir()):
+            raise PermissionError(f"{path} cannot be read by this user: change its permissions")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
 _SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
@@ -246,9 +256,9 @@ def _manifest_kind(folder: Path) -> str | None:
     return None
 
 
-def _is_newer(folder: Path, other: Path) -> bool:
-    "Return whether a model or a checkpoint is intact and was written after another one."
-    return is_intact(folder) and (folder / MANIFEST).stat().st_mtime_ns > (other / MANIFEST).stat().st_mtime_ns
+def _is_newest(final: Path, checkpoint: Path) -> bool:
+    "Return whether the final model of a run is intact and not of an earlier step than a checkpoint."
+    return is_intact(final) and read_manifest(final).get("step", -1) >= checkpoint_step(checkpoint)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
@@ -271,7 +281,7 @@ def find_starting_point(
     is_run = bool(checkpoints) and not is_model  # The Trainer of transformers saves checkpoints beside its model
     final = folder / "final_model"
     folder = newest_checkpoint(folder) if is_run else folder
-    if is_run and resume == "weights" and _is_newer(final, folder):  # The last checkpoint may be an older one
+    if is_run and resume == "weights" and _is_newest(final, folder):  # The last checkpoint may be an older one
         return StartingPoint(str(final))
     if not (folder / "config.json").is_file() and final.is_dir():  # A run with save_strategy="no"
         folder = final
@@ -295,7 +305,7 @@ def find_starting_point(
         raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
 
-
+# %% ../../nbs/train/05_checkpoint.ipynb #sp7658df
 def _read_trainer_state(file: Path) -> dict:
     "Read the state of a run from a checkpoint; one of another tool raises a `ValueError`."
     trainer_state = read_json(file)

@@ -77,9 +77,9 @@ class _DerivedValues:
         "Return the peak learning rate, which grows with the batch."
         return self.learning_rate * packing_ratio**_RATE_EXPONENT
 
-    def without_secrets(self) -> dict[str, Any]:
-        "Return all options but the token, for files and trackers."
-        return {name: value for name, value in asdict(self).items() if name != "hub_token"}
+    def without_secrets(self, *others: str) -> dict[str, Any]:
+        "Return all options but the token and others that are named, for files and trackers."
+        return {name: value for name, value in asdict(self).items() if name not in ("hub_token", *others)}
 
     @property
     def trackers(self) -> list[str]:

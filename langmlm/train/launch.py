@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from types import FrameType
 from typing import Any
 
@@ -178,26 +178,31 @@ def fail_together() -> Iterator[dict[str, Any]]:
             raise error or RuntimeError("; ".join(failures))
         for key, value in others[0][2].items():
             if different := [f"{other[2].get(key)} for {other[0]}" for other in others if other[2].get(key) != value]:
-                remedy = "copy it to all machines, or name a folder that they share"
+                remedy = "give all processes the same options, and the same files or a folder that they share"
                 raise RuntimeError(f"{key} is {value} for {others[0][0]}, but {', '.join(different)}: {remedy}")
     if error:
         raise error
 
 # %% ../../nbs/train/04_launch.ipynb #335da7d5
+_REPEATED = 3.0  # Seconds within which a launcher passes on Ctrl-C
+
+
 @dataclass
 class StopRequest:
     "Signal that asks a run to stop after the current step."
 
     received: int = 0  # Number of the signal that this process received; 0: none
     agreed: int = 0  # The same after agreement with the other processes
+    _since: float = 0.0  # When it was received, in seconds
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
-        if self.received == number == signal.SIGTERM and "RANK" in os.environ:
-            return  # The launcher passes on a signal that a scheduler has sent to all processes
+        is_early = number == signal.SIGTERM or monotonic() < self._since + _REPEATED
+        if self.received == number and "RANK" in os.environ and is_early:
+            return  # The launcher passes on a signal that a scheduler or a terminal has sent to all processes
         if self.received:
             raise signal_exit(number)
-        self.received = number
+        self.received, self._since = number, monotonic()
         name = signal.Signals(number).name
         logger.warning("%s: stopping with a checkpoint after the current step; a second signal stops at once", name)
 

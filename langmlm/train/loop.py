@@ -97,7 +97,8 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    with run_folder.hold(state.step), stop_on_signals() as stop, _monitor(model, loader, run_folder, state) as monitor:
+    session = _session(model, optimizer, loader, run_folder, state, set_to_none)
+    with run_folder.hold(state.step), stop_on_signals() as stop, session as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
@@ -126,6 +127,20 @@ def fit(
     return monitor.history
 
 # %% ../../nbs/train/09_loop.ipynb #c72fc028
+@contextmanager
+def _whole_steps(optimizer: Optimizer, state: TrainState, run_folder: RunFolder, set_to_none: bool) -> Iterator[None]:
+    "Drop the gradients of an interrupted step; one that was interrupted while it updated the weights is an error."
+    if state.is_updating:
+        remedy = f"create the task again with checkpoint_path={str(run_folder.path)!r}"
+        raise RuntimeError(f"step {state.step + 1} was interrupted while it updated the weights: {remedy}")
+    optimizer.zero_grad(set_to_none=set_to_none)
+    hook = optimizer.optimizer.register_step_pre_hook(lambda *_: state.begin_update())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+# %% ../../nbs/train/09_loop.ipynb #spc72fc0
 def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConfig) -> float:
     "Return the learning rate of the next step."
     peak = state.learning_rate_factor * config.peak_learning_rate(plan.packing_ratio)
@@ -237,14 +252,16 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _monitor(
-    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
-) -> Iterator[_Monitor]:
-    "Show progress inside the block, leave PyTorch's random generators as they were, and explain a lost connection."
+def _session(
+    model: PreTrainedModel, optimizer: Optimizer, loader: BatchLoader, run_folder: RunFolder, state: TrainState,
+    set_to_none: bool,
+) -> Iterator[_Monitor]:  # fmt: skip
+    "Show progress, take whole steps only, leave PyTorch's random generators as they were, explain a lost connection."
     monitor = _Monitor(model, loader, run_folder, state)
     try:
         with keep_random_state(run_folder.accelerator.device), monitor.bar:
-            yield monitor
+            with _whole_steps(optimizer, state, run_folder, set_to_none):
+                yield monitor
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"

@@ -54,12 +54,12 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     if run_folder.exists() and not run_folder.is_dir():
         raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
     checkpoints = list_checkpoints(run_folder)
-    taken = checkpoints or any((run_folder / name).exists() for name in (TRAINER_STATE, _LOG, "final_model"))
+    taken = checkpoints or (run_folder / "final_model").exists()  # A log alone is of a run that was killed at once
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
     if taken and not resumes_here:
-        remedy = "resume it with checkpoint_path" if checkpoints else "delete it, since it has no checkpoint"
+        remedy = ", or resume it with checkpoint_path" if checkpoints else ""
         raise FileExistsError(
-            f"output_dir={str(run_folder)!r} holds another run: choose another run_name or output_dir, or {remedy}"
+            f"output_dir={str(run_folder)!r} holds another run: choose another run_name or output_dir{remedy}"
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
@@ -106,6 +106,8 @@ class RunFolder:
         for action in clean_up_interrupted(self.path, _OWNED):
             logger.warning("%s: %s", self.path, action)
         set_aside_newer(self.path, step)
+        if self.start.trainer_state is None and (self.path / _LOG).exists():
+            (self.path / _LOG).replace(self.path / f"superseded-{_LOG}")
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
@@ -134,10 +136,10 @@ def _write(self: RunFolder, name: str, write: Callable, model: PreTrainedModel, 
                 logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
     except Exception as error:
         if is_main_process:
-            if (said := disk_error(error)) is None:
+            if (found := disk_error(error)) is None:
                 raise
             space = _describe_space(self.path, model, optimizer)
-            logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), said, space)
+            logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), found.strerror or found, space)
         return False
     return True
 
@@ -206,7 +208,7 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
     if state.step == self.plan.total_steps:
         folder = self.path / "final_model"
         card = _make_card(model, self.tokenizer, trainer_state)
-        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card), model, optimizer):
+        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer):
             missing.append(folder.name)
         try:  # The processes stay connected, since the caller may continue with them
             for tracker in self.accelerator.trackers:
@@ -219,8 +221,8 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
         is_safe = state.step == self.plan.total_steps and "final_model" not in missing
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
-            f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space and call "
-            "train() again in this process, which saves what is missing"
+            f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; train() "
+            "called again in this process saves what is missing, and a resumed run computes it again"
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9

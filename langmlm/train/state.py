@@ -44,12 +44,18 @@ class TrainState:
     initial_weights: str | None = None  # Folder or Hub name that the run started from; None: it created its weights
     initialization: str = "random"  # How it created them: "random" or "corpus"
     pending: list[Tensor] = field(default_factory=list, repr=False)  # [3] on the device, of steps not read yet
+    is_updating: bool = False  # Whether a step has begun to update the weights, and is not counted yet
     history_length: ClassVar[int] = 256  # Latest steps whose losses are kept
+
+    def begin_update(self) -> None:
+        "Note that the optimizer changes the weights now, so that the step must be counted."
+        self.is_updating = True
 
     def add(self, metrics: Tensor) -> None:
         "Count an optimizer step; [3] float32 on the device: loss sum of this process, predictions, gradient norm."
         self.step += 1
         self.pending.append(metrics)
+        self.is_updating = False
 
     def is_non_finite_on_cpu(self) -> bool:
         "Return whether the latest gradient norm is infinite or NaN; False on a GPU, where looking would wait for it."

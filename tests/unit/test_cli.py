@@ -490,7 +490,7 @@ def test_exit_status(error: BaseException, status: int, expected: list[str], cap
 
 
 def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pytest.LogCaptureFixture):
-    "With the command to type."
+    "With the command to type, if there is a checkpoint to resume."
     create_mlm = tasks.create_mlm
 
     def interrupted(**call) -> SimpleNamespace:
@@ -502,6 +502,9 @@ def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pyte
         return task
 
     monkeypatch.setattr(tasks, "create_mlm", interrupted)
+    assert cli.main(["train"]) == 130
+    assert "to resume: langmlm resume run" not in caplog.messages
+    (Path("run") / "checkpoint-3").mkdir()
     assert cli.main(["train"]) == 130
     assert "to resume: langmlm resume run" in caplog.messages
 

@@ -32,6 +32,7 @@ from langmlm.disk import (
     is_intact,
     link_or_copy,
     lock_folder,
+    name_in_errors,
     read_json,
     read_manifest,
     remove_folder,
@@ -799,7 +800,8 @@ def test_link_or_copy(tmp_path: Path):
 def test_disk_error():
     "Errors of the operating system, also those that reach Python through Rust; others are None."
     rust = Exception("I/O error: No space left on device (os error 28)")
-    assert disk_error(rust) == disk_error(FULL) == os.strerror(errno.ENOSPC)
-    assert disk_error(OSError(30, "Read-only file system")) == "Read-only file system"
-    assert disk_error(OSError("what a library says")) == "what a library says"
+    assert (disk_error(rust).errno, disk_error(rust).strerror) == (errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert disk_error(FULL) is FULL
+    with pytest.raises(OSError, match="No space left on device: 'some folder'"), name_in_errors("some folder"):
+        raise rust
     assert disk_error(TypeError("not JSON serializable")) is None is disk_error(ValueError("os error"))

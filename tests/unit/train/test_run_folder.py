@@ -73,12 +73,11 @@ def test_folder_of_another_run(tmp_path: Path):
     folder.mkdir()
     (folder / LOCK).touch()
     check_run_folder(folder, nothing)
-    (folder / TRAINER_STATE).touch()  # Of a run that was killed before it had a checkpoint
-    with pytest.raises(FileExistsError, match="holds another run: .* or delete it, since it has no checkpoint"):
-        check_run_folder(folder, nothing)
-    (folder / TRAINER_STATE).unlink()
+    for name in (TRAINER_STATE, "log.jsonl"):  # Of a run that was killed before it had a checkpoint
+        (folder / name).touch()
+    check_run_folder(folder, nothing)
     (folder / "final_model").mkdir()
-    with pytest.raises(FileExistsError, match="holds another run"):
+    with pytest.raises(FileExistsError, match="holds another run: choose another run_name or output_dir$"):
         check_run_folder(folder, nothing)
     (folder / "checkpoint-10").mkdir()
     for start in (nothing, StartingPoint("elsewhere/checkpoint-10", {}), StartingPoint(str(folder / "checkpoint-10"))):
@@ -389,7 +388,7 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
     assert str(caught.value) == (
         f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in final_model "
         f"(the latest checkpoint is {folder / 'checkpoint-3'}): "
-        "free some space and call train() again in this process, which saves what is missing"
+        "free some space; train() called again in this process saves what is missing, and a resumed run computes it again"
     )
     with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
         with pytest.raises(OSError, match=r"^final_model could not be saved"):
