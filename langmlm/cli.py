@@ -356,8 +356,8 @@ def main(
     words: Sequence[str] | None = None,  # Command line without the name of the program; None: that of this process
 ) -> int:  # Exit status
     "Run a command."
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # An ASCII terminal cannot show all that is in a text
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")  # It cannot show every character of a text
     given = parse_words(_COMMANDS, sys.argv[1:] if words is None else words)
     name, debug, shell = (given.pop(key) for key in ("command", "debug", "print_completion"))
     try:

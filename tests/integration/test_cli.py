@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -87,6 +88,32 @@ def test_signals(work: Path, number: int, status: int):
     assert (work / folder / f"checkpoint-{state['global_step']}").is_dir()
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
+def test_a_process_per_device(work: Path):
+    "With `n_gpus`; Ctrl-C, which a terminal sends to all processes and the launcher repeats, saves a checkpoint."
+    words = [*MODEL, *RUN, "--max_steps", "100000", "--n_gpus", "2", "--use_cpu"]
+    (size, *_) = succeed(work, "bench", *words, "--steps", "2").stdout.splitlines()
+    assert "100,000 steps" in size
+    kept = {name: value for name, value in environment(ROOT).items() if name not in ("RANK", "WORLD_SIZE")}
+    command = [forked_python(), *WORDS, "train", *words, "--output_dir", "shared"]
+    process = subprocess.Popen(command, cwd=work, env=kept, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while process.poll() is None and not (work / "shared" / "log.jsonl").is_file():
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate()[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in errors, errors[-3000:]
+    assert "to resume: langmlm resume shared" in errors
+    state = read_json(work / "shared" / "trainer_state.json")
+    assert (work / "shared" / f"checkpoint-{state['global_step']}").is_dir()
+    assert state["langmlm"]["environment"]["processes"] == 2
+    more = state["global_step"] + 3
+    assert succeed(work, "resume", "shared", "--n_gpus", "2", "--stop_at_step", str(more)).stdout == "shared\n"
+    assert read_json(work / "shared" / "trainer_state.json")["global_step"] == more
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [
@@ -110,3 +137,12 @@ def test_a_closed_pipe(work: Path):
     program = f"{forked_python()} -m langmlm info tokenizer | head -0; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], cwd=work, env=environment(ROOT), capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")  # 0: written before `head` has ended
+
+
+@pytest.mark.parametrize("redirect", ["", ">&-"])
+def test_terminals_without_unicode_or_without_output(work: Path, redirect: str):
+    "Neither is a reason to fail after the work is done."
+    program = f"PYTHONIOENCODING=ascii {sys.executable} -m langmlm info tokenized_dataset {redirect}"
+    done = subprocess.run(["bash", "-c", program], cwd=work, env=environment(ROOT), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert redirect or "lengths" in done.stdout and "?" in done.stdout

@@ -158,6 +158,19 @@ def test_one_machine_dies(machines: list[Machine]):
     assert logged == list(range(4, state["global_step"] + 1, 4)) and state["global_step"] > steps[1]
 
 
+def test_an_older_copy_of_the_options(machines: list[Machine]):
+    "Both stop before the first step: with another learning rate they would train two models, with fewer steps they would hang."
+    first, second = machines
+    script = (second.disk / "script.py").read_text()
+    for name, old, new in (("learning_rate", "0.002", "0.004"), ("num_train_epochs", "100", "99"), ("hidden_size", "32", "64")):
+        assert f"'{name}': {old}" in script
+        (second.disk / "script.py").write_text(script.replace(f"'{name}': {old}", f"'{name}': {new}"))
+        start(machines, "new")
+        assert [machine.job.wait(HANG) for machine in machines] == [1, 1]
+        assert f"{name} is {old} for process 0 on {first.name}, but {new} for process 1" in first.output()
+        assert not (first.disk / "run").exists()
+
+
 def test_rollback_without_the_checkpoint(machines: list[Machine]):
     "Only the first machine has the checkpoint of a rollback, which both need: both stop, and the other one is named."
     start(machines, "new", "and roll back")

@@ -509,6 +509,31 @@ def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pyte
     assert "to resume: langmlm resume run" in caplog.messages
 
 
+@pytest.mark.parametrize("kind", ["roberta", "modernbert"])
+def test_resuming_changes_no_options(finished: Path, tmp_path: Path, kind: str):
+    "The file still describes the run, with its initialization and the sizes that other models name otherwise."
+    data = ["--tokenizer", str(finished / "tokenizer"), "--tokenized_dataset", str(finished / "dataset")]
+    model = ["--model_type", kind, "--num_hidden_layers", "2", "--hidden_size", "32", "--num_attention_heads", "2"]
+    model += ["--initialization", "corpus", "--intermediate_size", "64", "--hidden_dropout_prob", "0.05"]
+    run = ["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--bf16", "false", "--stop_at_step", "1"]
+    assert cli.main(["train", *data, *model, *run]) == cli.main(["resume", str(tmp_path / "run")]) == 0
+    assert [file.name for file in list_options(tmp_path / "run")] == ["options.yaml"]
+    options = read_options(tmp_path / "run" / "options.yaml")["model_config"]
+    assert (options["initialization"], options["hidden_dropout_prob"], options["hidden_size"]) == ("corpus", 0.05, 32)
+
+
+def test_names_of_files_with_options(tmp_path: Path):
+    "The next number follows the last one; an empty file, from a full disk, and files of the user do not count."
+    for number, name in enumerate(["options.yaml", "options-2.yaml", "options-3.yaml"]):
+        assert save_options(tmp_path, {"tokenizer": str(number)}).name == name
+    (tmp_path / "options-2.yaml").unlink()
+    (tmp_path / "options_backup.yaml").write_text("tokenizer: mine")
+    (tmp_path / "options-4.yaml").touch()
+    assert [file.name for file in list_options(tmp_path)] == ["options.yaml", "options-3.yaml"]
+    assert save_options(tmp_path, {"tokenizer": "new"}).name == "options-4.yaml"
+    assert read_options(list_options(tmp_path)[-1])["tokenizer"] == "new"
+
+
 def test_a_folder_in_use_gets_no_options(calls: list, capsys: pytest.CaptureFixture):
     "Those of the run that uses it stay the latest."
     lock = lock_folder(Path("run"), "output_dir")

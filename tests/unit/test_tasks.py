@@ -519,6 +519,33 @@ def test_advice(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert [level for level, _ in lines] == ["INFO", "WARNING"] and "raise max_steps" in lines[1][1]
 
 
+@pytest.mark.parametrize("given", [{"num_train_epochs": 3}, {"num_train_epochs": 3, "max_steps": 9}, {"warmup_ratio": 0.5}])
+def test_what_is_given_wins_over_what_was_planned(work: Path, given: dict):
+    "Saved `max_steps` and `warmup_steps` would otherwise win over epochs and a ratio that are given now."
+    for kind in (dict, TrainingConfig):
+        resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config=kind(**given))
+        plan, config = resumed.loader.plan, resumed.config
+        assert config.learning_rate == SETTINGS["learning_rate"] and config.save_steps == 5  # Not given: as saved
+        if "max_steps" in given or "warmup_ratio" in given:
+            assert plan.total_steps == given.get("max_steps", 12)
+        else:
+            assert plan.total_steps == 3 * plan.steps_per_epoch and config.max_steps == -1
+    start = SimpleNamespace(trainer_state={"langmlm": {"config": {"warmup_steps": 7, "warmup_ratio": 0.1}}}, weights="r/checkpoint-3")
+    assert _with_saved_options({"warmup_ratio": 0.2}, start)["warmup_steps"] == 0
+    assert _with_saved_options({"warmup_ratio": 0.1}, start)["warmup_steps"] == 7
+
+
+@pytest.mark.parametrize("planned", [{"recipe": "efficient"}, {"budget_minutes": 0.02}, {"per_device_train_batch_size": "auto"}])
+def test_a_planned_run_is_resumed_with_its_config(work: Path, tmp_path: Path, planned: dict):
+    "As an object, too: nothing is planned again."
+    config = TrainingConfig(output_dir=tmp_path / "run", bf16=False, use_cpu=True, **{"max_steps": 4} if "budget_minutes" not in planned else {}, **planned)
+    task = create_mlm("tokenizer", "tokenized_dataset", SMALL, config)
+    task.train(stop_at_step=1)
+    resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path=tmp_path / "run", training_config=config)
+    assert resumed.state.step == 1 and resumed.loader.plan.total_steps == task.loader.plan.total_steps
+    assert resumed.config.per_device_train_batch_size == task.config.per_device_train_batch_size
+
+
 def test_earlier_checkpoints_keep_full_batches():
     "A checkpoint without `fill_batches` resumes with the batches that it was trained with; a new one with its own."
     for saved, expected in (({}, True), ({"fill_batches": False}, False)):

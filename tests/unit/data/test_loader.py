@@ -255,6 +255,18 @@ def test_mask_of_a_user(loader: BatchLoader):
     assert replace(loader, mask=masks_nothing).load(0).predictions == 0
 
 
+def test_labels_to_ignore(loader: BatchLoader):
+    "As data collators write masks: a label for each token, -100 where there is nothing to predict."
+
+    def collated(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+        masked = mask_batch(batch, epoch, rules)
+        labels = torch.full_like(masked.input_ids, IGNORE_INDEX)
+        labels[masked.masked_positions] = masked.labels
+        return replace(masked, masked_positions=torch.arange(len(labels)), labels=labels)
+
+    assert replace(loader, mask=collated).load(0).predictions == loader.load(0).predictions > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

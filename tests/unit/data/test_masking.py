@@ -101,6 +101,17 @@ def test_probability_of_each_token(batch: FlatBatch):
     assert torch.equal(uniform.input_ids, mask_batch(batch, 0, RULES).input_ids)
 
 
+def test_probability_of_the_first_word(batch: FlatBatch):
+    "That of its first token, not that of `<s>` before it, which belongs to the word otherwise."
+    probabilities = np.where(SPECIAL, 0.0, 0.5)
+    rules = replace(WHOLE_WORDS, mlm_probability=probabilities)
+    masked = np.concatenate([mask_batch(batch, epoch, rules).masked_positions.numpy() for epoch in range(8)])
+    second = batch.cu_seqlens.numpy()[:-1] + 1
+    assert np.isin(masked, second).sum() / (8 * len(second)) == pytest.approx(0.5, abs=0.05)
+    scalar, array = (mask_batch(batch, 0, replace(WHOLE_WORDS, mlm_probability=p)) for p in (0.3, np.full(500, 0.3)))
+    assert torch.equal(scalar.input_ids, array.input_ids)
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0, 15])
 def test_invalid_probability(probability: float):
     with pytest.raises(ValueError, match=f"mlm_probability must be above 0 and below 1, got {probability}"):

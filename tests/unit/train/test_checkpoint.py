@@ -358,6 +358,27 @@ def test_newest(folder: Path, caplog: pytest.LogCaptureFixture):
             newest_checkpoint(path)
 
 
+def test_what_may_not_be_read_is_not_damaged(folder: Path):
+    "An older checkpoint in its place would lose steps without a word."
+    weights = folder / "checkpoint-9" / "model.safetensors"
+    for hidden in (weights, weights.parent):
+        with patch("os.access", lambda path, mode: path != hidden):  # Root may read everything
+            with pytest.raises(PermissionError, match=f"{hidden} cannot be read by this user: change its permissions"):
+                find_starting_point(folder)
+
+
+def test_others_may_read_as_the_umask_says(run: tasks.MLMTask, tmp_path: Path):
+    "safetensors writes files for their owner only."
+    for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            save_model(tmp_path / f"model-{mask}", run.model, run.tokenizer)
+        finally:
+            os.umask(before)
+        files = [path for path in (tmp_path / f"model-{mask}").iterdir()]
+        assert len(files) > 4 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
 def test_set_aside(run: tasks.MLMTask, folder: Path, caplog: pytest.LogCaptureFixture):
     "Later checkpoints get another name, and what was set aside before stays."
     caplog.set_level(logging.WARNING, "langmlm")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
@@ -14,7 +15,7 @@ from langmlm.disk import find_damage, read_json, read_manifest, unlisted_files, 
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import save_model
 from langmlm.train.config import TrainingConfig
-from langmlm.train.model_card import make_model_card
+from langmlm.train.model_card import _metadata, make_model_card
 
 PROBES = ("Return the <mask> of the file.", "A <mask> and a <mask> | `x`", 'Say "<mask>": {no} \\ --- é')
 
@@ -66,6 +67,13 @@ def test_metadata(run: tasks.MLMTask):
         "widget": [{"text": PROBES[0]}, {"text": PROBES[2]}],
     }
     assert ModelCard.load(final_model(run) / "README.md").data.to_dict() == data
+
+
+def test_another_mask_token(run: tasks.MLMTask, tmp_path: Path):
+    "The user's sentences have `<mask>`; the card shows them with the token of the model."
+    options = {"probe_sentences": ["the <mask> value"]}
+    data = yaml.safe_load(_metadata(run.config.without_secrets() | options, "[MASK]"))
+    assert data["widget"] == [{"text": "the [MASK] value"}] and data["mask_token"] == "[MASK]"
 
 
 def test_what_is_unknown_is_left_out(run: tasks.MLMTask, tmp_path: Path):

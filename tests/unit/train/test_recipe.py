@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langmlm import tasks
-from langmlm.config import ConfigError
+from langmlm.config import ConfigError, ModelConfig
 from langmlm.train.config import TrainingConfig, plan_batches
-from langmlm.train.recipe import _mean_tokens_per_step, recipe_options, tokens_per_step
+from langmlm.train.recipe import _mean_tokens_per_step, plan_run, recipe_options, tokens_per_step
 
 RECIPE = {"recipe": "efficient", "bf16": False, "disable_tqdm": True}
 
@@ -114,6 +114,25 @@ def test_existing_model_keeps_its_weights(data, tmp_path: Path, caplog: pytest.L
     assert task.config.mlm_probability == 0.3 and task.model.config.hidden_dropout_prob == 0.1
     assert not task.model.lm_head.decoder.bias.std() > 0.1
     assert (task.config.learning_rate, task.config.optim) == (2e-4, "adamw_torch_fused")
+
+
+@pytest.mark.parametrize("options", [{}, {"per_device_train_batch_size": "auto"}, {"warmup_steps": 1_500}])
+def test_the_planned_run_is_what_is_measured(monkeypatch: pytest.MonkeyPatch, options: dict):
+    "A short trial has other batches than the run, and is compiled or not as the run is not."
+    measured = []
+
+    def affordable(trial: TrainingConfig, minutes: float) -> float:
+        measured.append(trial)
+        return 4e7  # Tokens
+
+    monkeypatch.setattr("langmlm.train.recipe._affordable_tokens", affordable)
+    monkeypatch.setattr("langmlm.train.recipe._fit_batch", lambda config, make_trial: config)
+    config = TrainingConfig(recipe="efficient", budget_minutes=60, use_cpu=True, bf16=False, **options)
+    shape = SimpleNamespace(num_hidden_layers=4, hidden_size=256)
+    planned, _ = plan_run(config, ModelConfig(), shape, make_corpus(2_000_000), lambda trial: trial)
+    assert len(measured) == 2 and measured[0].max_steps == 1_000 < planned.max_steps
+    assert measured[1] == replace(planned, warmup_steps=0) != replace(measured[0], max_steps=planned.max_steps)
+    assert planned.warmup_steps == options.get("warmup_steps", 0)
 
 
 @pytest.mark.parametrize("recipe", [None, "efficient"])

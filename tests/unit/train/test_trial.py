@@ -80,6 +80,26 @@ def test_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert resumed.config.gradient_accumulation_steps == small.config.gradient_accumulation_steps
 
 
+def test_short_documents_keep_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Packing limits the tokens of a micro-batch: what memory allows is compared with these, not with full sequences."
+    text = [f"tweet number {number}" for number in range(2_000)] + ["one long document " * 30]
+    (tmp_path / "data.txt").write_text("\n".join(text), encoding="utf-8")
+    paths = {"path_to_save_tokenizer": str(tmp_path / "tokenizer"), "path_to_save_dataset": str(tmp_path / "dataset")}
+    tasks.create_tokenizer(tmp_path / "data.txt", {"vocab_size": 600, "max_length": 128} | paths).train()
+    model = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+    def create(size: int | str) -> tasks.MLMTask:
+        options = {"per_device_train_batch_size": size, "output_dir": str(tmp_path / "run"), "bf16": False, "use_cpu": True}
+        return tasks.create_mlm(tmp_path / "tokenizer", tmp_path / "dataset", model, options)
+
+    wanted = create(32)
+    for most in (1, 2, 5, 64):
+        monkeypatch.setattr("langmlm.train.trial.StepMemory.most_sequences", lambda self: most)
+        found = create("auto")
+        assert found.loader.plan.steps_per_epoch == pytest.approx(wanted.loader.plan.steps_per_epoch, rel=0.1)
+        assert found.loader.plan.token_budget <= max(1, most) * 128 + 128
+
+
 def test_too_little_memory_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
     monkeypatch.setattr("langmlm.train.trial.free_memory", lambda device: 1_000)
     task = tiny_run(tmp_path, use_cpu=True, max_steps=1)
