@@ -351,6 +351,14 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 # %% ../nbs/disk.ipynb #nameerr1
+def disk_error(error: BaseException) -> OSError | None:
+    "Return an exception as an error of the operating system if it is one, perhaps of a library in Rust, else None."
+    if isinstance(error, OSError):
+        return error
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
+
+
 @contextmanager
 def name_in_errors(
     path: str | PathLike,  # That a block writes to
@@ -445,11 +453,3 @@ def link_or_copy(file: Path, name: Path) -> None:
         os.link(file, name)
     except OSError:
         shutil.copyfile(file, name)
-
-
-def disk_error(error: BaseException) -> OSError | None:
-    "Return an exception as an error of the operating system if it is one, perhaps of a library in Rust, else None."
-    if isinstance(error, OSError):
-        return error
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None

@@ -519,7 +519,7 @@ def test_resuming_changes_no_options(finished: Path, tmp_path: Path, kind: str):
     assert cli.main(["train", *data, *model, *run]) == cli.main(["resume", str(tmp_path / "run")]) == 0
     assert [file.name for file in list_options(tmp_path / "run")] == ["options.yaml"]
     options = read_options(tmp_path / "run" / "options.yaml")["model_config"]
-    assert (options["initialization"], options["hidden_dropout_prob"], options["hidden_size"]) == ("corpus", 0.05, 32)
+    assert (options["initialization"], options["hidden_dropout_prob"], options["hidden_size"]) == ("corpus", "0.05", "32")
 
 
 def test_names_of_files_with_options(tmp_path: Path):
