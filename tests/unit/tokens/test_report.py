@@ -1,5 +1,7 @@
 "Statistics of a corpus, and how they are displayed."
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,14 @@ def test_count_text(documents: list[str]):
     assert not count_text(["\ttab, naïve\u00a0日本\r\n"])[2]
     with pytest.raises(UnicodeEncodeError, match="surrogates"):
         count_text(["\ud83d"])
+
+
+def test_accents_behind_their_letter():
+    "Those that NFC joins; letters that have no such character, and scripts with combining vowels, are ordinary."
+    words = ["perché", "がくせい", "q\u0301", "กิน", "हिन्दी", "שָׁלוֹם", "क़"]
+    composed, decomposed = ([unicodedata.normalize(form, word) for word in words[:3]] + words[3:] for form in ("NFC", "NFD"))
+    assert not count_text(composed)[2]
+    assert count_text([*composed, *decomposed])[2] == {"U+0301": 1, "U+3099": 1}
 
 
 def test_unusual_characters_begin_with_known_bytes():
