@@ -444,6 +444,9 @@ class _LaunchedMLMTask:
     def __init__(self, config: TrainingConfig, arguments: dict[str, Any]):
         self.config, self._arguments = config, arguments  # Of `create_mlm`, except `training_config`
 
+    def __getattr__(self, name: str) -> Any:  # Only called for what there is not
+        raise AttributeError(f"with n_gpus, a run trains in other processes and has no {name}: leave n_gpus out to use that")
+
     def train(self, stop_at_step: int | None = None) -> History:
         "Start the processes, and train in them to the end; a further call resumes."
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder

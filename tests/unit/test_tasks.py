@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 from dataclasses import fields
@@ -265,6 +266,15 @@ def test_a_config_may_be_given(work: Path, tmp_path: Path):
     settings = TrainingConfig(**{**SETTINGS, "output_dir": tmp_path / "run"})
     task = create_mlm("tokenizer", "tokenized_dataset", ModelConfig(**SMALL), settings)
     assert task.config is settings and task.model.config.hidden_size == 32
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
+def test_a_run_in_other_processes(work: Path, tmp_path: Path):
+    "It has `train` only, and says so."
+    settings = {**SETTINGS, "output_dir": tmp_path / "run", "n_gpus": 2, "use_cpu": True}
+    task = create_mlm("tokenizer", "tokenized_dataset", SMALL, settings)
+    with pytest.raises(AttributeError, match="has no arithmetic: leave n_gpus out to use that"):
+        task.arithmetic()
 
 
 def test_resumed_run_keeps_its_options(work: Path):
