@@ -32,11 +32,11 @@ def _list_checkpoints(folder: Path) -> list[Path]:
     return [] if is_model else found  # The Trainer of transformers saves checkpoints beside its model
 
 
-def find_model(name: str) -> str:
+def find_model(name: str | PathLike) -> str:
     "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is no run."
     final, checkpoints = Path(name, "final_model"), _list_checkpoints(Path(name))
     if not checkpoints or final.is_dir() and not _is_newer(checkpoints[-1], final):
-        return str(final) if final.is_dir() else name
+        return str(final if final.is_dir() else name)
     if final.is_dir():
         logger.warning("%s is older than %s, which is used", final, checkpoints[-1].name)
     return str(checkpoints[-1])
