@@ -62,10 +62,12 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
         from langmlm.model.modernbert import modernbert_names
 
         config, options = task.model.config, [entry.name for entry in fields(ModelConfig)]
-        is_modern = config.model_type == "modernbert"
-        names = {name: (modernbert_names(name) if is_modern else [name])[:1] for name in options}
-        model = {option: getattr(config, name) for option, found in names.items() for name in found if hasattr(config, name)}
-        rest = {"model_config": model | {"initialization": task.state.initialization}}
+        model = {"initialization": task.state.initialization}
+        for option in options:
+            names = modernbert_names(option) if config.model_type == "modernbert" else [option]
+            if names and hasattr(config, names[0]):
+                model[option] = getattr(config, names[0])
+        rest = {"model_config": model}
     absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
     return absolute | rest | {"training_config": training}
 
@@ -170,7 +172,7 @@ def _resume(
     if not (folder := Path(run)).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
     saved = list_options(folder) or list_options(folder.absolute().parent)
-    before = recorded_paths(folder) | (read_options(saved[-1]) if saved else {})  # Started in Python: the first only
+    before = read_options(saved[-1]) if saved else recorded_paths(folder)  # The second: started in Python
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
@@ -380,6 +382,8 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left in the buffer goes nowhere
         return 141
     except Exception as error:
+        if number := getattr(error, "sigval", None):  # Of the launcher of several processes, whom a signal interrupted again
+            return 128 + number
         if debug:
             raise
         for line in _describe_error(error):

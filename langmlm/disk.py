@@ -143,8 +143,6 @@ def write_manifest(
     manifest = {"kind": kind, **facts, **({"editable": free} if free else {}), "files": entries}
     manifest["digest"] = hash_json(manifest)
     write_json(folder / MANIFEST, manifest)
-    for name in names:  # safetensors writes files that nobody else may read, whatever the umask
-        shutil.copymode(folder / MANIFEST, folder / name)
     return manifest
 
 
@@ -238,9 +236,11 @@ def check_replaceable(
     except (ValueError, KeyError) as error:
         raise FileExistsError(f"{name} cannot be replaced: {error}: name another folder, or empty this one") from None
     if entries := [entry for entry in entries if not _BY_OTHERS.fullmatch(entry)]:
+        if kind is None:
+            raise FileExistsError(f"{name} exists and is not empty: name a new folder")
         shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
         raise FileExistsError(
-            f"{name} contains files that are not part of a {kind or 'result'} written by langmlm ({shown}): "
+            f"{name} contains files that are not part of a {kind} written by langmlm ({shown}): "
             "name another folder, or empty this one"
         )
 

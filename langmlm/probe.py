@@ -67,11 +67,13 @@ def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> 
     if errors := [f"{key} is {'more than one' if n else 'not a'} {known}" for key, n in counts.items() if n != 1]:
         raise ConfigError("evaluate", errors)
     texts, labels = [value if isinstance(value, str) else None for value in table[text_column]], table[label_column]
+    keys = [ascii(text) if text else row for row, text in enumerate(texts)]  # Surrogates cannot be hashed
     problems = {
         f"no text in column {text_column!r}": [text is None for text in texts],
         f"an empty text in column {text_column!r}": [text is not None and not text.strip() for text in texts],
         f"an unpaired surrogate in column {text_column!r}": [bool(SURROGATES.search(text or "")) for text in texts],
         f"no label in column {label_column!r}": labels.isna() | labels.astype(str).str.strip().eq(""),
+        "a text that has another label elsewhere": labels.astype(str).groupby(keys).transform("nunique") > 1,
     }
     rows = {problem: np.flatnonzero(wrong) for problem, wrong in problems.items()}
     errors = [f"{name} has rows with {problem}: {len(wrong):,} of {len(texts):,}, first row {wrong[0] + 1:,}; "
@@ -211,7 +213,7 @@ class _FineTuning:
         "Fine-tune on some examples with a learning rate, and predict the classes of others."
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_config(self.config)
+            model = AutoModelForSequenceClassification.from_config(self.config, dtype=torch.float32)
             if self.weights is not None:
                 model.base_model.load_state_dict(self.weights)
             model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -315,11 +317,8 @@ class Evaluation:
     __repr__ = __str__
 
 # %% ../nbs/probe.ipynb #ab56da6e
-_BASELINES = {
-    "bag of words": "a bag of words",
-    "from scratch": "the same architecture from scratch",
-    "majority class": "the majority class",
-}
+_BASELINES = {"bag of words": "a bag of words", "from scratch": "the same architecture from scratch"}
+_BASELINES |= {"majority class": "the majority class"}
 
 
 def _compare_in_words(baseline: str, difference: float, margin: float) -> str:
@@ -366,7 +365,8 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     examples = pd.Series(all_gaps).groupby(tested).mean()  # Each example is tested once with every seed
     means = np.array([gap.mean() for gap in gaps])
     of_runs = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
-    return float(means.mean()), 2 * math.sqrt(examples.var(ddof=0) / len(examples) + of_runs)
+    of_examples = np.append(examples, [1.0, -1.0]).var() / len(examples)  # A few that agree by chance prove nothing
+    return float(means.mean()), 2 * math.sqrt(of_examples + of_runs)
 
 # %% ../nbs/probe.ipynb #4f4f28d3
 def _are_all(values: Any, kind: Any, low: int, high: float) -> bool:

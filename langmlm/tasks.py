@@ -352,8 +352,8 @@ def create_mlm(
         shape = model.config if model else complete_config(architecture, loaded, longest)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
-        own = "run_name", "output_dir", "logging_dir", "report_to", "disable_tqdm"  # Used by the main process only
-        found |= asdict(architecture) | config.without_secrets(*own)
+        own = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit"
+        found |= asdict(architecture) | config.without_secrets(*own.split())  # Those of the main process
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
     if start.trainer_state is None:
@@ -402,7 +402,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     if start.trainer_state is None or not isinstance(given, dict | TrainingConfig | None):
         return given
     if isinstance(given, TrainingConfig):
-        given = {name: getattr(given, name) for name in given.given}
+        given = {name: getattr(given, name) for name in given.given - {"recipe", "budget_minutes"}}  # Decided before
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way

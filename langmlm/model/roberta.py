@@ -6,7 +6,6 @@
 __all__ = ['complete_config', 'build_model', 'linear_cross_entropy', 'FlatMaskedLM']
 
 # %% ../../nbs/model/01_roberta.ipynb #927d64af
-from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
@@ -128,7 +127,8 @@ def build_model(
         return _MODEL_CLASSES[config.model_type][1](config)
 
 # %% ../../nbs/model/01_roberta.ipynb #29a4ae47
-LOGITS_ROWS = defaultdict(lambda: 4096, cpu=512)  # Predictions per chunk, by device type
+LOGITS_ROWS = {"cpu": 512}  # Predictions per chunk, by device type
+MOST_LOGITS_ROWS = 4096  # On other devices
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -166,7 +166,7 @@ def linear_cross_entropy(
     "Sum the cross-entropy of linear logits, in the precision of autocast, without storing all logits."
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    rows = LOGITS_ROWS[device]
+    rows = LOGITS_ROWS.get(device, MOST_LOGITS_ROWS)
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, dtype, rows)
 

@@ -350,6 +350,8 @@ def open_corpus(
         raise ConfigError("tokenizer_config", [error])
     for part in parts.values():
         part.check_beginning()
+    if isinstance(mixing, Sequence):  # Of duplicates, the first is kept: that of the source with the largest weight
+        parts = dict(sorted(parts.items(), key=lambda item: -mixing[item[1].source]))
     return Corpus(list(parts.values()), options, sources, mixing)
 
 # %% ../../nbs/text/03_corpus.ipynb #c7d404d2

@@ -305,7 +305,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged")
     manifest = _summarize(job, shards)
     if "train" not in manifest["splits"]:
-        raise TextError("the documents contain no text for the training split")
+        raise TextError(f"the documents contain no text for the training split (validation_fraction={job['validation_fraction']})")
     if job["validation_fraction"] and "validation" not in manifest["splits"]:
         logger.warning("validation_fraction=%s selects no document: no validation split", job["validation_fraction"])
     with atomic_folder(target, within) as partial:

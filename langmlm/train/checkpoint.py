@@ -11,6 +11,7 @@ import copy
 import logging
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -59,7 +60,7 @@ def save_model(
         try:
             check_replaceable(folder, "model", "final_model")
         except FileExistsError as error:
-            aside = _set_aside(folder)
+            aside = set_aside(folder)
             logger.warning("%s; it is now named %s", error, aside.name)
 
 
@@ -80,6 +81,7 @@ def save_checkpoint(
     with atomic_folder(folder) as partial:
         _write_model(partial, model, tokenizer)
         save_file(tensors, partial / _OPTIMIZER)
+        _share(partial)
         write_json(partial / TRAINER_STATE, trainer_state)
         write_manifest(partial, "checkpoint")
     return folder
@@ -102,6 +104,14 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     with _without_progress_bars():
         model.save_pretrained(folder, save_original_format=False)  # Otherwise old names come back: `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
+    _share(folder)
+
+
+def _share(folder: Path) -> None:
+    "Let those read tensors who may read the config; safetensors writes files for their owner only."
+    for file in folder.glob("*.safetensors"):
+        with suppress(OSError):  # Not every file system has permissions
+            shutil.copymode(folder / "config.json", file)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #55ce41cc
 def checkpoint_step(
@@ -135,7 +145,8 @@ def newest_checkpoint(
 
 def _check_readable(folder: Path) -> None:
     "Raise a `PermissionError` if this user may not read a folder or a file in it, which is no damage."
-    for path in (folder, *(folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else ())):
+    files = folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else ()
+    for path in (folder, *filter(Path.is_file, files)):  # No dangling links, which are damage
         if not os.access(path, os.R_OK | os.X_OK * path.is_dir()):
             raise PermissionError(f"{path} cannot be read by this user: change its permissions")
 
@@ -167,17 +178,26 @@ def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[
         logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
-def _set_aside(folder: Path) -> Path:
-    "Rename a folder to `superseded-<name>`, with a number where that is taken; return the new path."
+def set_aside(folder: Path) -> Path:
+    "Rename a file or folder to `superseded-<name>`, with a number where that is taken; return the new path."
     names = (f"superseded-{folder.name}" + (f"-{again}" if again > 1 else "") for again in count(1))
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #89eba912
+def _recorded_step(folder: Path) -> int:
+    "Return the step of a checkpoint or a final model; -1: there is none."
+    if folder.name != "final_model":
+        return checkpoint_step(folder)
+    with suppress(ValueError, OSError):  # A damaged manifest
+        return (read_manifest(folder) or {}).get("step", -1)
+    return -1
+
+
 def set_aside_newer(run_folder: Path, step: int) -> None:
-    "Rename the checkpoints of later steps, so that they are neither lost nor mistaken for the newest."
-    for folder in list_checkpoints(run_folder):
-        if checkpoint_step(folder) > step:
-            aside = _set_aside(folder)
+    "Rename what is of later steps, so that it is neither lost nor mistaken for the newest."
+    for folder in [*list_checkpoints(run_folder), run_folder / "final_model"]:
+        if _recorded_step(folder) > step:
+            aside = set_aside(folder)
             logger.warning("continuing with the weights of step %d: renamed %s to %s", step, folder.name, aside.name)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
@@ -256,9 +276,7 @@ def _manifest_kind(folder: Path) -> str | None:
     return None
 
 
-def _is_newest(final: Path, checkpoint: Path) -> bool:
-    "Return whether the final model of a run is intact and not of an earlier step than a checkpoint."
-    return is_intact(final) and read_manifest(final).get("step", -1) >= checkpoint_step(checkpoint)
+
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
@@ -280,9 +298,9 @@ def find_starting_point(
     is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in checkpoints)
     is_run = bool(checkpoints) and not is_model  # The Trainer of transformers saves checkpoints beside its model
     final = folder / "final_model"
+    if is_run and resume == "weights" and _recorded_step(final) >= _recorded_step(checkpoints[-1]) and is_intact(final):
+        return StartingPoint(str(final))  # The last checkpoint may be an older one
     folder = newest_checkpoint(folder) if is_run else folder
-    if is_run and resume == "weights" and _is_newest(final, folder):  # The last checkpoint may be an older one
-        return StartingPoint(str(final))
     if not (folder / "config.json").is_file() and final.is_dir():  # A run with save_strategy="no"
         folder = final
     name = f"checkpoint_path={str(folder)!r}"

@@ -65,19 +65,19 @@ def _count_pieces(backend: Tokenizer, unit: str) -> int:
 def find_new_words(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, n: int, min_count: int = 10) -> list[str]:
     "Find at most `n` words that would save the most tokens, as spelled in the vocabulary, for instance with `Ġ`."
     backend = copy_backend(tokenizer)
-    split, counts = _make_splitter(backend), Counter()
+    split, counts, known = _make_splitter(backend), Counter(), tokenizer.get_vocab()  # With added tokens
     for document in documents:
         counts.update(split(document))
     saved = {
         unit: count * (_count_pieces(backend, unit) - 1)
         for unit, count in counts.items()
-        if count >= min_count and _is_word(backend.decoder.decode([unit]))
+        if count >= min_count and unit not in known and _is_word(backend.decoder.decode([unit]))
     }
     return sorted((unit for unit in saved if saved[unit] > 0), key=lambda unit: (-saved[unit], unit))[:n]
 
 
 def _is_word(text: str) -> bool:
-    return all(unicodedata.category(character)[0] in "LM" for character in text.strip())
+    return bool(text.strip()) and all(unicodedata.category(character)[0] in "LM" for character in text.strip())
 
 # %% ../../nbs/train/13_extend.ipynb #9e582d3e
 def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -93,7 +93,8 @@ def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> lis
         units += [form[0] for form in found if len(form) == 1]
     if errors:
         raise ConfigError("words", errors)
-    return [unit for unit in dict.fromkeys(units) if _count_pieces(backend, unit) != 1]
+    known = tokenizer.get_vocab()  # With added tokens, which pieces do not have
+    return [unit for unit in dict.fromkeys(units) if unit not in known and _count_pieces(backend, unit) != 1]
 
 # %% ../../nbs/train/13_extend.ipynb #8d306d87
 def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:

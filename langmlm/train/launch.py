@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from types import FrameType
 from typing import Any
 
@@ -184,25 +184,22 @@ def fail_together() -> Iterator[dict[str, Any]]:
         raise error
 
 # %% ../../nbs/train/04_launch.ipynb #335da7d5
-_REPEATED = 3.0  # Seconds within which a launcher passes on Ctrl-C
-
-
 @dataclass
 class StopRequest:
     "Signal that asks a run to stop after the current step."
 
     received: int = 0  # Number of the signal that this process received; 0: none
     agreed: int = 0  # The same after agreement with the other processes
-    _since: float = 0.0  # When it was received, in seconds
+    _is_repeated: bool = False  # Whether it came again, from a launcher
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
-        is_early = number == signal.SIGTERM or monotonic() < self._since + _REPEATED
-        if self.received == number and "RANK" in os.environ and is_early:
+        if self.received == number and "RANK" in os.environ and (number == signal.SIGTERM or not self._is_repeated):
+            self._is_repeated = True
             return  # The launcher passes on a signal that a scheduler or a terminal has sent to all processes
         if self.received:
             raise signal_exit(number)
-        self.received, self._since = number, monotonic()
+        self.received = number
         name = signal.Signals(number).name
         logger.warning("%s: stopping with a checkpoint after the current step; a second signal stops at once", name)
 

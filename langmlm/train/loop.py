@@ -131,10 +131,10 @@ def fit(
 def _whole_steps(optimizer: Optimizer, state: TrainState, run_folder: RunFolder, set_to_none: bool) -> Iterator[None]:
     "Drop the gradients of an interrupted step; one that was interrupted while it updated the weights is an error."
     if state.is_updating:
-        remedy = f"create the task again with checkpoint_path={str(run_folder.path)!r}"
-        raise RuntimeError(f"step {state.step + 1} was interrupted while it updated the weights: {remedy}")
+        remedy = f"{run_folder.describe_latest()}: create the task again, with checkpoint_path if there is one"
+        raise RuntimeError(f"step {state.step + 1} was interrupted while it updated the weights; {remedy}")
     optimizer.zero_grad(set_to_none=set_to_none)
-    hook = optimizer.optimizer.register_step_pre_hook(lambda *_: state.begin_update())
+    hook = optimizer.optimizer.register_step_pre_hook(lambda *_: setattr(state, "is_updating", True))
     try:
         yield
     finally:
@@ -235,6 +235,9 @@ class _Monitor:
         summary += f", {speed['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(summary)
         if self._is_main_process:
+            if not sum(predictions):
+                text = "no token was masked in %d steps, so nothing is learned: check mask, or raise mlm_probability=%g"
+                logger.warning(text, len(predictions), self._config.mlm_probability)
             time_left = f", about {left.duration} left" if left.steps_left else ""
             logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary + time_left)
             self._diagnose()

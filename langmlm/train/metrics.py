@@ -213,7 +213,7 @@ def peak_flops(
 ) -> float:  # FLOPs per second
     "Return the peak throughput of a device: looked up, else measured."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)]
+    known = [peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"{part}(?!\d)", name)]
     if known and precision != "no":
         return known[0] * 1e12
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]

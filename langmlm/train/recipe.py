@@ -108,14 +108,15 @@ def _affordable_tokens(task, minutes: float) -> float:
 
 
 def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
-    "Split a step into the fewest micro-batches that fit into memory; it keeps its number of sequences."
+    "Split a step into the fewest micro-batches that fit into memory; it keeps its number of tokens, about."
     task = make_trial(replace(config, max_steps=1, warmup_steps=0, eval_steps=None, probe_sentences=()))
     most = torch.tensor(task.memory().most_sequences(), device=task.accelerator.device)
     most = max(1, task.accelerator.gather(most[None]).min().item())
     sequences = config.per_device_train_batch_size * config.gradient_accumulation_steps
     rows = config.gradient_accumulation_steps * task.loader.plan.token_budget / task.dataset.max_length
-    accumulated = math.ceil(rows / most)
-    size = {"per_device_train_batch_size": math.ceil(sequences / accumulated)}
+    size = {"per_device_train_batch_size": max(1, sequences // math.ceil(rows / most))}
+    plan = plan_batches(task.dataset, replace(task.config, **size), task.accelerator.num_processes)
+    accumulated = max(1, round(rows * task.dataset.max_length / plan.token_budget))
     return replace(config, **size, gradient_accumulation_steps=accumulated)
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batching import BatchPlan
 from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
 from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
-from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside_newer
+from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside, set_aside_newer
 from .config import TrainingConfig
 from .launch import fail_together, start_trackers
 from .metrics import format_filled_masks
@@ -107,7 +107,7 @@ class RunFolder:
             logger.warning("%s: %s", self.path, action)
         set_aside_newer(self.path, step)
         if self.start.trainer_state is None and (self.path / _LOG).exists():
-            (self.path / _LOG).replace(self.path / f"superseded-{_LOG}")
+            set_aside(self.path / _LOG)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch

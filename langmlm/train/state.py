@@ -47,10 +47,6 @@ class TrainState:
     is_updating: bool = False  # Whether a step has begun to update the weights, and is not counted yet
     history_length: ClassVar[int] = 256  # Latest steps whose losses are kept
 
-    def begin_update(self) -> None:
-        "Note that the optimizer changes the weights now, so that the step must be counted."
-        self.is_updating = True
-
     def add(self, metrics: Tensor) -> None:
         "Count an optimizer step; [3] float32 on the device: loss sum of this process, predictions, gradient norm."
         self.step += 1

@@ -39,16 +39,18 @@ def measure_steps(task: Any, steps: int) -> Estimate:
     scale = scaler.state_dict() if scaler else None
     seconds, warmup = [], 3 if task.is_compiled else 1
     task.module.train()
-    with keep_random_state(device):
-        for batches, _ in task.loader.prefetch(task.state.step, task.state.step + warmup + steps):
-            began, parts = perf_counter(), (task.module, task.optimizer, task.accelerator, batches)
-            metrics = train_step(*parts, task.state.step, 0.0, task.config, not task.is_captured)
-            metrics.tolist()  # Waits for the device
-            seconds.append(perf_counter() - began)
-    task.model.load_state_dict(saved[0])
-    task.optimizer.load_state_dict(saved[1])
-    if scale:
-        scaler.load_state_dict(scale)
+    try:
+        with keep_random_state(device):
+            for batches, _ in task.loader.prefetch(task.state.step, task.state.step + warmup + steps):
+                began, parts = perf_counter(), (task.module, task.optimizer, task.accelerator, batches)
+                metrics = train_step(*parts, task.state.step, 0.0, task.config, not task.is_captured)
+                metrics.tolist()  # Waits for the device
+                seconds.append(perf_counter() - began)
+    finally:  # Also after Ctrl-C
+        task.model.load_state_dict(saved[0])
+        task.optimizer.load_state_dict(saved[1])
+        if scale:
+            scaler.load_state_dict(scale)
     steps_left = task.loader.plan.total_steps - task.state.step
     return Estimate(median(seconds[warmup:] or seconds[-1:] or [0.0]), steps_left)
 
@@ -166,10 +168,10 @@ def estimate_memory(task: Any) -> StepMemory:
 
 # %% ../../nbs/train/15_trial.ipynb #mem0code1
 def explain_memory(config: TrainingConfig, share: float = 0.5) -> str:
-    "Name settings to change so that a share of a micro-batch, which fits, is a whole one. The first keeps the step's size."
+    "Name settings to change if a share of a micro-batch fits into memory. The first keeps the size of the step."
     size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    steps = max(accumulated + 1, math.ceil(accumulated / share))
-    smaller = math.ceil(size * accumulated / steps)
+    smaller = max(1, int(size * share))
+    steps = math.ceil(size * accumulated / smaller)
     remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] if size > 1 else []
     if not config.gradient_checkpointing:
         remedies.append("gradient_checkpointing=True")

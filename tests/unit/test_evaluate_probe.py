@@ -228,9 +228,43 @@ def test_the_error_of_a_difference_covers_examples_and_runs():
     right, wrong = np.ones(50, bool), np.zeros(50, bool)
     half = test < 25
     runs = lambda *parts: [_Run({}, test, part) for part in parts]  # noqa: E731
-    assert _difference(runs(right), runs(wrong)) == (1.0, 0.0)
-    assert _difference(runs(half), runs(wrong)) == pytest.approx((0.5, 2 * math.sqrt(0.25 / 50)))
-    assert _difference(runs(right, wrong), runs(wrong, wrong)) == pytest.approx((0.5, 2 * math.sqrt(0.5 / 2)))
+    error = lambda gaps: np.append(gaps, [1, -1]).var() / 50  # noqa: E731
+    assert _difference(runs(right), runs(wrong)) == pytest.approx((1.0, 2 * math.sqrt(error(right))))
+    assert _difference(runs(half), runs(wrong)) == pytest.approx((0.5, 2 * math.sqrt(error(half))))
+    both = _difference(runs(right, wrong), runs(wrong, wrong))
+    assert both == pytest.approx((0.5, 2 * math.sqrt(0.5 / 2 + error(np.full(50, 0.5)))))
+
+
+def test_few_examples_prove_nothing():
+    "Two equal classifiers are called different in at most 7 % of all test sets, of any size."
+    generator, claimed = np.random.default_rng(0), {}
+    for size in (1, 3, 10, 50):
+        tested = np.arange(size)
+        found = []
+        for _ in range(400):
+            runs = [[_Run({}, tested, generator.random(size) < 0.7)] for _ in range(2)]
+            difference, error = _difference(*runs)
+            found.append(abs(difference) > error)
+        claimed[size] = np.mean(found)
+    assert max(claimed.values()) < 0.08, claimed
+
+
+def test_a_model_in_half_precision(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "It is fine-tuned in float32: half precision would lose small updates."
+    shutil.copytree(model, tmp_path / "half")
+    RobertaForMaskedLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    dtypes = set()
+    monkeypatch.setattr(_FineTuning, "_train", lambda self, tuned, *rest: dtypes.add(tuned.dtype))
+    evaluate(tmp_path / "half", make_table(40), folds=2, learning_rates=[1e-3], baselines=["from scratch"])
+    assert dtypes == {torch.float32}
+
+
+def test_texts_with_several_labels(model: Path):
+    "One copy would be tested on, and the other one trained on."
+    table = make_table(40)
+    table.loc[3, "text"], table.loc[3, "label"] = table.loc[2, "text"], "another"
+    with pytest.raises(ConfigError, match="rows with a text that has another label elsewhere: 2 of 40, first row 3; remove them"):
+        evaluate(model, table)
 
 
 # Determinism

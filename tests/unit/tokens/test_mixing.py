@@ -163,3 +163,19 @@ def test_the_command_line_takes_weights_and_an_exponent():
 
     for given, expected in ((["1", "2.5"], [1.0, 2.5]), (["0.3"], 0.3), (["none"], None)):
         assert collect_arguments(command, {"mixing": given})["tokenizer_config"]["mixing"] == expected
+
+
+@pytest.mark.parametrize("weights", [[0.5, 3], [0, 1], [1, 1]])
+def test_duplicates_belong_to_the_source_with_the_larger_weight(tmp_path: Path, tokenizer, config, weights: list[float]):
+    "The copy that is read most is kept, so that a text of one's own loses nothing to the web that contains it."
+    texts = [f"document number {number} of the web" for number in range(40)]
+    (tmp_path / "web.txt").write_text("\n".join(texts), encoding="utf-8")
+    (tmp_path / "own.txt").write_text("\n".join(texts[:10]), encoding="utf-8")
+    corpus = open_corpus([tmp_path / "web.txt", tmp_path / "own.txt"], mixing=weights)
+    plain = replace(config, drop_duplicates=True, validation_fraction=0.0)
+    report = write_dataset(corpus, tokenizer, plain)
+    found = read_documents(config.path_to_save_dataset, "train", tokenizer)
+    for text in texts:
+        is_own = text in texts[:10] and weights[1] > weights[0]
+        assert found[text] == count_reads(text, weights[is_own])
+    assert report["statistics"]["dropped"] == 10

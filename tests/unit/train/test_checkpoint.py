@@ -335,13 +335,14 @@ def test_superseded_checkpoints_are_bounded(run: tasks.MLMTask, folder: Path):
     shutil.rmtree(folder / "checkpoint-9")
     every = [f"superseded-checkpoint-9{again}" for again in ("", "-2", "-3", "-4")]
     prune_checkpoints(folder, save_total_limit=2)
-    assert names(folder) == ["checkpoint-3", "checkpoint-6", "final_model", *every]
+    final = "superseded-final_model"
+    assert names(folder) == ["checkpoint-3", "checkpoint-6", *every, final]
     shutil.copytree(run.config.run_folder / "checkpoint-9", folder / "checkpoint-9")
     (folder / every[0] / "config.json").unlink()  # Damaged: it neither counts nor goes
     (folder / "superseded-checkpoint-6x").mkdir()
     prune_checkpoints(folder, save_total_limit=2)
     kept = [every[0], *every[2:], "superseded-checkpoint-6x"]
-    assert names(folder) == ["checkpoint-6", "checkpoint-9", "final_model", *sorted(kept)]
+    assert names(folder) == ["checkpoint-6", "checkpoint-9", *sorted(kept), final]
 
 
 def test_newest(folder: Path, caplog: pytest.LogCaptureFixture):
@@ -379,6 +380,30 @@ def test_others_may_read_as_the_umask_says(run: tasks.MLMTask, tmp_path: Path):
         assert len(files) > 4 and {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
+def test_permissions_that_cannot_be_set(run: tasks.MLMTask, tmp_path: Path):
+    "Some file systems have none: the model is saved all the same."
+    with patch("os.chmod", side_effect=PermissionError("Operation not permitted")):
+        save_model(tmp_path / "model", run.model, run.tokenizer)
+    assert is_intact(tmp_path / "model")
+
+
+def test_dangling_links_are_damage(folder: Path):
+    "Not a matter of permissions."
+    weights = folder / "checkpoint-9" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("gone")
+    assert find_starting_point(folder).trainer_state["global_step"] == 6
+
+
+def test_another_branch_of_a_run(folder: Path):
+    "A run that continues from an earlier step sets its final model aside, too."
+    set_aside_newer(folder, 9)
+    assert (folder / "final_model").is_dir()
+    set_aside_newer(folder, 6)
+    assert not (folder / "final_model").exists() and is_intact(folder / "superseded-final_model")
+    assert find_model(str(folder)) == str(folder / "checkpoint-6") == find_starting_point(folder, "weights").weights
+
+
 def test_set_aside(run: tasks.MLMTask, folder: Path, caplog: pytest.LogCaptureFixture):
     "Later checkpoints get another name, and what was set aside before stays."
     caplog.set_level(logging.WARNING, "langmlm")
@@ -390,7 +415,7 @@ def test_set_aside(run: tasks.MLMTask, folder: Path, caplog: pytest.LogCaptureFi
         if number < 2:
             shutil.copytree(run.config.run_folder / "checkpoint-9", folder / "checkpoint-9")
     aside = [f"superseded-checkpoint-9{again}" for again in ("", "-2", "-3")]
-    assert names(folder) == ["checkpoint-3", "checkpoint-6", "final_model", *aside]
+    assert names(folder) == ["checkpoint-3", "checkpoint-6", *aside, "superseded-final_model"]
     assert all(is_intact(folder / name) for name in aside)
     assert (
         caplog.messages[0] == "continuing with the weights of step 6: renamed checkpoint-9 to superseded-checkpoint-9"

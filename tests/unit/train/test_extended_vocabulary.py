@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenize
 from langmlm.config import SPECIAL_TOKENS, ConfigError, TokenizerConfig
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.encode import encode_documents, find_word_starts, token_bytes
-from langmlm.train.extend import add_words, find_new_words, spell_words
+from langmlm.train.extend import _is_word, add_words, find_new_words, spell_words
 from langmlm.tokens.tokenizer import fingerprint_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 ROLES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), SPECIAL_TOKENS))
@@ -189,3 +189,22 @@ def test_tokens_that_no_merge_reaches_are_reported(trained, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         add_words(old, ["Ġsubprocess"])
     assert "Ġdocstring" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extended_twice(trained: dict[str, PreTrainedTokenizerFast], documents: list[str], kind: str):
+    "Words that an earlier extension has added are not added again, and every new word has an id and pieces of its own."
+    once, _ = add_words(trained[kind], spell_words(["breakpoint", "watcher"], trained[kind]))
+    assert spell_words(["breakpoint"], once) == []
+    assert not {*find_new_words(documents, once, 20)} & once.get_vocab().keys()
+    units = spell_words(["breakpoint", "alphabetical"], once)
+    twice, pieces = add_words(once, units)
+    ids = twice.convert_tokens_to_ids(units)
+    assert units and ids == [*range(len(once), len(once) + len(units))] and len(twice) == len(once) + len(units)
+    expected = [[piece.id for piece in once.backend_tokenizer.model.tokenize(unit)] for unit in units]
+    assert pieces == expected
+
+
+def test_whitespace_is_no_word():
+    "Indentation is frequent in code, and saves many tokens."
+    assert not any(_is_word(text) for text in ("", "    ", "\t\t")) and _is_word(" wörd")

@@ -8,7 +8,7 @@ from helpers import same_weights
 
 from langmlm import tasks
 from langmlm.testing import tiny_run
-from langmlm.train import loop
+from langmlm.train import loop, trial
 
 RUN = {"use_cpu": True, "max_steps": 6, "gradient_accumulation_steps": 2, "logging_steps": 3, "save_steps": 100}
 
@@ -53,7 +53,7 @@ def test_a_step_that_was_interrupted_in_its_update(tmp_path: Path, complete):
         task.train()
     assert task.state.step == 3
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="step 4 was interrupted while it updated the weights: create the task again"):
+        with pytest.raises(RuntimeError, match="step 4 was interrupted while it updated the weights; the latest checkpoint is .*: create"):
             task.train()
     resumed = tasks.create_mlm(tmp_path / "tokenizer", tmp_path / "dataset", checkpoint_path=tmp_path / "run")
     resumed.train()
@@ -70,6 +70,7 @@ def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path, complete):
     again.train()
     assert same_weights(again.model, complete)
     assert (tmp_path / "run" / "superseded-log.jsonl").read_text() == log
+    assert not (tmp_path / "run" / "superseded-log.jsonl-2").exists()
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
 
 
@@ -78,5 +79,7 @@ def test_measuring_is_no_update(tmp_path: Path, complete):
     task = tiny_run(tmp_path, **RUN)
     task.train(stop_at_step=2)
     task.estimate()
+    with interrupt(trial, "train_step", 2), pytest.raises(KeyboardInterrupt):
+        task.estimate()
     task.train()
     assert same_weights(task.model, complete)

@@ -278,3 +278,24 @@ def test_launchers_repeat_sigterm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(SystemExit):
         request.receive(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_that_a_launcher_repeats(monkeypatch: pytest.MonkeyPatch, number: int):
+    "A terminal or a scheduler sends them to all processes, and the launcher to its own: one repetition is no second signal."
+    monkeypatch.setenv("RANK", "1")
+    request = StopRequest()
+    try:
+        for _ in range(2):
+            request.receive(number)
+    except KeyboardInterrupt:  # It would end pytest
+        pytest.fail("the repetition counts")
+    assert request.received == number
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            request.receive(number)
+    monkeypatch.delenv("RANK")
+    alone = StopRequest()
+    alone.receive(number)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        alone.receive(number)

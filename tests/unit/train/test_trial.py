@@ -1,5 +1,6 @@
 "Time and memory of a step: what is counted, what fits, the automatic micro-batch, and errors that name the settings to change."
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_short_documents_keep_their_step(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr("langmlm.train.trial.StepMemory.most_sequences", lambda self: most)
         found = create("auto")
         assert found.loader.plan.steps_per_epoch == pytest.approx(wanted.loader.plan.steps_per_epoch, rel=0.1)
-        assert found.loader.plan.token_budget <= max(1, most) * 128 + 128
+        assert found.loader.plan.token_budget <= most * 128
 
 
 def test_too_little_memory_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
@@ -140,6 +141,10 @@ def test_remedies_keep_the_step():
     assert "per_device_train_batch_size=10 with gradient_accumulation_steps=7" in text
     assert "per_device_train_batch_size=16 with gradient_accumulation_steps=4" in explain_memory(config)
     assert "gradient_checkpointing" not in text
+    for size, accumulated, share in ((2, 4, 0.6), (4, 8, 0.9), (32, 1, 0.03)):
+        text = explain_memory(TrainingConfig(per_device_train_batch_size=size, gradient_accumulation_steps=accumulated), share)
+        smaller, steps = map(int, re.search(r"size=(\d+) with gradient_accumulation_steps=(\d+)", text).groups())
+        assert smaller < size and size * accumulated <= smaller * steps < size * accumulated + smaller
     assert "per_device" not in explain_memory(TrainingConfig(per_device_train_batch_size=1))
 
 
