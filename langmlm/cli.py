@@ -382,7 +382,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left in the buffer goes nowhere
         return 141
     except Exception as error:
-        if number := getattr(error, "sigval", None):  # Of the launcher of several processes, whom a signal interrupted again
+        if number := getattr(error, "sigval", None):  # A second signal, which the launcher raises
             return 128 + number
         if debug:
             raise

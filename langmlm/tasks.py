@@ -444,7 +444,7 @@ class _LaunchedMLMTask:
     def __init__(self, config: TrainingConfig, arguments: dict[str, Any]):
         self.config, self._arguments = config, arguments  # Of `create_mlm`, except `training_config`
 
-    def __getattr__(self, name: str) -> Any:  # Only called for what there is not
+    def __getattr__(self, name: str) -> Any:  # Called for missing names only
         raise AttributeError(f"with n_gpus, a run trains in other processes and has no {name}: leave n_gpus out to use that")
 
     def train(self, stop_at_step: int | None = None) -> History:
