@@ -475,6 +475,8 @@ def test_debug_shows_the_traceback(position: str):
         (ValueError("first\n  second"), 1, ["langmlm train: error: first second"]),
         (ValueError("other:\n- a\n- b"), 1, ["langmlm train: error: other: a; b"]),
         (ConfigError("evaluate", ["a"]), 2, ["langmlm train: error: a"]),
+        (FloatingPointError("the loss diverged"), 1, ["langmlm train: error: the loss diverged"]),
+        (ImportError("pip install x"), 1, ["langmlm train: error: pip install x"]),
         (KeyError("x"), 1, ["langmlm train: error: KeyError: 'x' (--debug shows the traceback)"]),
         (OSError(28, "No space left on device", "file"), 1, ["langmlm train: error: file: No space left on device"]),
     ],

@@ -397,6 +397,9 @@ def test_dangling_links_are_damage(folder: Path):
 
 def test_another_branch_of_a_run(folder: Path):
     "A run that continues from an earlier step sets its final model aside, too."
+    shutil.copytree(folder / "checkpoint-9", folder / "checkpoint-12")
+    assert Path(find_starting_point(folder, "weights").weights).name == "checkpoint-12"
+    shutil.rmtree(folder / "checkpoint-12")
     set_aside_newer(folder, 9)
     assert (folder / "final_model").is_dir()
     set_aside_newer(folder, 6)

@@ -146,6 +146,8 @@ def test_advice():
     smallest = replace(CONFIG, per_device_train_batch_size=1)
     assert "raise num_train_epochs" in replace(ARITHMETIC, steps=999, config=smallest).advice()
     assert "raise max_steps" in replace(ARITHMETIC, config=replace(CONFIG, max_steps=7)).advice()
+    packed = replace(ARITHMETIC, steps=700, packing_ratio=4)  # A smaller batch would be packed more
+    assert "raise num_train_epochs" in packed.advice() and "per_device" not in packed.advice()
 
 
 def test_epochs_as_a_float():

@@ -2,7 +2,7 @@
 
 from time import sleep
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -148,10 +148,18 @@ def test_peak_flops(monkeypatch):
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA L40S", 362),
         ("NVIDIA L4", 121),
+        ("NVIDIA A10G", 125),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GH200 480GB", 989),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         peak_flops.cache_clear()
         assert peak_flops(torch.device("cuda"), "bf16") == tflops * 1e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA RTX A1000")  # No A100
+    monkeypatch.setattr(torch, "full", Mock(side_effect=ZeroDivisionError))  # It measures
+    peak_flops.cache_clear()
+    with pytest.raises(ZeroDivisionError):
+        peak_flops(torch.device("cuda"), "bf16")
     peak_flops.cache_clear()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -74,6 +75,13 @@ def test_another_mask_token(run: tasks.MLMTask, tmp_path: Path):
     options = {"probe_sentences": ["the <mask> value"]}
     data = yaml.safe_load(_metadata(run.config.without_secrets() | options, "[MASK]"))
     assert data["widget"] == [{"text": "the [MASK] value"}] and data["mask_token"] == "[MASK]"
+    filled = [{"sentence": "the [MASK] value", "predictions": [[["new", 0.5]]]}]
+    state = trainer_state(run)
+    state["langmlm"]["config"] |= options
+    state["log_history"].append({"step": 1, "filled_masks": filled})
+    card = make_model_card(run.model, SimpleNamespace(mask_token="[MASK]"), state)
+    assert "the [MASK] value -> 'new' 50%" in card
+    assert 'pipeline("fill-mask", model="path/to/final_model")("the [MASK] value")' in card
 
 
 def test_what_is_unknown_is_left_out(run: tasks.MLMTask, tmp_path: Path):
