@@ -52,6 +52,9 @@ _PATHS = ("tokenizer", "tokenized_dataset")
 
 def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     "Return the arguments that start a run like this one anew, from any working directory."
+    from langmlm.disk import absolute_path
+    from langmlm.model.modernbert import option_names
+
     paths = {name: call[name] for name in _PATHS}
     training = task.config.without_secrets()
     for name in ("run_name", "output_dir", "logging_dir"):
@@ -59,17 +62,13 @@ def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
     else:
-        from langmlm.model.modernbert import modernbert_names
-
-        config, options = task.model.config, [entry.name for entry in fields(ModelConfig)]
-        model = {"initialization": task.state.initialization}
-        for option in options:
-            names = modernbert_names(option) if config.model_type == "modernbert" else [option]
+        config, model = task.model.config, {"initialization": task.state.initialization}
+        for entry in fields(ModelConfig):
+            names = option_names(config.model_type, entry.name)
             if names and hasattr(config, names[0]):
-                model[option] = getattr(config, names[0])
+                model[entry.name] = getattr(config, names[0])
         rest = {"model_config": model}
-    absolute = {name: os.path.abspath(path) if os.path.exists(path) else path for name, path in paths.items()}
-    return absolute | rest | {"training_config": training}
+    return {name: absolute_path(path) for name, path in paths.items()} | rest | {"training_config": training}
 
 # %% ../nbs/cli.ipynb #c803421c
 def _create(call: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import absolute_path, check_replaceable, clean_up_interrupted, find_overlaps, read_json
 from .model.layers import compile_model
-from .model.modernbert import modernbert_names
+from .model.modernbert import option_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
@@ -429,7 +429,7 @@ def _load_matching(
     if isinstance(model_config, ModelConfig):  # Its defaults are those of RoBERTa, which other models do not have
         given = {name: getattr(model_config, name) for name in model_config.given}
     for key, value in sorted(given.items()):
-        names = modernbert_names(key) if model.config.model_type == "modernbert" else [key]
+        names = option_names(model.config.model_type, key)
         present = getattr(model.config, names[0], None) if names else value
         if value not in (None, present) and key not in ("use_cache", "initialization"):  # No properties of a model
             errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")

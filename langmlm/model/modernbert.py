@@ -30,6 +30,11 @@ def modernbert_names(
     return [] if name in _WITHOUT_MEANING else _NAMES.get(name, [name])
 
 
+def option_names(model_type: str, name: str) -> list[str]:
+    "Return the names of an option of `ModelConfig` in the config of a model; none if it has no meaning there."
+    return modernbert_names(name) if model_type == "modernbert" else [name]
+
+
 def modernbert_options(
     options: dict[str, Any],  # Of `ModelConfig`
 ) -> dict[str, Any]:  # Of `ModernBertConfig`

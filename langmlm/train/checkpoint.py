@@ -79,9 +79,8 @@ def save_checkpoint(
         for key, value in optimizer.state.get(weight, {}).items()
     }
     with atomic_folder(folder) as partial:
-        _write_model(partial, model, tokenizer)
         save_file(tensors, partial / _OPTIMIZER)
-        _share(partial)
+        _write_model(partial, model, tokenizer)
         write_json(partial / TRAINER_STATE, trainer_state)
         write_manifest(partial, "checkpoint")
     return folder
@@ -100,7 +99,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    "Write the files of a model and its tokenizer into a folder."
+    "Write the files of a model and its tokenizer into a folder, and share its tensors."
     with _without_progress_bars():
         model.save_pretrained(folder, save_original_format=False)  # Otherwise old names come back: `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
@@ -145,10 +144,10 @@ def newest_checkpoint(
 
 def _check_readable(folder: Path) -> None:
     "Raise a `PermissionError` if this user may not read a folder or a file in it, which is no damage."
-    files = folder.iterdir() if os.access(folder, os.R_OK | os.X_OK) else ()
-    for path in (folder, *filter(Path.is_file, files)):  # No dangling links, which are damage
-        if not os.access(path, os.R_OK | os.X_OK * path.is_dir()):
-            raise PermissionError(f"{path} cannot be read by this user: change its permissions")
+    hidden = [] if os.access(folder, os.R_OK | os.X_OK) else [folder]
+    hidden = hidden or [path for path in folder.iterdir() if path.is_file() and not os.access(path, os.R_OK)]
+    if hidden:  # Dangling links are no files but damage
+        raise PermissionError(f"{hidden[0]} cannot be read by this user: change its permissions")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
 _SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
@@ -184,19 +183,18 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #89eba912
-def _recorded_step(folder: Path) -> int:
-    "Return the step of a checkpoint or a final model; -1: there is none."
-    if folder.name != "final_model":
-        return checkpoint_step(folder)
-    with suppress(ValueError, OSError):  # A damaged manifest
-        return (read_manifest(folder) or {}).get("step", -1)
-    return -1
+def _read_facts(folder: Path) -> dict:
+    "Return the manifest of a folder, empty if it is missing or damaged."
+    with suppress(ValueError, OSError):
+        return read_manifest(folder) or {}
+    return {}
 
 
 def set_aside_newer(run_folder: Path, step: int) -> None:
     "Rename what is of later steps, so that it is neither lost nor mistaken for the newest."
-    for folder in [*list_checkpoints(run_folder), run_folder / "final_model"]:
-        if _recorded_step(folder) > step:
+    steps, final = {folder: checkpoint_step(folder) for folder in list_checkpoints(run_folder)}, run_folder / "final_model"
+    for folder, done in (steps | {final: _read_facts(final).get("step", -1)}).items():
+        if done > step:
             aside = set_aside(folder)
             logger.warning("continuing with the weights of step %d: renamed %s to %s", step, folder.name, aside.name)
 
@@ -268,16 +266,6 @@ class StartingPoint:
     weights: str | None = None  # Folder or Hub name of a model; None: random initialization
     trainer_state: dict | None = None  # Content of `trainer_state.json` to resume from; None: a new run
 
-# %% ../../nbs/train/05_checkpoint.ipynb #8b21d0c7
-def _manifest_kind(folder: Path) -> str | None:
-    "Return what a folder is by its manifest; None: that is missing or damaged."
-    with suppress(ValueError, OSError):
-        return (read_manifest(folder) or {}).get("kind")
-    return None
-
-
-
-
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
 _NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
 
@@ -298,14 +286,14 @@ def find_starting_point(
     is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in checkpoints)
     is_run = bool(checkpoints) and not is_model  # The Trainer of transformers saves checkpoints beside its model
     final = folder / "final_model"
-    if is_run and resume == "weights" and _recorded_step(final) >= _recorded_step(checkpoints[-1]) and is_intact(final):
+    if is_run and resume == "weights" and _read_facts(final).get("step", -1) >= checkpoint_step(checkpoints[-1]) and is_intact(final):
         return StartingPoint(str(final))  # The last checkpoint may be an older one
     folder = newest_checkpoint(folder) if is_run else folder
     if not (folder / "config.json").is_file() and final.is_dir():  # A run with save_strategy="no"
         folder = final
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
-    present -= _manifest_kind(folder) == "model"
+    present -= _read_facts(folder).get("kind") == "model"
     if present >= 2 and resume != "weights":  # One of the three may be what is damaged
         if not is_run and (damage := find_damage(folder)):
             remedy = "Name the folder of its run to use the newest intact checkpoint"
@@ -318,7 +306,7 @@ def find_starting_point(
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
-    is_listed = not is_run and _manifest_kind(folder)  # Files other than the weights may have been edited
+    is_listed = not is_run and _read_facts(folder)  # Files other than the weights may have been edited
     if is_listed and (damage := find_damage(folder, pattern="model*.safetensors")):
         raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))

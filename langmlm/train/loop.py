@@ -97,8 +97,8 @@ def fit(
     "Train from `state.step` to the end, or to `stop_at_step`."
     module.train()
     limits = {"vocab_size": model.config.vocab_size, "warmup_steps": config.count_warmup_steps(loader.plan.total_steps)}
-    session = _session(model, optimizer, loader, run_folder, state, set_to_none)
-    with run_folder.hold(state.step), stop_on_signals() as stop, session as monitor:
+    steps = _whole_steps(optimizer, state, run_folder, set_to_none)
+    with run_folder.hold(state.step), stop_on_signals() as stop, steps, _monitor(model, loader, run_folder, state) as monitor:
         for batches, waited in loader.prefetch(state.step, stop_at_step):
             lr = _next_learning_rate(state, loader.plan, config)
             state.add(train_step(module, optimizer, accelerator, batches, state.step, lr, config, set_to_none))
@@ -255,16 +255,14 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _session(
-    model: PreTrainedModel, optimizer: Optimizer, loader: BatchLoader, run_folder: RunFolder, state: TrainState,
-    set_to_none: bool,
-) -> Iterator[_Monitor]:  # fmt: skip
-    "Show progress, take whole steps only, leave PyTorch's random generators as they were, explain a lost connection."
+def _monitor(
+    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
+) -> Iterator[_Monitor]:
+    "Show progress inside the block, leave PyTorch's random generators as they were, and explain a lost connection."
     monitor = _Monitor(model, loader, run_folder, state)
     try:
         with keep_random_state(run_folder.accelerator.device), monitor.bar:
-            with _whole_steps(optimizer, state, run_folder, set_to_none):
-                yield monitor
+            yield monitor
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             remedy = f"start all processes again with checkpoint_path={str(run_folder.path)!r}"

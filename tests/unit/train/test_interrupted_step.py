@@ -35,11 +35,10 @@ def complete(tmp_path_factory: pytest.TempPathFactory):
     return task.model
 
 
-@pytest.mark.parametrize("call", [1, 2, 6, 7])  # Of the forward pass: in both micro-batches of a step, and later
+@pytest.mark.parametrize("call", [1, 2, 6, 7])  # Of the backward pass: in both micro-batches of a step, and later
 def test_gradients_of_an_interrupted_step_do_not_count(tmp_path: Path, complete, call: int):
     task = tiny_run(tmp_path, **RUN)
-    backward = type(task.accelerator)
-    with interrupt(backward, "backward", call), pytest.raises(KeyboardInterrupt):
+    with interrupt(type(task.accelerator), "backward", call), pytest.raises(KeyboardInterrupt):
         task.train()
     assert task.state.step == (call - 1) // 2 and any(weight.grad is not None for weight in task.model.parameters())
     task.train()
