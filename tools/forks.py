@@ -221,7 +221,7 @@ def become_python(client: socket.socket, python: str) -> NoReturn:
     os.environ.clear()
     os.environ.update(facts["variables"])
     sys.stdin = open(0, closefd=False)
-    sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in os.environ)
+    sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in os.environ, line_buffering=os.isatty(1))
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)
     use_executable(python)
@@ -282,7 +282,8 @@ def run(first: str, *rest: str) -> int:
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # Python ignores it, too
+        sys.stderr.flush()
     if status == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)

@@ -166,6 +166,31 @@ def test_a_second_signal_stops_at_once(data, tmp_path: Path):
     assert list_checkpoints(tmp_path / "run") == []
 
 
+IN_TERMINAL = """
+import logging, os
+os.setsid()
+os.open(os.ttyname(0), os.O_RDWR)  # The first terminal that the leader of a session opens controls it
+from langmlm import tasks
+logging.basicConfig(level=logging.INFO)
+tasks.create_mlm(**{arguments!r}).train()
+"""
+
+
+def test_closed_terminal(data, resume, tmp_path: Path):
+    "A connection that breaks, with a progress bar and a log that can no longer be written: nothing is lost."
+    script, output = tmp_path / "script.py", b""
+    script.write_text(IN_TERMINAL.format(arguments=given(data, tmp_path / "run", save_steps=10**6, disable_tqdm=False)))
+    outside, inside = os.openpty()
+    with subprocess.Popen([forked_python(), script], stdin=inside, stdout=inside, stderr=inside) as process:
+        os.close(inside)
+        while b"step 6 of" not in output:
+            output += os.read(outside, 4096)
+        os.close(outside)
+        assert process.wait(HANG) == 128 + signal.SIGHUP
+    assert 6 <= checkpoint_step(tmp_path / "run") < 10**6
+    assert resume(tmp_path / "run").state.step == checkpoint_step(tmp_path / "run")
+
+
 def test_stopped_in_a_notebook(create, tmp_path: Path):
     "The stop button raises KeyboardInterrupt; calling `train` again continues, and the end is the same."
     straight, stopped = create(tmp_path / "straight"), create(tmp_path / "stopped", save_steps=1_000)

@@ -27,7 +27,7 @@ from langmlm.train.launch import (
 )
 
 CONFIG = TrainingConfig(bf16=False, use_cpu=True)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def test_precision_changes_within_a_process():
@@ -278,6 +278,23 @@ def test_launchers_repeat_sigterm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(SystemExit):
         request.receive(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("launched", [False, True])
+def test_terminals_repeat_sighup(monkeypatch: pytest.MonkeyPatch, first: int, launched: bool):
+    "The system and the shell send it when a terminal is closed, and a launcher then SIGTERM: no step is cut off."
+    request, later = StopRequest(), [signal.SIGHUP]
+    if launched:
+        monkeypatch.setenv("RANK", "0")
+        later += [signal.SIGHUP, signal.SIGTERM]
+    request.receive(first)
+    try:
+        for number in later:
+            request.receive(number)
+    except SystemExit:
+        pytest.fail("the repetition counts")
+    assert request.received == first
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
