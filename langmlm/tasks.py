@@ -42,7 +42,8 @@ from .train.checkpoint import load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences
-from .train.launch import count_processes, explain_inexact, fail_together, launch_processes, make_accelerator
+from .train.launch import check_importable, count_processes, explain_inexact, fail_together, launch_processes
+from .train.launch import make_accelerator
 from .train.loop import fit
 from .train.metrics import Estimate, History
 from .train.optim import make_optimizer
@@ -442,6 +443,7 @@ class _LaunchedMLMTask:
     "A run on several devices, each with a process that is started when it trains."
 
     def __init__(self, config: TrainingConfig, arguments: dict[str, Any]):
+        check_importable("mask", arguments["mask"])
         self.config, self._arguments = config, arguments  # Of `create_mlm`, except `training_config`
 
     def __getattr__(self, name: str) -> Any:  # Called for missing names only

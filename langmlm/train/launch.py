@@ -9,8 +9,10 @@ __all__ = ['make_accelerator']
 import atexit
 import logging
 import os
+import pickle
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,6 +140,18 @@ def count_processes(config: TrainingConfig) -> int:
         kind = "CPU cores" if on_cpu else "visible GPUs"
         raise ValueError(f"n_gpus must be at most the number of {kind}, {devices}, got {wanted}")
     return wanted
+
+# %% ../../nbs/train/04_launch.ipynb #imp04aa1
+def check_importable(name: str, function: Callable) -> None:
+    "Raise an error if new processes cannot import a function, such as a lambda or one that a notebook defines."
+    remedy = "define it at the top level of a script or of a module that you import"
+    message = f"{name}={function!r} cannot be imported by the processes that n_gpus starts: {remedy}"
+    try:
+        pickle.dumps(function)
+    except Exception as error:
+        raise ValueError(message) from error
+    if getattr(function, "__module__", None) == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ValueError(message)
 
 # %% ../../nbs/train/04_launch.ipynb #1a0c4e03
 def launch_processes(function: Callable[..., Any], args: tuple, num_processes: int) -> None:

@@ -3,9 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -13,11 +14,13 @@ import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 from forks import forked_python
 
+from langmlm.data.masking import mask_batch
 from langmlm.model.attention import _has_flash_attention
 from langmlm.train.config import TrainingConfig
 from langmlm.train.launch import (
     StopRequest,
     _check_processes,
+    check_importable,
     count_processes,
     explain_inexact,
     make_accelerator,
@@ -278,6 +281,26 @@ def test_launchers_repeat_sigterm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RANK")
     with pytest.raises(SystemExit):
         request.receive(signal.SIGTERM)
+
+
+def in_notebook(batch, epoch, rules):
+    "A mask function that a notebook defines."
+
+
+in_notebook.__module__, in_notebook.__qualname__ = "__main__", "in_notebook"
+
+
+def test_functions_that_new_processes_cannot_import(monkeypatch: pytest.MonkeyPatch):
+    "Lambdas, and what is defined in a notebook, whose main module has no file."
+    main = ModuleType("__main__")
+    main.in_notebook = in_notebook
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    check_importable("mask", mask_batch)
+    for function in (lambda batch, epoch, rules: None, in_notebook):
+        with pytest.raises(ValueError, match="mask=<function .* cannot be imported by the processes that n_gpus starts"):
+            check_importable("mask", function)
+    main.__file__ = "script.py"
+    check_importable("mask", in_notebook)
 
 
 @pytest.mark.parametrize("first", SIGNALS)
