@@ -103,7 +103,7 @@ def attend_equal_lengths(
     blocks: list[EqualLengthBlock],  # From `group_equal_lengths`
     dropout: float = 0.0,  # Dropout probability of the attention weights
     scale: float | None = None,  # Factor of the dot products; None: 1 / sqrt(head size)
-    window: int | None = None,  # Most positions between a query and its keys; None: any number
+    window: int | None = None,  # Maximum distance between a query and its keys, in positions; None: no limit
 ) -> Tensor:  # [tokens, heads, head size]
     "Attend within each sequence of a flat batch, one block of equal lengths at a time."
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -187,7 +187,7 @@ def attend_varlen(
     dropout: float = 0.0,  # Dropout probability of the attention weights
     scale: float | None = None,  # Factor of the dot products; None: 1 / sqrt(head size)
 ) -> Tensor:  # [tokens, heads, head size]
-    "Attend within each sequence of a flat batch without reading `cu_seqlens` on the host: the way of GPUs."
+    "Attend within each sequence of a flat batch without reading `cu_seqlens` on the host; for GPUs."
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if _has_flash_attention(query):
         return _flash_attention(query, key, value, cu_seqlens, max_seqlen, dropout, scale)[0]

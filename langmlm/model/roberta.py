@@ -76,7 +76,7 @@ def find_mismatches(
 
 # %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
 def _find_size_error(config: PreTrainedConfig) -> str | None:
-    "Say that a model does not fit into the memory of this machine, before the attempt ends the process."
+    "Describe a model that does not fit into this machine's memory, before the attempt to build it ends the process."
     hidden, rows = config.hidden_size, config.vocab_size * (1 if config.tie_word_embeddings else 2)
     is_modern = config.model_type == "modernbert"
     rows += 0 if is_modern else config.max_position_embeddings + config.type_vocab_size
@@ -97,7 +97,7 @@ _NOT_IN_CONFIGS = ("model_type", "initialization")  # They decide the class, and
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def complete_config(
-    config: ModelConfig,  # Options; what is None follows the others
+    config: ModelConfig,  # Options; sizes and ids that are None follow the other arguments
     tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> PreTrainedConfig:  # Of the class that `model_type` names
@@ -210,7 +210,7 @@ def _attention_arguments(
     hidden: Tensor,  # [1, tokens, hidden size], the input of the first layer
     cu_seqlens: Tensor,  # [sequences + 1] int32
 ) -> list[dict[str, Any]]:  # Of each layer
-    "Return the arguments of `_flat_attention` that describe a batch; on a GPU, only local attention without Triton reads it."
+    "Return arguments of `_flat_attention`; on a GPU, `cu_seqlens` is read for local attention without Triton only."
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     is_local = [kind == "sliding_attention" for kind in getattr(config, "layer_types", ())] or [False] * layers
     if not has_triton_kernel(hidden, config.hidden_size // heads):

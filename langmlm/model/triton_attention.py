@@ -30,7 +30,7 @@ def token_bounds(
 # %% ../../nbs/model/04_triton_attention.ipynb #wind0004
 def window_bounds(
     bounds: Tensor,  # [2, tokens] int32, from `token_bounds`
-    window: int,  # Most positions between a query and its keys
+    window: int,  # Maximum distance between a query and its keys, in positions
 ) -> Tensor:  # [2, tokens] int32 on the same device
     "Limit the bounds of every token to a window around it."
     tokens = torch.arange(bounds.shape[1], device=bounds.device, dtype=bounds.dtype)
@@ -38,7 +38,7 @@ def window_bounds(
 
 # %% ../../nbs/model/04_triton_attention.ipynb #66b9e8b6
 _ENABLED = True  # False: use the fallback; for tests and benchmarks
-# By padded head size: tokens of a tile, tokens per visit, warps, pipeline stages, maximum of registers (0: no limit)
+# By padded head size: tokens of a tile, tokens per visit, warps, pipeline stages, register limit (0: none)
 _CONFIGS = {
     "forward": {32: (64, 64, 4, 3, 128), 64: (64, 64, 4, 3, 128), 128: (128, 64, 8, 2, 0)},
     "grad_query": {32: (64, 32, 4, 3, 0), 64: (64, 32, 4, 3, 0), 128: (128, 64, 8, 2, 0)},
