@@ -132,7 +132,7 @@ def write_manifest(
     folder: Path,  # All its other files are written
     kind: str,  # What the folder is: "tokenizer", "dataset", "dataset part", "shard", "checkpoint" or "model"
     facts: dict[str, Any] = {},  # Anything else to store, as JSON
-    editable: Collection[str] = (),  # Files that users may change or delete: to do so is no damage
+    editable: Collection[str] = (),  # Files that users may change or delete; this does not count as damage
 ) -> dict[str, Any]:  # The manifest
     "List every file below a folder, with its size and digest, in a manifest."
     names = [name for name in _list_files(folder) if name != MANIFEST and (folder / name).is_file()]
@@ -189,7 +189,7 @@ def is_intact(folder: Path) -> bool:
 
 # %% ../nbs/disk.ipynb #bc45d4e4
 def unlisted_files(folder: Path) -> list[str]:
-    "Return the names of what is below a folder and not as in its manifest, or edited; all, if it has no manifest."
+    "Return the names below a folder that its manifest does not list, or that were edited; all, without a manifest."
     folder = Path(os.path.realpath(folder))
     manifest = read_manifest(folder) or {}
     known = {MANIFEST, *manifest["files"]} if manifest else set()

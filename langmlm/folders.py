@@ -33,7 +33,7 @@ def _list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_model(name: str | PathLike) -> str:
-    "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is no run."
+    "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is not a run."
     final, checkpoints = Path(name, "final_model"), _list_checkpoints(Path(name))
     if not checkpoints or final.is_dir() and not _is_newer(checkpoints[-1], final):
         return str(final if final.is_dir() else name)
@@ -123,7 +123,7 @@ def _describe_training(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/folders.ipynb #paths002
 def recorded_paths(folder: Path) -> dict[str, str]:
-    "Return the paths of tokenizer and dataset that a run or a checkpoint has recorded, if it has."
+    "Return the paths of tokenizer and dataset that a run or a checkpoint has recorded; empty if there are none."
     return _read_state(folder).get("langmlm", {}).get("paths", {})
 
 # %% ../nbs/folders.ipynb #r0000011
