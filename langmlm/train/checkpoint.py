@@ -44,7 +44,7 @@ TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
 
 def save_model(
-    folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything else than a model
+    folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything other than a model
     model: PreTrainedModel,  # To save
     tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
     card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
@@ -107,7 +107,7 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def _share(folder: Path) -> None:
-    "Let those read tensors who may read the config; safetensors writes files for their owner only."
+    "Give tensor files the permissions of the config; safetensors makes them readable by their owner only."
     for file in folder.glob("*.safetensors"):
         with suppress(OSError):  # Not every file system has permissions
             shutil.copymode(folder / "config.json", file)
@@ -191,7 +191,7 @@ def _read_facts(folder: Path) -> dict:
 
 
 def set_aside_newer(run_folder: Path, step: int) -> None:
-    "Rename what is of later steps, so that it is neither lost nor mistaken for the newest."
+    "Rename checkpoints and a final model of later steps, so that they are neither lost nor mistaken for the newest."
     steps, final = {folder: checkpoint_step(folder) for folder in list_checkpoints(run_folder)}, run_folder / "final_model"
     for folder, done in (steps | {final: _read_facts(final).get("step", -1)}).items():
         if done > step:

@@ -92,16 +92,16 @@ class _DerivedValues:
 class TrainingConfig(_DerivedValues, Options):
     "Options of a training run."
 
-    recipe: str | None = None  # "efficient": choose options that are not given for a small budget; None: the defaults
+    recipe: str | None = None  # "efficient": choose the options that are left out, for a small budget; None: defaults
     # Length of the run
     num_train_epochs: int | float = 10  # Passes over the dataset, a whole number
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
-    budget_minutes: int | float | None = None  # Plan `max_steps` for so many minutes of training on this machine
+    budget_minutes: int | float | None = None  # Plan `max_steps` for this many minutes on this machine; None: no plan
     # Batches and masks
-    per_device_train_batch_size: int | str = 32  # Sequences of `max_length` in a micro-batch, or as many tokens; "auto"
+    per_device_train_batch_size: int | str = 32  # Sequences of `max_length` per micro-batch, or as many tokens; "auto": what fits
     gradient_accumulation_steps: int = 2  # Micro-batches per optimizer step and device
     packing: bool = True  # False: a micro-batch holds `per_device_train_batch_size` sequences of any length
-    fill_batches: bool = False  # True: pack short sequences up to the token budget, and leave `learning_rate`
+    fill_batches: bool = False  # True: fill each micro-batch with short sequences, and keep `learning_rate`
     mlm_probability: float = 0.15  # Share of tokens to predict, above 0 and below 1
     whole_word_masking: bool = False  # Mask all tokens of a word or none
     # Optimizer
@@ -292,7 +292,7 @@ def _limit_packing(dataset: Any, config: TrainingConfig) -> tuple[int, int]:
 
 # %% ../../nbs/train/01_config.ipynb #74c78d3a
 def plan_batches(
-    dataset: Any,  # `TokenizedDataset`: only `lengths` and `max_length` are used
+    dataset: Any,  # `TokenizedDataset`: only `lengths`, `tokens` and `max_length` are used
     config: TrainingConfig,  # Batch sizes, packing, seed and length of the run are used
     num_processes: int = 1,  # Processes that share each optimizer step
 ) -> Any:  # `BatchPlan`

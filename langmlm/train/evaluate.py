@@ -208,8 +208,8 @@ def find_worst_tokens(
     loader: BatchLoader,  # Of the validation split
     accelerator: Accelerator,
     tokenizer: PreTrainedTokenizerBase,
-    rows: int = 20,  # Most tokens to list
-    min_count: int = 5,  # Least number of times that a token must have been masked
+    rows: int = 20,  # Maximum number of tokens to list
+    min_count: int = 5,  # Minimum number of times that a token must have been masked
 ) -> pd.DataFrame:
     "List the tokens of a split with the highest mean loss, and what was predicted in their place."
     if rows < 1 or min_count < 1:

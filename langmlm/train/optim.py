@@ -44,7 +44,7 @@ def _bf16_is_native(device_type: str) -> bool:
     return device_type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-_EPSILON = 1e-7  # Least norm of a matrix that is divided by it
+_EPSILON = 1e-7  # Minimum norm that a matrix is divided by
 
 
 def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:

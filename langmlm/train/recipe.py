@@ -101,7 +101,7 @@ def _mean_tokens_per_step(dataset: TokenizedDataset, config: TrainingConfig, num
 
 # %% ../../nbs/train/11_recipe.ipynb #79308908
 def _affordable_tokens(task, minutes: float) -> float:
-    "Measure how many tokens all processes can train on in a time."
+    "Measure how many tokens all processes can train on in a number of minutes."
     seconds = torch.tensor(task.estimate().seconds_per_step, device=task.accelerator.device)
     slowest = task.accelerator.gather(seconds[None]).max().item()
     return task.arithmetic().tokens_per_step * minutes * 60 / slowest

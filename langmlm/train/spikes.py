@@ -124,15 +124,15 @@ def checkpoints_for_rollback(steps: Sequence[int], last_check: int) -> list[int]
 # %% ../../nbs/train/08_spikes.ipynb #7f20209a
 def handle_loss_spike(
     spike: LossSpike,  # From `detect_loss_spike`
-    model: PreTrainedModel,  # Its weights go back
-    optimizer: Optimizer,  # Its state goes back
+    model: PreTrainedModel,  # Its weights are restored
+    optimizer: Optimizer,  # Its state is restored
     accelerator: Accelerator,  # All processes must call this function
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
     config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
     checkpoints: Sequence[Path],  # Those that a rollback may use, as the main process sees them
     initial_model: Callable[[], PreTrainedModel],  # Creates the weights that the run started with
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
-    "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` where nothing helps."
+    "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` if the run cannot continue."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
     learning_rate, source = config.learning_rate * state.learning_rate_factor, stable or state.initial_weights
     advice = f"resume with checkpoint_path={str(source)!r} and" if source else "start a new run with"
