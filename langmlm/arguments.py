@@ -98,7 +98,7 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Callable) -> None:
         else:
             _add_argument(parser, parameter, comments[parameter.name])
     if sections:
-        text = "YAML file with options; those of the command line win"
+        text = "YAML file with options; the command line takes precedence"
         parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help=text).complete = _FILES
     for section in sections:
         group, described = parser.add_argument_group(comments[section.name]), docments(section.annotation)

@@ -245,13 +245,13 @@ def _evaluate(
     validation_data: str | PathLike | None = None,  # The same, to choose the learning rate on; None: a part of DATA
     text_column: str = "text",  # Column with strings
     label_column: str = "label",  # Column with strings or integers
-    folds: int = 5,  # Of the cross-validation; not used with `test_data`
+    folds: int = 5,  # Folds of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
-    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
-    epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
+    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equally good ones, the first
+    epochs: int | None = None,  # Of each fine-tuning; None: 4, or more to reach 200 steps
     batch_size: int = 16,  # Examples in an optimizer step
-    max_train_examples: int = 2_000,  # In a training run, as a stratified sample
-    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # To compare with
+    max_train_examples: int = 2_000,  # Maximum in a training run, as a stratified sample
+    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # Any of "bag of words", "from scratch", "majority class"
 ) -> None:
     "Fine-tune a model on labeled text, and compare it with simple baselines."
     options = dict(locals())

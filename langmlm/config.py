@@ -84,7 +84,7 @@ def check_config(
 
 # %% ../nbs/config.ipynb #6460c748
 def find_path_error(value: str | os.PathLike | None) -> str | None:
-    "Say why a value cannot be the path of a file or folder, to follow the name of the option; None if it can."
+    "Say why a value cannot be the path of a file or folder, as text that follows the option's name; None if it can."
     path = "" if value is None else os.fspath(value)
     if isinstance(path, bytes):
         return f"must be a path of characters, not bytes, got {show_value(path)}"
@@ -124,7 +124,7 @@ class Options:
         return self.change(**{name: value for name, value in chosen.items() if name not in self.given})
 
     def change(self, **values: Any) -> Self:
-        "Replace values; it stays on record which options were given."
+        "Replace values; `given` stays as it is."
         return replace(self, **values).assign(given=self.given)
 
     def leave_out(self, name: str) -> Self:
@@ -134,7 +134,7 @@ class Options:
 
 # %% ../nbs/config.ipynb #e4d497ec
 def describe_unknown(key: Any, known: list[str], explain: Callable[[str], str | None] | None = None) -> str:
-    "Say that a key is not an option, and why, as `explain` knows, or which option was probably meant."
+    "Say that a key is not an option, with the reason from `explain`, or which option was probably meant."
     if explain and (reason := explain(key)):
         return f"{show_value(key)} is not an option: {reason}"
     text = str(key)
@@ -195,13 +195,13 @@ class TokenizerConfig(Options):
     unicode_normalization: str | None = None  # "NFC", "NFD", "NFKC" or "NFKD"; None: keep the text as it is
     add_prefix_space: bool = False  # Add a space before each text, so that its first word is tokenized like any other
     split_digits: bool = False  # Make each of the digits 0 to 9 a token of its own
-    max_train_bytes: int = 1_000_000_000  # Maximum bytes of text that train the tokenizer; a random sample beyond
+    max_train_bytes: int = 1_000_000_000  # Maximum bytes of text to train the tokenizer on; beyond, a random sample
     seed: int = 42  # Seed of that sample
     long_lines: str = "split"  # Documents longer than `max_length`: "split" into sequences, or "truncate" to the first
     split_on: str = "token"  # Split after any "token", or preferably after a "word" or a "sentence"
     stride: int = 0  # Tokens that a sequence repeats from the previous one of its document, below max_length - 2
     drop_duplicates: bool = False  # Keep only the first of identical documents
-    near_duplicates: float | None = None  # Similarity, 0.5 to below 1, from which documents count as duplicates; None: 1
+    near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to below 1; None: only identical documents
     mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
     shard: tuple[int, int] | list[int] | None = None  # (i, n): make part i of n, 0 <= i < n; None: the whole dataset
@@ -253,7 +253,7 @@ _TOKENIZER_RULES = [
 
 # %% ../nbs/config.ipynb #r0000002
 def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
-    "Return one sentence per path that is none, and per option that contradicts another one or needs a package."
+    "Return one sentence per invalid path, and per option that contradicts another one or needs a package."
     folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
     errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
     written = {} if errors else folders | {"path_to_save_dataset": config.dataset_folder}
@@ -278,9 +278,9 @@ def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
 class ModelConfig(Options):
     "The architecture: all keys that `transformers.RobertaConfig` defines, with the values of roberta-base."
 
-    model_type: str = "roberta"  # Or "bert", "modernbert": what is not given is as in bert-base or ModernBERT-base
+    model_type: str = "roberta"  # "roberta", "bert" or "modernbert"; options left out are those of its base model
     vocab_size: int | None = None  # Rows of the embedding; None: the number of tokens in the tokenizer
-    max_position_embeddings: int | None = None  # None: `max_length`, and 2 more for RoBERTa, whose positions start there
+    max_position_embeddings: int | None = None  # None: `max_length`, plus 2 in RoBERTa, whose positions start at 2
     num_hidden_layers: int = 12  # Layers of the encoder
     hidden_size: int = 768  # A multiple of `num_attention_heads`
     num_attention_heads: int = 12  # Attention heads in each layer

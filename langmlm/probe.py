@@ -424,13 +424,13 @@ def evaluate(
     validation_data: Any = None,  # The same, to choose the learning rate on; None: a fifth of the training examples
     text_column: str = "text",  # Strings
     label_column: str = "label",  # Strings or integers
-    folds: int = 5,  # Of the cross-validation; not used with `test_data`
+    folds: int = 5,  # Folds of the cross-validation; not used with `test_data`
     seeds: Sequence[int] = (0,),  # Each repeats folds, initialization of the head, data order and dropout
-    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equal ones, the first
-    epochs: int | None = None,  # Of each fine-tuning; None: 4, or as many as 200 steps take
+    learning_rates: Sequence[float] = (1e-3, 2e-4, 5e-5),  # To choose from; of equally good ones, the first
+    epochs: int | None = None,  # Of each fine-tuning; None: 4, or more to reach 200 steps
     batch_size: int = 16,  # Examples in an optimizer step
-    max_train_examples: int = 2_000,  # In a training run, as a stratified sample
-    baselines: Sequence[str] = tuple(_BASELINES),  # To compare with
+    max_train_examples: int = 2_000,  # Maximum in a training run, as a stratified sample
+    baselines: Sequence[str] = tuple(_BASELINES),  # Any of "bag of words", "from scratch", "majority class"
 ) -> Evaluation:  # Prints as a table with a verdict
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):

@@ -59,18 +59,18 @@ logger = logging.getLogger(__name__)
 
 # %% ../nbs/tasks.ipynb #bc0c6f6b
 class TokenizerTask:
-    "A corpus and what is to be made of it; `train` does it."
+    "A corpus, and the options of the tokenizer and dataset that `train` makes from it."
 
     def __init__(
         self,
         corpus: Corpus,  # Documents
-        config: TokenizerConfig,  # What to make of them, and where
+        config: TokenizerConfig,  # Options, with the folders to write
         tokenizer: PreTrainedTokenizerBase | None = None,  # Used as it is; None: train one
     ):
         self.corpus, self.config, self.tokenizer = corpus, config, tokenizer
         self._is_given = tokenizer is not None
 
-    def train(self) -> Report:  # What was in the text and what became of it; also the manifest of the dataset
+    def train(self) -> Report:  # Manifest of the dataset, displayed as a table of counts
         "Train the tokenizer, unless it was given or exists already, and tokenize the text; resume interrupted work."
         _clean_up(self.config.path_to_save_dataset)
         if self._is_given:
@@ -91,7 +91,7 @@ def _clean_up(path: str | PathLike) -> None:
 
 # %% ../nbs/tasks.ipynb #9be27d10
 def _expand_user(name: str, path: str | PathLike | None) -> str | None:
-    "Expand `~`; a loaded tokenizer, model or dataset is no path."
+    "Expand `~`; a loaded tokenizer, model or dataset is an error."
     if not isinstance(path, str | PathLike | None):
         remedy = "save it with its `save_pretrained` or `save_to_disk`, and pass the folder"
         raise ValueError(f"{name} must be a folder or a name on the Hub, got an object of {type(path).__name__}: {remedy}")
@@ -161,7 +161,7 @@ class MLMTask:
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
         paths: dict[str, str] | None = None,  # Of tokenizer and dataset, recorded for `langmlm resume`
-        initialization: str = "random",  # Of a new model, which a rollback may create again
+        initialization: str = "random",  # "random" or "corpus": of a new model, which a rollback may create again
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
@@ -219,7 +219,7 @@ def __repr__(self: MLMTask) -> str:
 
 
 def _check_stop(stop_at_step: int | None, step: int) -> None:
-    "Raise an error if a step to stop at is none, and log if it is done already."
+    "Raise an error if a step to stop at is invalid, and log if it is done already."
     if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
         raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
     if stop_at_step and stop_at_step <= step:
@@ -227,7 +227,7 @@ def _check_stop(stop_at_step: int | None, step: int) -> None:
 
 
 def _log_size(task: MLMTask) -> None:
-    "Log the size of a run, an advice if it has few steps, and why it is not reproducible bit for bit, if so."
+    "Log the size of a run, advice if it has few steps, and why it is not reproducible bit for bit, if so."
     arithmetic, config = task.arithmetic(), task.model.config
     logger.info("%s", arithmetic.size())
     if advice := arithmetic.advice():
@@ -242,7 +242,7 @@ def show_batch(
     self: MLMTask,
     step: int | None = None,  # Optimizer steps done before it; None: the next step, or the last one at the end
     micro_batch: int = 0,  # Index of the micro-batch in the step
-    sequences: int = 10,  # Most sequences to show, from the shortest to the longest
+    sequences: int = 10,  # Maximum number of sequences to show, from the shortest to the longest
 ) -> ShownBatch:  # Displays itself: in color in a notebook, as plain text in a terminal
     "Show the documents of a micro-batch, and which of their tokens are masked, replaced or left as they are."
     last = self.loader.plan.total_steps - 1
@@ -253,8 +253,8 @@ def show_batch(
 @patch
 def worst_tokens(
     self: MLMTask,
-    rows: int = 20,  # Most tokens to list
-    min_count: int = 5,  # Least number of times that a token must have been masked
+    rows: int = 20,  # Maximum number of tokens to list
+    min_count: int = 5,  # Minimum number of times that a token must have been masked
 ) -> pd.DataFrame:  # Columns `token`, `count`, `loss` in nats, `accuracy`, and `predicted instead` with counts
     "List the tokens of the validation split with the highest mean loss, and what was predicted in their place."
     if self.validation is None:
