@@ -261,7 +261,7 @@ def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
     room = "must be a path that ends in at most 230 bytes, since unfinished work adds 25 to this name"
     errors += [f"{name} {room}, got {show_value(written[name])}" for name in long]
     if not errors and Path(config.path_to_save_tokenizer) == Path(config.path_to_save_dataset):
-        other = "path_to_save_dataset must be another folder than path_to_save_tokenizer"
+        other = "path_to_save_dataset must not be the same folder as path_to_save_tokenizer"
         errors.append(f"{other}, got {show_value(config.path_to_save_dataset)}")
     least = 256 + len(config.special_tokens)
     if config.vocab_size < least:
@@ -337,7 +337,7 @@ def _find_model_conflicts(config: ModelConfig) -> list[str]:
     errors, heads, is_modern = [], config.num_attention_heads, config.model_type == "modernbert"
     for name in ["type_vocab_size"] if is_modern else ["local_attention", "global_attn_every_n_layers"]:
         if name in config.given and getattr(config, name) not in (None, type(config).__dataclass_fields__[name].default):
-            errors.append(f"{name} is no option of model_type={config.model_type!r}: leave it out")
+            errors.append(f"{name} is not an option of model_type={config.model_type!r}: leave it out")
     if heads > 0 and config.hidden_size % heads:
         sizes = f"num_attention_heads={show_value(heads)}, got {show_value(config.hidden_size)}"
         errors.append(f"hidden_size must be a multiple of {sizes}")

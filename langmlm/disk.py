@@ -167,7 +167,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 # %% ../nbs/disk.ipynb #3f7c39e1
 def find_damage(
-    folder: Path,
+    folder: Path,  # Result folder, with a manifest
     digests: bool = True,  # False: compare sizes only, without reading the files
     pattern: str = "*",  # Which of its files to compare, as for `fnmatch`
 ) -> list[str]:  # One sentence per difference; empty for an intact folder
@@ -321,7 +321,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.([0-9a-f]{8}\.(partial|replaced|outdated)|writi
 
 
 def clean_up_interrupted(folder: Path, owned: str) -> list[str]:
-    "Delete what killed writers of results with matching names left, restore what they were replacing, and say so."
+    "Delete leftovers of killed writers of results with matching names, restore what they were replacing, and say so."
     matches = [_LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")]
     actions = []
     for name in sorted({match[1] for match in matches if match and re.fullmatch(owned, match[1])}):

@@ -143,10 +143,10 @@ def newest_checkpoint(
 
 
 def _check_readable(folder: Path) -> None:
-    "Raise a `PermissionError` if this user may not read a folder or a file in it, which is no damage."
+    "Raise a `PermissionError` if this user may not read a folder or a file in it, which is not damage."
     hidden = [] if os.access(folder, os.R_OK | os.X_OK) else [folder]
     hidden = hidden or [path for path in folder.iterdir() if path.is_file() and not os.access(path, os.R_OK)]
-    if hidden:  # Dangling links are no files but damage
+    if hidden:  # Dangling links are damage, which is reported elsewhere
         raise PermissionError(f"{hidden[0]} cannot be read by this user: change its permissions")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #71f6d901

@@ -81,7 +81,7 @@ def _is_word(text: str) -> bool:
 
 # %% ../../nbs/train/13_extend.ipynb #9e582d3e
 def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    "Look up how new words are spelled in a vocabulary; a `ConfigError` lists what is no single word there."
+    "Look up how new words are spelled in a vocabulary; a `ConfigError` lists those that are not single words there."
     backend = copy_backend(tokenizer)
     split, units, errors = _make_splitter(backend), [], []
     for word in words:

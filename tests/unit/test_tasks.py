@@ -121,7 +121,7 @@ def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
         ({"tokenizer_config": {"path_to_save_dataset": "docs"}}, "contains files that are not part of a dataset"),
         (
             {"tokenizer_config": {"path_to_save_dataset": "tokenizer"}},
-            "must be another folder than path_to_save_tokenizer",
+            "must not be the same folder as path_to_save_tokenizer",
         ),
         ({"tokenizer_config": {"path_to_save_tokenizer": "data.txt"}}, "path_to_save_tokenizer='data.txt' is a file"),
         ({"tokenizer_config": {"vocab_size": 0, "max_length": "long"}}, "max_length must be int, got 'long'"),
