@@ -26,7 +26,7 @@ class ConfigError(ValueError):
         errors: list[str],  # Each names the option, its value and the remedy
     ):
         self.name, self.errors = name, errors
-        super().__init__(f"{name} is invalid:\n" + "\n".join(f"- {error}" for error in errors))
+        super().__init__(f"{name} {'are' if ' and ' in name else 'is'} invalid:\n" + "\n".join(f"- {error}" for error in errors))
 
 # %% ../nbs/config.ipynb #d2cf5a5c
 _MAX_SHOWN = 100  # Characters of an invalid value in a message

@@ -166,7 +166,7 @@ def make_model_card(
     name = options["hub_model_id"] or Path(options["output_dir"] or options["run_name"]).absolute().name
     path = name if options["push_to_hub"] and "/" in name else "path/to/final_model"
     entropy = history.unigram_entropy
-    beat = "" if entropy is None else f"A model that knows only the token frequencies has {entropy:.3f}."
+    beat = "" if entropy is None else f"A model that knows only the token frequencies has a loss of {entropy:.3f}."
     probes = _probes(options, mask_token)
     return _CARD.format(
         metadata=_metadata(options, mask_token, weights),
