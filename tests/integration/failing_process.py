@@ -38,7 +38,7 @@ POINTS = {  # Module and name of the function that fails
 def main(job: dict) -> None:
     "Do a job in this process."
     logging.basicConfig(level=logging.WARNING)
-    processes.PROCESS_TIMEOUT, processes._SIGN_OF_LIFE = job.get("timeout", 300), 0.2
+    processes.PROCESS_TIMEOUT, processes._HEARTBEAT = job.get("timeout", 300), 0.2
     tasks.write_dataset = partial(shards.write_dataset, shard_characters=50_000)
     if job["fail"] and int(os.environ.get("RANK", 0)) == job["rank"]:
         module, name = POINTS[job["fail"]]

@@ -195,7 +195,7 @@ def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
     results = run_pair(pair_job | {"fail": "shard", "rank": 1, "kill": True, "timeout": 3}, tmp_path)
     assert results[1][0] == -signal.SIGKILL and results[0][0] == 1
     assert (
-        "process 1 of 2 has shown no sign of life for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)"
+        "process 1 of 2 has sent no heartbeat for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)"
         in results[0][1]
     )
     assert results[0][2] - results[1][2] < 60

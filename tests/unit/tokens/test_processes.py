@@ -51,24 +51,24 @@ def test_messages(tmp_path: Path):
 def test_failure_reaches_the_others(tmp_path: Path):
     "The error of one process is raised in the others with its message, and they do not repeat it as theirs."
     first, second, third = make_processes(tmp_path)
-    with pytest.raises(OSError), module._signs_of_life(second):
+    with pytest.raises(OSError), module._heartbeat(second):
         raise OSError("disk full")
     for other in (first, third):
-        with pytest.raises(ProcessFailed, match="process 1 of 3 failed: OSError: disk full"), module._signs_of_life(other):
+        with pytest.raises(ProcessFailed, match="process 1 of 3 failed: OSError: disk full"), module._heartbeat(other):
             other.wait_until(lambda: False)
     second.check()
 
 
 def test_dead_process(tmp_path: Path):
-    "A process without signs of life is named after the time-out, with the constant; one with signs never is."
+    "A process without a heartbeat is named after the time-out, with the constant; one with a heartbeat never is."
     first, second = make_processes(tmp_path, 2)
-    with patch.object(module, "PROCESS_TIMEOUT", 1.0), patch.object(module, "_SIGN_OF_LIFE", 0.1):
+    with patch.object(module, "PROCESS_TIMEOUT", 1.0), patch.object(module, "_HEARTBEAT", 0.1):
         began = time.monotonic()
-        with module._signs_of_life(second):
+        with module._heartbeat(second):
             while time.monotonic() - began < 2:
                 first.check()
                 time.sleep(0.05)
-        with pytest.raises(ProcessFailed, match=r"process 1 of 2 .* no sign of life for 1.0 seconds .*\.PROCESS_TIMEOUT\)"):
+        with pytest.raises(ProcessFailed, match=r"process 1 of 2 .* no heartbeat for 1.0 seconds .*\.PROCESS_TIMEOUT\)"):
             first.wait_until(lambda: False)
     assert module.PROCESS_TIMEOUT >= 60
 
