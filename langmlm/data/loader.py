@@ -73,7 +73,7 @@ class BatchLoader:
     rules: MaskingRules  # How tokens are masked; must suit the text
     mask: MaskFunction = mask_batch  # Chooses the tokens to predict
     pad_token_id: int  # Id of `<pad>`
-    sizes: BatchSizes | None = None  # Least sizes of the padded tensors; None: batches are not padded
+    sizes: BatchSizes | None = None  # Minimum sizes of the padded tensors; None: batches are not padded
     process_index: int = 0  # Of this process
     num_processes: int = 1  # That share the micro-batches
     pin_memory: bool = False  # True: in page-locked memory, from which a GPU copies asynchronously
@@ -225,7 +225,7 @@ def show_batch(
     tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
     step: int = 0,  # Optimizer steps done before it, from 0 to below `plan.total_steps`
     micro_batch: int = 0,  # Index of the micro-batch in the step, over all processes
-    sequences: int = 10,  # Most sequences to show, from the shortest to the longest
+    sequences: int = 10,  # Maximum number of sequences to show, from the shortest to the longest
 ) -> ShownBatch:  # Displays itself
     "Show a micro-batch: its sequences, and which tokens are masked, replaced or left as they are."
     if not 0 <= step < self.plan.total_steps:

@@ -30,7 +30,7 @@ class MaskedBatch:
     position_ids: Tensor  # [tokens] int64, restarting at `pad_token_id + 1` in every sequence
     cu_seqlens: Tensor  # [sequences + 1] int32, where each sequence begins
     masked_positions: Tensor  # [predictions] int64, indices into `input_ids`, ascending
-    labels: Tensor  # [predictions] int64, the original ids; `IGNORE_INDEX` where the batch is only padded
+    labels: Tensor  # [predictions] int64, the original ids; `IGNORE_INDEX` at padding
 
     def to(
         self,

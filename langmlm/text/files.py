@@ -115,7 +115,7 @@ class SourceFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        "Open the file as a stream of decompressed bytes that can seek, if need be by way of a temporary file."
+        "Open the file as a seekable stream of decompressed bytes, through a temporary file if needed."
         with _name_file(self), ExitStack() as stack:
             if self.compression or self.name.startswith(_WEB):
                 stream = stack.enter_context(tempfile.TemporaryFile(prefix="langmlm-"))
@@ -175,7 +175,7 @@ def _local_files(part: str) -> list[SourceFile]:
             f"(searched from {Path.cwd()}). To pass documents instead of files, pass an iterator: iter([...])"
         )
     first = {}
-    for file in sorted(paths, key=Path.is_symlink):  # Those that are no links come first
+    for file in sorted(paths, key=Path.is_symlink):  # Files that are not links come first
         first.setdefault(os.path.realpath(file), file)
     if links := len(paths) - len(first):
         logger.warning("data_path %r: ignoring %d link%s to files that are read anyway", part, links, "s" * (links > 1))
@@ -217,7 +217,7 @@ _ARCHIVES = ("zip", "tar", "tgz", "tbz2", "txz", "tzst", "7z", "rar")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    "Find everything below a folder that is no folder, through links too, and visit each real folder once."
+    "Find all files below a folder, through links too, and visit each real folder once."
 
     def check(error: OSError) -> None:
         if not _HIDDEN.search(os.path.relpath(error.filename, folder)):
@@ -236,7 +236,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _match(pattern: Path) -> Iterator[Path]:
-    "Find everything that matches a glob and is no folder."
+    "Find all files that match a glob."
     parts = pattern.parts
     if "**" not in parts:
         return (path for path in map(Path, glob.glob(str(pattern))) if not path.is_dir())
@@ -247,7 +247,7 @@ def _match(pattern: Path) -> Iterator[Path]:
 
 
 def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
-    "Match the parts of a path as `glob` does: `**` is any number of folders, and a hidden name has to be asked for."
+    "Match parts of a path as `glob` does: `**` is any number of folders; a hidden name needs a pattern that begins with a dot."
     if not names or not patterns:
         return not names and set(patterns) <= {"**"}
     name, pattern = names[0], patterns[0]

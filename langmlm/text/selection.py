@@ -39,7 +39,7 @@ _HEADER = Struct("<iq")  # Number of a text, and its length in bytes
 
 
 class SpooledTexts:
-    "Numbers and texts, consumed here, in a temporary file, which can be read again and again."
+    "A temporary file with numbers and texts, which are consumed here and can be read from it repeatedly."
 
     def __init__(self, rows: Iterable[tuple[int, str]]):
         self._file = tempfile.TemporaryFile(prefix="langmlm-")
@@ -255,7 +255,7 @@ def _write_signatures(documents: Iterable[str], file: Path) -> int:
 
 # %% ../../nbs/text/04_selection.ipynb #17b72b49
 def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: float) -> bytes:
-    "Set the bits of documents whose Jaccard similarity with an earlier one is at least 0.5 <= `threshold` < 1."
+    "Set the bits of documents whose Jaccard similarity with an earlier one is at least `threshold`, from 0.5 to below 1."
     from datasketch import MinHashLSH
 
     count = _write_signatures(documents, folder / "signatures")
