@@ -39,7 +39,7 @@ _HEADER = Struct("<iq")  # Number of a text, and its length in bytes
 
 
 class SpooledTexts:
-    "A temporary file with numbers and texts, which are consumed here and can be read from it repeatedly."
+    "A temporary file of numbered texts: rows are consumed once, and can be read from the file repeatedly."
 
     def __init__(self, rows: Iterable[tuple[int, str]]):
         self._file = tempfile.TemporaryFile(prefix="langmlm-")
