@@ -245,8 +245,7 @@ def show_batch(
     sequences: int = 10,  # Maximum number of sequences to show, from the shortest to the longest
 ) -> ShownBatch:  # Displays itself: in color in a notebook, as plain text in a terminal
     "Show the documents of a micro-batch, and which of their tokens are masked, replaced or left as they are."
-    last = self.loader.plan.total_steps - 1
-    step = min(self.state.step, last) if step is None else step
+    step = min(self.state.step, self.loader.plan.total_steps - 1) if step is None else step
     return self.loader.show_batch(self.tokenizer, step, micro_batch, sequences)
 
 # %% ../nbs/tasks.ipynb #cd0939de
@@ -365,8 +364,7 @@ def create_mlm(
     if model is None:  # Planning may have changed the architecture
         shape = complete_config(architecture, loaded, longest)
         model = new_model(shape, architecture.initialization, config.seed, loaded, dataset)
-    named = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
-    paths = {name: absolute_path(path) for name, path in named.items()}
+    paths = {name: absolute_path(read[name]) for name in ("tokenizer", "tokenized_dataset")}
     return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, architecture.initialization)
 
 # %% ../nbs/tasks.ipynb #daa141a7
