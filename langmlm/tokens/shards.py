@@ -235,7 +235,7 @@ def _write_shards(
     return total
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d
-_MANY_FILES = 1_000  # Opening a file takes half a millisecond, so more than these are joined
+_MANY_FILES = 1_000  # Every process opens all files, so more than these are joined
 _JOINED_BYTES = 2**28  # In a joined file, about
 
 
