@@ -143,7 +143,7 @@ class _Lengths:
 
 # %% ../../nbs/data/01_dataset.ipynb #1dx00002
 def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    "Concatenate pieces of a chunk as int64; with one gather if they are short, which is faster than slices."
+    "Concatenate pieces of a chunk as int64 with one gather, which is faster than slices for short pieces."
     lengths = ends - starts
     shifts = starts - (np.cumsum(lengths, dtype=np.int64) - lengths)
     return np.asarray(ids)[np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
