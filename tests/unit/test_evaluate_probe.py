@@ -503,6 +503,7 @@ def test_a_model_that_is_not_there(tmp_path: Path):
 def rename(folder: Path) -> None:
     "Give all weights names that the model does not know."
     weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()  # What was loaded is mapped from it
     save_file({f"renamed.{name}": weight for name, weight in weights.items()}, folder / "model.safetensors", FORMAT)
 
 

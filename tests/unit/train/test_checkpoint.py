@@ -173,6 +173,7 @@ def test_optimizer_state_of_another_model(run: tasks.MLMTask, tmp_path: Path):
     contents += [(renamed, "lm_head.extra"), (wrong, "lm_head.bias, lm_head.extra")]
     assert renamed.keys() != before.keys() and len(contents) == 6
     for tensors, parameters in contents:
+        (saved / OPTIMIZER).unlink()  # What was loaded is mapped from it
         save_file(tensors, saved / OPTIMIZER)
         with pytest.raises(ValueError, match=f"does not fit the model's parameters {parameters}$"):
             load_optimizer(saved, optimizer, stock)
@@ -190,6 +191,7 @@ def test_incomplete_optimizer_state(run: tasks.MLMTask, tmp_path: Path, optim: s
     complete = load_file(saved / OPTIMIZER)
     load_optimizer(saved, optimizer, stock)
     for missing in [[key] for key in complete] + [[key for key in complete if key.startswith("lm_head.bias:")]]:
+        (saved / OPTIMIZER).unlink()  # What was loaded is mapped from it
         save_file({key: value for key, value in complete.items() if key not in missing}, saved / OPTIMIZER)
         with pytest.raises(ValueError, match=f"no or not all tensors of {missing[0].partition(':')[0]}$"):
             load_optimizer(saved, optimizer, stock)
