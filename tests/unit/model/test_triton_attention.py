@@ -149,7 +149,8 @@ def test_gradient_checkpointing_repeats_the_mask(batch: MaskedBatch, on_a_gpu: N
     module = make_module(hidden_dropout_prob=0.0)
     expected = after_seeding(module, batch)
     options = {"use_reentrant": use_reentrant, "preserve_rng_state": False}
-    module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    enable = getattr(module.model, "activation_checkpointing_enable", None)  # The name before transformers 6 is the other
+    (enable or module.model.gradient_checkpointing_enable)(options)
     calls, forward = [], roberta.attend_triton
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roberta, "attend_triton", lambda *arguments: calls.append(1) or forward(*arguments))
