@@ -179,7 +179,7 @@ def extract_texts(rows: Iterable[tuple[int, Any]], location: str, options: ReadO
         if value is None:
             counts["rows with null text skipped"] += 1
         elif not isinstance(value, str):
-            raise ValueError(f"{location} {number}: {options.text_column!r} must be text, got {value!r:.100}")
+            raise ValueError(f"{location} {number}: {options.text_column!r} must be text, got {type(value).__name__}")
         elif value.isascii():
             yield value
         elif (text := _resolve_surrogates(value, f"{location} {number}", options, counts)) is not None:
@@ -192,7 +192,7 @@ _KEYS = object()  # In a JSON object with a repeated key, the key of the list of
 def pick_column(row: Any, location: str, text_column: str) -> Any:
     "Return the value of the text column in a row that is a dictionary."
     if not isinstance(row, dict):
-        raise ValueError(f"{location}: a row must be an object such as {{...}}, got {row!r:.100}")
+        raise ValueError(f"{location}: a row must be an object such as {{...}}, got {type(row).__name__}")
     if text_column not in row or _KEYS in row:  # Missing, or perhaps repeated
         check_text_column(row.get(_KEYS, row), location, text_column)
     return row[text_column]
@@ -218,7 +218,7 @@ def read_column(table: Any, text_column: str) -> Sequence[str | None]:
         if hasattr(column, convert):
             return getattr(column, convert)()
     if isinstance(column, str) or not isinstance(column, Sequence):
-        raise ValueError(f"data_path: {text_column!r} must be a sequence of texts, got {column!r:.100}")
+        raise ValueError(f"data_path: {text_column!r} must be a sequence of texts, got {type(column).__name__}")
     return column
 
 # %% ../../nbs/text/02_readers.ipynb #4b9e5675
@@ -264,7 +264,7 @@ def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iter
             if end == len(text):
                 break
             if text[end] != "{":
-                raise ValueError(f"{location}: a row must be an object such as {{...}}, got {text[end : end + 50]!r}")
+                raise ValueError(f"{location}: a row must be an object such as {{...}}, got {text[end]!r}")
             try:
                 found, end = _JSON.raw_decode(text, end)
             except (ValueError, RecursionError) as error:
@@ -289,6 +289,9 @@ def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimite
     try:
         for cells in rows:
             if header is None:
+                if len(cells) == 1 and cells[0] != options.text_column and (found := re.search(r"[;\t|,]", cells[0])):
+                    problem = f"the columns are separated by {found[0]!r} instead of {delimiter!r}"
+                    raise ValueError(f"{name}, line 1: {problem}: convert it, or pass pandas.read_csv(..., sep={found[0]!r})")
                 check_text_column(cells, f"{name}, line {rows.line_num}", options.text_column)
                 header, column = cells, cells.index(options.text_column)
             elif len(cells) == len(header):

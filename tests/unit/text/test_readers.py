@@ -144,7 +144,7 @@ def test_rows():
     counts = Counter()
     assert list(extract_texts([(2, "fine"), (3, None)], "a.csv, line", ReadOptions(), counts)) == ["fine"]
     assert counts == {"rows with null text skipped": 1}
-    with pytest.raises(ValueError, match="a.jsonl, line 4: 'text' must be text, got 5"):
+    with pytest.raises(ValueError, match="a.jsonl, line 4: 'text' must be text, got int"):
         list(extract_texts([(4, 5)], "a.jsonl, line", ReadOptions(), counts))
     with pytest.raises(ValueError, match=r"no column 'text' \(set text_column\), only \['id', 'body'\]"):
         check_text_column(["id", "body"], "a.csv", "text")
@@ -198,7 +198,7 @@ def test_byte_order_mark_inside_a_file():
     assert read("one\n\ufefftwo\n".encode()) == ["one", "\ufefftwo"]
     rows = '{"text": "one"}\n\ufeff{"text": "two"}\n'.encode()
     fails("a.txt, line 2, character 1 of the line: cannot parse JSON (a byte order mark inside the file", rows, "jsonl")
-    fails("a.txt, row 2: a row must be an object such as {...}, got '\\ufeff{", rows, "json")
+    fails("a.txt, row 2: a row must be an object such as {...}, got '\\ufeff'", rows, "json")
 
 
 @pytest.mark.parametrize(
@@ -245,15 +245,34 @@ def test_data_frames():
     assert list(corpus) == ["storm"] and corpus.skipped == {"rows with null text skipped": 4}
     assert list(open_corpus(pd.DataFrame({"text": ["storm"]}, dtype="category"))) == ["storm"]
     errors = {
-        "DataFrame.*document 1: 'id' must be text, got 1": (frame, "id"),
+        "DataFrame.*document 1: 'id' must be text, got int": (frame, "id"),
         "more than one column 'text'": (pd.concat([frame, frame], axis=1), "text"),
         "no column 'text'": ({"train": ["storm"]}, "text"),
-        "document 2: 'text' must be text, got 5": ({"text": ["storm", 5]}, "text"),
-        "'text' must be a sequence of texts, got 'storm'": ({"text": "storm"}, "text"),
+        "document 2: 'text' must be text, got int": ({"text": ["storm", 5]}, "text"),
+        "'text' must be a sequence of texts, got str": ({"text": "storm"}, "text"),
     }
     for message, (table, column) in errors.items():
         with pytest.raises(ValueError, match=message):
             list(open_corpus(table, text_column=column))
+
+
+def test_errors_do_not_quote_the_text():
+    "It may be confidential, and a job's output is kept somewhere."
+    nested = [{"text": {"title": "secret", "body": "secret"}}, {"text": ["secret"]}]
+    rows = [(json.dumps(row).encode(), "jsonl") for row in [*nested, "secret", ["secret"]]]
+    rows += [(json.dumps(nested[:1]).encode(), "json"), (b'["secret"]', "json"), (b"secret", "json")]
+    for data, form in rows:
+        with pytest.raises(ValueError, match="must be") as raised:
+            read(data, form)
+        assert "secret" not in str(raised.value)
+    fails("a.txt, line 1: 'text' must be text, got dict", rows[0][0], "jsonl")
+
+
+def test_other_separators():
+    "A table of a spreadsheet may have semicolons; one of a single column, or with the right name, is as it is."
+    fails("a.txt, line 1: the columns are separated by ';' instead of ','", b"id;text\n1;storm, flood\n", "csv")
+    fails("the columns are separated by ',' instead of '\\t'", b"id,text\n1,storm\n", "tsv")
+    assert read(b"a;b\nstorm\n", "csv", text_column="a;b") == ["storm"]
 
 
 def test_json_arrays():
