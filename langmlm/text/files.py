@@ -16,6 +16,7 @@ import re
 import stat
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -150,16 +151,18 @@ def _name_file(file: SourceFile) -> Iterator[None]:
 def find_files(
     part: str | PathLike,  # File, glob, folder, or a URL such as `hf://...`; `~` is the home folder
 ) -> list[SourceFile]:  # In a fixed order
-    "Find the files that one entry of `data_path` names; raise if any is missing or empty."
+    "Find the files that one entry of `data_path` names, without empty ones; raise if there are none."
     name = re.sub(r"^(file|local)://", "", fspath(part))
     if not name:
         raise ValueError("data_path is an empty string: name a file or a folder")
     is_url = re.match(r"[a-z][a-z0-9+.-]+://", name)
     files = (_remote_files if is_url else _local_files)(name)
     empty = [file.name for file in files if file.size == 0]
+    if len(empty) == len(files):
+        raise ValueError(f"data_path {str(part)!r} names empty files: {', '.join(empty):.500}")
     if empty:
-        raise ValueError(f"data_path {str(part)!r} names empty files: {', '.join(empty)}")
-    return files
+        logger.warning("data_path %r: ignoring %d empty file%s", str(part), len(empty), "s" * (len(empty) > 1))
+    return [file for file in files if file.size != 0]
 
 # %% ../../nbs/text/01_files.ipynb #2498d954
 def _local_files(part: str) -> list[SourceFile]:
@@ -205,10 +208,16 @@ def _format_or_text(name: str) -> tuple[str, str | None]:
 def _known_formats(part: str, names: dict[Any, str]) -> list:
     "Keep the files of a folder that have a known extension and are not hidden; `names`: path -> name in the folder."
     known = [path for path, name in names.items() if not _HIDDEN.search(name) and detect_format(name)[0]]
+    others, taken = Counter(), {*known}
+    for name in (name for path, name in names.items() if path not in taken):
+        others["hidden" if _HIDDEN.search(name) else os.path.splitext(name)[1] or "without extension"] += 1
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(5)) or "none"
     if not known:
-        raise FileNotFoundError(f"data_path {part!r}: the folder has no file with extension .{', .'.join(FORMATS)}")
-    if ignored := len(names) - len(known):
-        logger.warning("data_path %r: ignoring %d file%s with other extensions", part, ignored, "s" * (ignored > 1))
+        problem = f"the folder has no file with extension .{', .'.join(FORMATS)}"
+        raise FileNotFoundError(f"data_path {part!r}: {problem}; others, which a glob reads as text: {kinds}")
+    if ignored := others.total():
+        what = f"{ignored} file{'s' * (ignored > 1)} with other extensions ({kinds})"
+        logger.warning("data_path %r: ignoring %s; a glob reads them as text", part, what)
     return known
 
 # %% ../../nbs/text/01_files.ipynb #454cb4c7

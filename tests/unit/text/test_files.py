@@ -101,7 +101,7 @@ def test_folders_and_globs(folder: Path, caplog: pytest.LogCaptureFixture):
     (folder / ".hidden.txt").write_text("not read")
     with chdir(folder), caplog.at_level(logging.WARNING):
         assert [file.name for file in find_files(".")] == ["first.txt", "second.jsonl"]
-        assert "ignoring 2 files with other extensions" in caplog.text
+        assert "ignoring 2 files with other extensions (1 hidden, 1 without extension)" in caplog.text
         assert find_files("README")[0].format == "txt"
 
 
@@ -111,18 +111,39 @@ def test_folders_and_globs(folder: Path, caplog: pytest.LogCaptureFixture):
         ("third.txt", FileNotFoundError, "third.txt"),
         ("*.csv", FileNotFoundError, "no file matches it as a glob"),
         ("Storm warning for the coast.", FileNotFoundError, r"iter\(\[...\]\)"),
-        ("*.txt", ValueError, "names empty files: "),
+        ("empty.*", ValueError, "names empty files: "),
         ("all.tar.gz", ValueError, "names an archive, all.tar.gz: extract it"),
         ("deep", FileNotFoundError, "the folder has no file with extension .txt, .jsonl"),
     ],
 )
 def test_errors_name_the_path(folder: Path, name: str, kind: type, message: str):
-    "Missing and empty files and archives are errors."
+    "Missing files, files that are all empty, and archives are errors."
     (folder / "empty.txt").touch()
     (folder / "all.tar.gz").touch()
     (folder / "deep").mkdir()
     with pytest.raises(kind, match=message):
         find_files(folder / name)
+
+
+def test_empty_files_beside_others_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture):
+    "One empty file of many is no reason to stop, whether a folder or a glob names them."
+    expected = find_files(folder)
+    for name in ("empty.txt", "none.md"):
+        (folder / name).touch()
+    for part in (folder, folder / "*.*"):
+        caplog.clear()
+        assert find_files(part) == expected and "empty file" in caplog.text
+    assert "ignoring 2 empty files" in caplog.text
+
+
+def test_a_folder_without_known_files_says_what_it_has(tmp_path: Path):
+    for name in ("one.md", "two.md", "page.html", ".hidden", "Makefile"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="others, which a glob reads as text: none"):
+        find_files(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="others, which a glob reads as text: 2 .md, 1 hidden, 1 without extension, 1 .html"):
+        find_files(tmp_path)
 
 
 def test_urls():
