@@ -158,6 +158,8 @@ def load_tokenizer(
     files = {file for file in _TOKENIZER_FILES if os.path.exists(os.path.join(name, file))}
     if not files and os.path.exists(os.path.join(name, "dataset_dict.json")):
         raise ValueError(f"tokenizer={str(name)!r} is the folder of a dataset: name that of a tokenizer")
+    if not files and os.path.isdir(final := os.path.join(name, "final_model")):
+        raise ValueError(f"tokenizer={str(name)!r} is the folder of a run: name its model, {final!r}")
     kind = RobertaTokenizer if files == {"vocab.json", "merges.txt"} else AutoTokenizer  # Those of Langformers
     try:
         tokenizer = kind.from_pretrained(name, trust_remote_code=False)

@@ -112,7 +112,8 @@ def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
         ({"tokenizer_config": {"vocabsize": 3}}, "'vocabsize' is not an option; did you mean 'vocab_size'?"),
         ({"tokenizer_config": "roberta-base"}, "tokenizer_config is invalid:\n- it must be a dict, got 'roberta-base'"),
         ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
-        ({"tokenizer": "docs"}, "neither a tokenizer folder"),
+        ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
+        ({"tokenizer": "docs"}, "is the folder of a run: name its model, 'docs/final_model'"),
         (
             {"tokenizer_config": {"path_to_save_tokenizer": "."}},
             "path_to_save_dataset='./tokenized_dataset' is inside path_to_save_tokenizer='.': name another folder",
@@ -381,6 +382,7 @@ def test_started_from_a_model(work: Path):
         ({"tokenized_dataset": "tokenizer"}, "not a dataset folder"),
         ({"tokenized_dataset": "nowhere"}, "nowhere"),
         ({"tokenizer": "tokenized_dataset"}, "is the folder of a dataset: name that of a tokenizer"),
+        ({"tokenizer": "docs"}, "is the folder of a run: name its model, 'docs/final_model'"),
         ({"checkpoint_path": "elsewhere"}, "neither a model folder"),
         ({"checkpoint_path": "tokenized_dataset"}, "contains neither a checkpoint nor a model"),
         ({"checkpoint_path": "docs/final_model", "resume": "full"}, "cannot be resumed"),
