@@ -162,6 +162,7 @@ def plan_run(
     if config.budget_minutes is None:
         planned, model = choose(None)
     else:
+        logger.info("measuring the speed of a few steps, to plan budget_minutes=%g", config.budget_minutes)
         left_out = {"eval_steps": None, "probe_sentences": (), "warmup_steps": 0}
         trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, **left_out)
         for _ in range(2):  # The second time as planned: with batches of that size, and compiled if the run will be

@@ -154,6 +154,7 @@ def test_budget_becomes_steps(data, tmp_path: Path, recipe: str | None, caplog: 
         task = tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=config)
     assert task.config.max_steps >= 1 and task.config.budget_minutes is None
     assert f"max_steps={task.config.max_steps}" in caplog.text
+    assert caplog.messages[0] == "measuring the speed of a few steps, to plan budget_minutes=0.05"
     assert not (tmp_path / "run").exists()  # Nothing is written before the run begins
 
 
