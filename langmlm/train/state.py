@@ -152,9 +152,8 @@ def restore_state(
     saved, step = trainer_state["langmlm"], trainer_state["global_step"]
     if differences := _list_changes(saved["identity"], description["identity"]):
         raise ValueError(
-            "the checkpoint was saved by a run with other settings:\n"
-            + "\n".join(f"- {difference}" for difference in differences)
-            + "\nMake them equal to resume it, or pass resume='weights' to start a new run with its weights."
+            "the checkpoint was saved by a run with other settings; make them equal to resume it, or pass "
+            "resume='weights' to start a new run with its weights:\n" + "\n".join(f"- {change}" for change in differences)
         )
     if step > plan.total_steps:
         raise ValueError(
