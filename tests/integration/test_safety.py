@@ -167,7 +167,8 @@ def test_a_second_signal_stops_at_once(data, tmp_path: Path):
 
 
 IN_TERMINAL = """
-import logging, os
+import logging, os, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, for these tests, too
 os.setsid()
 os.open(os.ttyname(0), os.O_RDWR)  # The first terminal that the leader of a session opens controls it
 from langmlm import tasks
