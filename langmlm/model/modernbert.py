@@ -23,24 +23,11 @@ _NAMES = {  # In `RobertaConfig` -> in `ModernBertConfig`
 _WITHOUT_MEANING = ("type_vocab_size", "use_cache", "is_decoder", "add_cross_attention")
 
 
-def modernbert_names(
-    name: str,  # Of an option of `ModelConfig`
-) -> list[str]:
-    "Return the names of an option in `ModernBertConfig`; none if it has no meaning there."
-    return [] if name in _WITHOUT_MEANING else _NAMES.get(name, [name])
-
-
 def option_names(model_type: str, name: str) -> list[str]:
     "Return the names of an option of `ModelConfig` in the config of a model; none if it has no meaning there."
-    return modernbert_names(name) if model_type == "modernbert" else [name]
-
-
-def modernbert_options(
-    options: dict[str, Any],  # Of `ModelConfig`
-) -> dict[str, Any]:  # Of `ModernBertConfig`
-    "Rename the options of a model."
-    values = {new: value for name, value in options.items() for new in modernbert_names(name)}
-    return {name: value for name, value in values.items() if name != "classifier_dropout" or value is not None}
+    if model_type != "modernbert":
+        return [name]
+    return [] if name in _WITHOUT_MEANING else _NAMES.get(name, [name])
 
 # %% ../../nbs/model/06_modernbert.ipynb #mbert011
 def encode_modernbert(

@@ -32,7 +32,7 @@ from ..config import ConfigError, ModelConfig
 from ..data.masking import IGNORE_INDEX
 from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
 from .layers import replace_layers
-from .modernbert import encode_modernbert, modernbert_options
+from .modernbert import encode_modernbert, option_names
 from .triton_attention import attend_triton, has_triton_kernel, token_bounds, window_bounds
 
 # %% ../../nbs/model/01_roberta.ipynb #4459aaef
@@ -104,11 +104,9 @@ def complete_config(
     "Complete the architecture from the tokenizer and the dataset, or raise an error that lists what does not match."
     positions = max_length + first_position(config.model_type, tokenizer.pad_token_id)
     values = {"vocab_size": len(tokenizer), "max_position_embeddings": positions, **_special_ids(tokenizer)}
-    values |= {name: value for name, value in asdict(config).items() if value is not None or name not in values}
-    values = {name: value for name, value in values.items() if name not in _NOT_IN_CONFIGS}
-    if config.model_type == "modernbert":
-        values = modernbert_options(values)
-    completed = _MODEL_CLASSES[config.model_type][0](**values)
+    given = {name: value for name, value in asdict(config).items() if value is not None and name not in _NOT_IN_CONFIGS}
+    renamed = {new: value for name, value in (values | given).items() for new in option_names(config.model_type, name)}
+    completed = _MODEL_CLASSES[config.model_type][0](**renamed)
     if errors := find_mismatches(completed, tokenizer, max_length):
         hint = "(left out, it follows the tokenizer and the dataset)"
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
