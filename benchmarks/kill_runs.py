@@ -30,8 +30,8 @@ import transformers
 
 from langmlm import tasks
 from langmlm.disk import LOCK
+from langmlm.folders import list_checkpoints
 from langmlm.text.corpus import docstrings
-from langmlm.train.checkpoint import list_checkpoints
 
 RESULT = Path(__file__).parent / "results" / "kill_runs.json"
 ARCHITECTURE = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}

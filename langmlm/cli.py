@@ -20,7 +20,7 @@ from typing import Any
 
 from .arguments import collect_arguments, list_options, make_parser, parse_words, read_options, save_options
 from .config import ConfigError, ModelConfig, TokenizerConfig
-from .folders import describe_folder, find_model, plot_runs, recorded_paths
+from .folders import describe_folder, find_model, list_checkpoints, plot_runs, recorded_paths
 from .train.config import TrainingConfig
 
 # %% ../nbs/cli.ipynb #7cf64ba9
@@ -106,7 +106,6 @@ def _call_in_process(function: Callable, *arguments: Any) -> None:
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
     from langmlm.disk import lock_folder
-    from langmlm.train.checkpoint import list_checkpoints
 
     task = _create(call)
     if _run_in_processes(task, _start, call, stop_at_step):

@@ -27,6 +27,7 @@ from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import absolute_path, check_replaceable, clean_up_interrupted, find_overlaps, read_json
+from .folders import list_checkpoints
 from .model.layers import compile_model
 from .model.modernbert import option_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
@@ -37,8 +38,7 @@ from .tokens.processes import process_rank
 from .tokens.report import Report
 from .tokens.shards import join_dataset, write_dataset  # noqa: F401  `join_dataset` is part of the API
 from .tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig, load_tokenizer, reuse_or_train_tokenizer
-from .train.checkpoint import TRAINER_STATE, StartingPoint, find_starting_point, list_checkpoints
-from .train.checkpoint import load_model, load_optimizer
+from .train.checkpoint import TRAINER_STATE, StartingPoint, find_starting_point, load_model, load_optimizer
 from .train.config import Arithmetic, TrainingConfig, plan_batches, run_arithmetic
 from .train.extend import extend_positions, extend_tokenizer  # noqa: F401  Part of the API
 from .train.evaluate import check_validation, find_worst_tokens, mask_sentences

@@ -24,8 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
 from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
-from .checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
-from .checkpoint import prune_checkpoints, save_checkpoint, save_model, set_aside, set_aside_newer
+from ..folders import checkpoint_step, list_checkpoints
+from .checkpoint import TRAINER_STATE, StartingPoint, prune_checkpoints, save_checkpoint
+from .checkpoint import save_model, set_aside, set_aside_newer
 from .config import TrainingConfig
 from .launch import fail_together, start_trackers
 from .metrics import format_filled_masks

@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ..disk import is_intact
-from .checkpoint import checkpoint_step, load_model, load_optimizer, set_aside_newer
+from ..folders import checkpoint_step
+from .checkpoint import load_model, load_optimizer, set_aside_newer
 from .config import TrainingConfig
 from .launch import fail_together
 from .sharding import shard_like

@@ -28,14 +28,10 @@ from langmlm.disk import (
     write_json,
     write_manifest,
 )
+from langmlm.folders import list_checkpoints
 from langmlm.model.roberta import ModelConfig, build_model, complete_config
 from langmlm.tokens.tokenizer import load_tokenizer
-from langmlm.train.checkpoint import (
-    list_checkpoints,
-    prune_checkpoints,
-    save_checkpoint,
-    save_model,
-)
+from langmlm.train.checkpoint import prune_checkpoints, save_checkpoint, save_model
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -10,7 +10,7 @@ from every_write import SCENARIOS, in_clean_process, intact_states, run
 from power_loss import crash_states, record, write_tree
 
 from langmlm.disk import find_damage, read_json
-from langmlm.train.checkpoint import list_checkpoints
+from langmlm.folders import list_checkpoints
 
 FLUSHES = {  # Where the package flushes, and a scenario that needs it
     ("write_file", "file"): "replace a folder",

@@ -27,7 +27,7 @@ from forks import fork_server, forked_python
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
 from langmlm.disk import disk_error, find_damage, lock_folder, read_json
-from langmlm.train.checkpoint import list_checkpoints
+from langmlm.folders import list_checkpoints
 
 
 def given(data: dict[str, Path], folder: Path, **changes) -> dict:

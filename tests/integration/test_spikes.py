@@ -14,9 +14,9 @@ from test_processes import train_in_processes
 
 from langmlm import tasks
 from langmlm.data.loader import StepBatches
+from langmlm.folders import checkpoint_step, list_checkpoints
 from langmlm.text.corpus import docstrings
 from langmlm.train import loop
-from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
 
 SETTINGS = {
     "max_steps": 200,

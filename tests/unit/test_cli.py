@@ -22,8 +22,8 @@ from langmlm import cli, tasks
 from langmlm.arguments import _parse_value, collect_arguments, list_options, read_options, save_options
 from langmlm.config import SPECIAL_TOKENS, ConfigError, ModelConfig, TokenizerConfig
 from langmlm.disk import lock_folder
+from langmlm.folders import list_checkpoints
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.config import TrainingConfig
 
 SECTIONS = {"tokenizer_config": TokenizerConfig, "model_config": ModelConfig, "training_config": TrainingConfig}

@@ -21,16 +21,14 @@ from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMas
 import langmlm
 from langmlm import tasks
 from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
-from langmlm.folders import describe_folder, find_model
+from langmlm.folders import checkpoint_step, describe_folder, find_model, list_checkpoints
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train import optim as train_optim
 from langmlm.train.checkpoint import (
     TRAINER_STATE,
     StartingPoint,
-    checkpoint_step,
     find_starting_point,
-    list_checkpoints,
     load_model,
     load_optimizer,
     newest_checkpoint,

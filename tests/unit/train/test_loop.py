@@ -16,8 +16,8 @@ import langmlm
 from langmlm import tasks
 from langmlm.data.masking import BatchSizes, fixed_sizes
 from langmlm.disk import LOCK, read_json
+from langmlm.folders import list_checkpoints
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import list_checkpoints
 from langmlm.train.loop import fit, train_step
 from langmlm.train.optim import learning_rate_at
 from langmlm.train.metrics import Estimate

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 
 from langmlm import tasks
 from langmlm.disk import LOCK, is_intact, read_json
+from langmlm.folders import checkpoint_step, list_checkpoints
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import TRAINER_STATE, StartingPoint, checkpoint_step, list_checkpoints
+from langmlm.train.checkpoint import TRAINER_STATE, StartingPoint
 from langmlm.train.run_folder import RunFolder, check_run_folder, should_save
 
 FULL = OSError(28, "No space left on device")

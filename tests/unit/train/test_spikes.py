@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from langmlm import tasks
+from langmlm.folders import checkpoint_step, list_checkpoints
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
-from langmlm.train.checkpoint import checkpoint_step, list_checkpoints
 from langmlm.train.config import TrainingConfig
 from langmlm.train.spikes import (
     _WINDOWS,
