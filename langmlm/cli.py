@@ -130,19 +130,6 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
         print(folder / "final_model" if is_finished else folder)
 
 # %% ../nbs/cli.ipynb #52a939c4
-def _collect_call(
-    tokenizer: str | PathLike,
-    tokenized_dataset: str | PathLike,
-    model_config: dict[str, Any],
-    training_config: dict[str, Any],
-    checkpoint_path: str | PathLike | None,
-) -> dict[str, Any]:
-    "Collect the arguments of `create_mlm`; a model to start from needs no architecture."
-    architecture = model_config if checkpoint_path is None or model_config else None
-    call = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "model_config": architecture}
-    return call | {"training_config": training_config, "checkpoint_path": checkpoint_path}
-
-
 def _train(
     *,
     tokenizer: str | PathLike = "tokenizer",  # Folder or Hub name; the one that the dataset was made with
@@ -154,8 +141,8 @@ def _train(
     training_config: TrainingConfig,  # training options
 ) -> None:
     "Pretrain a masked language model on a tokenized dataset."
-    call = _collect_call(tokenizer, tokenized_dataset, model_config, training_config, checkpoint_path)
-    _start(call | {"resume": resume}, stop_at_step)
+    call = dict(locals())  # The arguments of `create_mlm`, and where to stop
+    _start(call, call.pop("stop_at_step"))
 
 
 def _resume(
@@ -186,8 +173,8 @@ def _bench(
     training_config: TrainingConfig,  # training options
 ) -> None:
     "Measure speed and memory of a run, without starting it."
-    call = _collect_call(tokenizer, tokenized_dataset, model_config, training_config, checkpoint_path)
-    _measure(call | {"resume": "auto" if checkpoint_path is None else "weights"}, steps)
+    call = dict(locals()) | {"resume": "weights"}
+    _measure(call, call.pop("steps"))
 
 
 def _measure(call: dict[str, Any], steps: int) -> None:

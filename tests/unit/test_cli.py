@@ -225,10 +225,10 @@ def test_spellings_of_options(calls: list, capsys: pytest.CaptureFixture):
 
 
 def test_a_model_to_start_from_needs_no_architecture(calls: list):
-    "`model_config` is None unless an option of it is given."
+    "`model_config` is empty unless an option of it is given."
     cli.main(["train", "--checkpoint_path", "roberta-base", "--resume", "weights"])
     cli.main(["train", "--checkpoint_path", "roberta-base", "--hidden_size", "768"])
-    assert [call["model_config"] for call in calls[::2]] == [None, {"hidden_size": 768}]
+    assert [call["model_config"] for call in calls[::2]] == [{}, {"hidden_size": 768}]
 
 
 def test_tokenizer_arguments(calls: list, capsys: pytest.CaptureFixture):

@@ -364,7 +364,8 @@ def test_model_config_of_an_existing_model(family: tuple[str, Path], tokenized: 
     "Only what was given is compared with the model: the defaults of a `ModelConfig` are those of RoBERTa."
     parts = {"tokenizer": family[1], "tokenized_dataset": tokenized, "checkpoint_path": family[1]}
     sizes, training_config = {"num_attention_heads": 2, "hidden_size": 32}, {"max_steps": 1}
-    tasks.create_mlm(**parts, model_config=ModelConfig(**sizes), training_config=training_config)
+    for given in (ModelConfig(**sizes), sizes, {}, None):
+        assert tasks.create_mlm(**parts, model_config=given, training_config=training_config).model.config.hidden_size == 32
     with pytest.raises(ConfigError) as caught:
         tasks.create_mlm(**parts, model_config=ModelConfig(**sizes | {"hidden_size": 48}), training_config=training_config)
     (error,) = caught.value.errors
