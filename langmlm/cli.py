@@ -50,25 +50,21 @@ def _tokenizer(
 _PATHS = ("tokenizer", "tokenized_dataset")
 
 
-def _complete_call(task: Any, call: dict[str, Any]) -> dict[str, Any]:
+def _complete_call(task: Any) -> dict[str, Any]:
     "Return the arguments that start a run like this one anew, from any working directory."
-    from langmlm.disk import absolute_path
     from langmlm.model.modernbert import option_names
 
-    paths = {name: call[name] for name in _PATHS}
-    training = task.config.without_secrets()
-    for name in ("run_name", "output_dir", "logging_dir"):
-        del training[name]
+    call = dict(task.run_folder.description["paths"])
     if weights := task.state.initial_weights:
-        paths, rest = paths | {"checkpoint_path": weights}, {"resume": "weights"}
+        call |= {"checkpoint_path": weights, "resume": "weights"}
     else:
         config, model = task.model.config, {"initialization": task.state.initialization}
         for entry in fields(ModelConfig):
             names = option_names(config.model_type, entry.name)
             if names and hasattr(config, names[0]):
                 model[entry.name] = getattr(config, names[0])
-        rest = {"model_config": model}
-    return {name: absolute_path(path) for name, path in paths.items()} | rest | {"training_config": training}
+        call["model_config"] = model
+    return call | {"training_config": task.config.without_secrets("run_name", "output_dir", "logging_dir")}
 
 # %% ../nbs/cli.ipynb #c803421c
 def _create(call: dict[str, Any]) -> Any:
@@ -114,7 +110,7 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     if is_main:
         lock = lock_folder(folder, "output_dir")  # Raises an error if another run uses the folder
         try:
-            logger.info("the options are in %s", save_options(folder, _complete_call(task, call)))
+            logger.info("the options are in %s", save_options(folder, _complete_call(task)))
         finally:
             lock.release()
     if task.state.step == task.loader.plan.total_steps:

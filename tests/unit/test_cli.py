@@ -52,6 +52,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
             "accelerator": SimpleNamespace(is_main_process=True),
             "train": lambda stop: found.append({"stop": stop}),
         }
+        paths = {name: call[name] for name in ("tokenizer", "tokenized_dataset")}
+        task["run_folder"] = SimpleNamespace(description={"paths": paths})
         return SimpleNamespace(state=SimpleNamespace(step=10, initial_weights=None, initialization="random"), **task)
 
     def create_tokenizer(*call) -> SimpleNamespace:
