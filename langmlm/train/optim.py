@@ -124,7 +124,7 @@ def make_optimizer(
         {"params": [weight for weight in weights.values() if weight.ndim >= 2], "weight_decay": weight_decay},
         {"params": [weight for weight in weights.values() if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = AdamW(groups, betas=betas, eps=epsilon, fused=optim != "adamw_torch")
+    adamw = AdamW(groups, betas=tuple(map(float, betas)), eps=epsilon, fused=optim != "adamw_torch")
     if optim != "muon":
         return adamw
     return _MuonWithAdamW(_StackedMuon(hidden, weight_decay=weight_decay), adamw)

@@ -128,6 +128,7 @@ def test_optimizer_options(model):
         adamw = make_optimizer(model, optim, weight_decay=0.3, betas=(0.5, 0.6), epsilon=1e-3)
         assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.5, 0.6), 1e-3)
         assert {group["weight_decay"] for group in adamw.param_groups} == {0.3, 0.0}
+        assert make_optimizer(model, optim, betas=(0, 0.9)).defaults["betas"] == (0.0, 0.9)  # PyTorch takes no 0 for 0.0
     with pytest.raises(ValueError, match="optim must be one of .*, got 'sgd'"):
         make_optimizer(model, optim="sgd")
     with pytest.raises(ValueError, match="empty parameter list"):
