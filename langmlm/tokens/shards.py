@@ -122,7 +122,8 @@ class _BatchTokenizer:
         self.tokenizer, self.config, self.encode = tokenizer, config, Encoder(tokenizer)
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         self.vocabulary, self.unknown = token_bytes(tokenizer), find_unknown_ids(tokenizer)
-        self.token_sizes, self.capacity = np.array(list(map(len, self.vocabulary))), config.max_length - 2
+        self.capacity, sizes = config.max_length - 2, (len(token.decode(errors="replace")) for token in self.vocabulary)
+        self.token_sizes = np.array([*sizes])  # In characters
         options = {name: getattr(config, name) for name in ("long_lines", "split_on", "stride")}
         options |= {"capacity": self.capacity, "ends": (tokenizer.cls_token_id, tokenizer.sep_token_id)}
         self.split = partial(split_documents, flags=flag_tokens(self.vocabulary), **options)

@@ -21,7 +21,7 @@ from langmlm.text.selection import hash_documents, mark_duplicates, select_valid
 from langmlm.tokens.encode import read_sequences
 from langmlm.tokens.processes import read_finished, unfinished_folder, work_folder
 from langmlm.tokens.shards import SHARD_CHARACTERS, join_dataset, write_dataset
-from langmlm.tokens.tokenizer import TokenizerConfig
+from langmlm.tokens.tokenizer import TokenizerConfig, train_tokenizer
 
 CHARACTERS = 50_000
 
@@ -86,10 +86,17 @@ def test_tokenized_batch(texts: Path, tokenizer, config: TokenizerConfig):
     used[np.unique(np.concatenate(encoded).astype(int))] = True
     counts = made.statistics
     assert counts["used"] == module.pack_bits(used) and counts["tokens"] == sum(map(len, encoded))
-    assert counts["longest_token"] == max(np.array(tokenize.vocabulary, object)[used], key=len).decode(errors="replace")
+    assert counts["longest_token"] == max((tokenize.vocabulary[id].decode(errors="replace") for id in np.flatnonzero(used)), key=len)
     assert counts["lengths"] == module.count_lengths(np.array(list(map(len, encoded))))
     with pytest.raises(UnicodeEncodeError, match="surrogates"):
         tokenize(module._Batch(module._Position(), 0, ["\ud83d"]))
+
+
+def test_longest_token_is_that_with_most_characters(config: TokenizerConfig):
+    "In a batch as over all batches, so that the report does not depend on their borders."
+    tokenizer = train_tokenizer(["日本語日 sentence"] * 9, TokenizerConfig(vocab_size=400))
+    tokenize = module._BatchTokenizer(tokenizer, config)
+    assert tokenize(module._Batch(module._Position(), 0, ["日本語日 sentence"])).statistics["longest_token"] == " sentence"
 
 
 def test_shards(texts: Path, tokenizer, config: TokenizerConfig, tmp_path: Path):
