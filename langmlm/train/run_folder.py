@@ -201,7 +201,7 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
-    if self.config.save_strategy == "no":  # Else it was written with the last checkpoint
+    if self.config.save_strategy == "no" or state.step == self.plan.total_steps:  # It may have failed with the checkpoint
         self._write_trainer_state(trainer_state)
     if self._save_failed:
         self.save(model, optimizer, state)
@@ -238,12 +238,14 @@ def _make_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train
 
 @patch
 def _write_trainer_state(self: RunFolder, trainer_state: dict) -> None:
-    "Write `trainer_state.json`; an error is logged, since the same content is in the checkpoints and the log."
+    "Write `trainer_state.json`, and the log if it may be another one; errors are logged: checkpoints have the same content."
     if self.accelerator.is_main_process:
         try:
             write_json(self.path / TRAINER_STATE, trainer_state)
+            if self._logged is None and trainer_state["log_history"]:
+                self._append_to_log(trainer_state["log_history"])
         except OSError as error:
-            logger.warning("%s could not be written: %s", self.path / TRAINER_STATE, error.strerror)
+            logger.warning("%s or %s could not be written: %s", self.path / TRAINER_STATE, _LOG, error.strerror)
 
 
 @patch

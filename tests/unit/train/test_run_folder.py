@@ -312,6 +312,25 @@ class FullFile:
         return self.opened.write(content[:11])
 
 
+def test_state_and_log_of_a_finished_run_are_written_again(start_run: Callable, tmp_path: Path):
+    "A full disk, or a kill after the last checkpoint, may leave those of an earlier step, or none."
+    start_run(max_steps=2).train()
+    (tmp_path / "run" / TRAINER_STATE).unlink()
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 2, "lo')
+    start_run(checkpoint_path=tmp_path / "run").train()
+    saved = read_json(tmp_path / "run" / TRAINER_STATE)
+    assert saved["global_step"] == 2 and read_log(tmp_path / "run") == saved["log_history"]
+
+
+def test_log_is_that_of_the_checkpoint(start_run: Callable, tmp_path: Path):
+    "Entries of later steps, by a session that was killed, are gone when a shorter one has saved."
+    start_run(max_steps=4, logging_steps=1).train(stop_at_step=2)
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    (tmp_path / "run" / "log.jsonl").write_text(before + before.replace('"step": 2', '"step": 3'))
+    start_run(checkpoint_path=tmp_path / "run", logging_steps=10).train(stop_at_step=3)
+    assert [entry["step"] for entry in read_log(tmp_path / "run")] == [1, 2]
+
+
 def test_log_is_appended(start_run: Callable, tmp_path: Path):
     "An entry adds its own bytes and rewrites nothing, however long the log is; a new session writes it anew."
     run, again = start_run(), start_run()
