@@ -128,7 +128,7 @@ def _normalize_words(words: Sequence[str], booleans: set[str]) -> list[str]:
         if word.startswith("--"):
             name, *value = word[2:].split("=", 1)
             name, following = name.replace("-", "_"), "".join(words[number + 1 : number + 2])
-            if name in booleans and not value and following.lower() not in ("true", "false", "none"):
+            if name in booleans and not value and following.lower() not in ("true", "false", "none", "null"):
                 value = ["true"]
             word = "=".join([f"--{name}", *value])
         result.append(word)

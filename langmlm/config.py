@@ -81,6 +81,10 @@ def check_config(
     given = {name: value for name, value in values.items() if value is not None}
     if errors := find_rule_errors(given, rules) + find_conflicts(config):
         raise ConfigError(name, errors)
+    for entry in fields(config):  # 1 instead of 1.0 would give another fingerprint
+        kinds, value = get_args(entry.type) or (entry.type,), getattr(config, entry.name)
+        if float in kinds and int not in kinds and type(value) is int and abs(value) < 2**53:
+            object.__setattr__(config, entry.name, float(value))
 
 # %% ../nbs/config.ipynb #6460c748
 def find_path_error(value: str | os.PathLike | None) -> str | None:
@@ -210,6 +214,8 @@ class TokenizerConfig(Options):
     def __post_init__(self):
         check_config(self, "tokenizer_config", _TOKENIZER_RULES, _find_tokenizer_conflicts)
         self.expand_home("path_to_save_tokenizer", "path_to_save_dataset")
+        if isinstance(self.mixing, list | tuple):
+            self.assign(mixing=[*map(float, self.mixing)])
 
     @property
     def dataset_folder(self) -> str:
@@ -306,8 +312,7 @@ class ModelConfig(Options):
     def __post_init__(self):
         check_config(self, "model_config", _MODEL_RULES, _find_model_conflicts)
         chosen = {name: value for name, value in _BASE_MODELS.get(self.model_type, {}).items() if name not in self.given}
-        floats = {name: float(getattr(self, name)) for name in ("layer_norm_eps", "initializer_range")}
-        self.assign(**(floats | chosen))  # The configs of transformers take no 1 for 1.0
+        self.assign(**chosen)
 
 # %% ../nbs/config.ipynb #19fb41d4
 _BASE_MODELS = {  # Values other than those of roberta-base

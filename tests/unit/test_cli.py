@@ -219,9 +219,9 @@ def test_train_passes_what_is_given(calls: list):
 def test_spellings_of_options(calls: list, capsys: pytest.CaptureFixture):
     "Hyphens, `=`, booleans with and without a value, lists."
     words = "train --hidden-size 64 --learning_rate=1e-3 --bf16 --packing false --report_to tensorboard wandb"
-    assert cli.main([*words.split(), "--fp16=False", "--eval_steps", "none", "--stop-at-step", "5"]) == 0
+    assert cli.main([*words.split(), "--fp16=False", "--disable_tqdm", "null", "--eval_steps", "none", "--stop-at-step", "5"]) == 0
     options = {"learning_rate": 1e-3, "bf16": True, "packing": False, "report_to": ["tensorboard", "wandb"]}
-    options |= {"fp16": False, "eval_steps": None}
+    options |= {"fp16": False, "disable_tqdm": None, "eval_steps": None}
     assert calls == [TRAIN | {"model_config": {"hidden_size": 64}, "training_config": options}, {"stop": 5}]
     assert capsys.readouterr().out == "run/final_model\n"
 

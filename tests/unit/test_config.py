@@ -42,6 +42,13 @@ def test_valid_types(changes: dict):
     assert all(getattr(Example(**changes), name) == value for name, value in changes.items())
 
 
+def test_an_integer_becomes_a_float():
+    "So that a dataset made with 0, and one made with the 0.0 of the command line, have the same fingerprint."
+    assert type(Example(learning_rate=1).learning_rate) is float and type(Example(steps=1).steps) is int
+    one, two = TokenizerConfig(mixing=[2, 1], validation_fraction=0), TokenizerConfig(mixing=(2.0, 1.0), validation_fraction=0.0)
+    assert repr(one) == repr(two) and type(TrainingConfig(num_train_epochs=3).num_train_epochs) is int
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

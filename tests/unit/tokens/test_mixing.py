@@ -147,7 +147,7 @@ def test_invalid_mixtures(sources: dict, tmp_path: Path):
     for mixing in (-0.1, 1.5, [0, 0], [1, -1], [101, 1], ["1", 2], [True, 1], []):
         with pytest.raises(ConfigError, match="mixing must be None, weights of 0 to 100"):
             TokenizerConfig(mixing=mixing)
-    with pytest.raises(ConfigError, match=r"a weight for each of the 2 entries of data_path, got \[1, 2, 3\]"):
+    with pytest.raises(ConfigError, match=r"a weight for each of the 2 entries of data_path, got \[1.0, 2.0, 3.0\]"):
         tasks.create_tokenizer(list(sources), {"mixing": [1, 2, 3], "path_to_save_dataset": tmp_path / "dataset"})
 
 
