@@ -161,7 +161,7 @@ def find_files(
     if len(empty) == len(files):
         raise ValueError(f"data_path {str(part)!r} names empty files: {', '.join(empty):.500}")
     if empty:
-        logger.warning("data_path %r: ignoring %d empty file%s", str(part), len(empty), "s" * (len(empty) > 1))
+        logger.warning("data_path %r: ignoring empty files: %.500s", str(part), ", ".join(empty))
     return [file for file in files if file.size != 0]
 
 # %% ../../nbs/text/01_files.ipynb #2498d954
