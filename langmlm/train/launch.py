@@ -9,7 +9,6 @@ __all__ = ['make_accelerator']
 import atexit
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from time import sleep
 from types import FrameType
@@ -147,7 +147,7 @@ def check_importable(name: str, function: Callable) -> None:
     remedy = "define it at the top level of a script or of a module that you import"
     message = f"{name}={function!r} cannot be imported by the processes that n_gpus starts: {remedy}"
     try:
-        pickle.dumps(function)
+        ForkingPickler.dumps(function)  # As for the arguments of a new process
     except Exception as error:
         raise ValueError(message) from error
     if getattr(function, "__module__", None) == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
