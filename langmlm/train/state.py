@@ -193,7 +193,7 @@ def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], pl
     if saved["config"]["max_steps"] == description["config"]["max_steps"]:  # Otherwise the change is already in the list
         changed += _list_changes({"steps": trainer_state["max_steps"]}, {"steps": plan.total_steps})
     if changed:
-        logger.warning("resuming with the settings that are given now: %s", "; ".join(changed))
+        logger.warning("resuming with changed settings: %s", "; ".join(changed))
 
 
 def _list_changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

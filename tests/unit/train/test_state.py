@@ -234,7 +234,7 @@ def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog:
     caplog.clear()
     longer = start_run(checkpoint, num_train_epochs=3, learning_rate=1e-3, weight_decay=0.0)
     (message,) = caplog.messages
-    assert message.startswith("resuming with the settings that are given now: ")
+    assert message.startswith("resuming with changed settings: ")
     total = find_starting_point(checkpoint).trainer_state["max_steps"]
     for change in (
         "learning_rate: then 0.002, now 0.001",
