@@ -494,7 +494,7 @@ def test_more_epochs(create, resume, tmp_path: Path):
     create(tmp_path / "run", **settings).train()
     with when_logged("nothing", lambda: None) as messages:
         resumed = resume(tmp_path / "run", num_train_epochs=3)
-    assert any("settings that are given now: num_train_epochs: then 2, now 3" in message for message in messages)
+    assert any("changed settings: num_train_epochs: then 2, now 3" in message for message in messages)
     resumed.train()
     assert same_weights(resumed, straight)
 
