@@ -246,7 +246,7 @@ def test_settings_that_may_change(start_run: Callable, checkpoint: Path, caplog:
     caplog.clear()
     start_run(checkpoint, max_steps=total + 1)
     (message,) = caplog.messages
-    assert message.endswith(f"now: max_steps: then -1, now {total + 1}")
+    assert message.endswith(f"settings: max_steps: then -1, now {total + 1}")
 
 
 def restore(run: tasks.MLMTask, trainer_state: dict, **changes) -> TrainState:
