@@ -355,7 +355,7 @@ def disk_error(error: BaseException) -> OSError | None:
     "Return an exception as an error of the operating system if it is one, perhaps of a library in Rust, else None."
     if isinstance(error, OSError):
         return error
-    match = re.search(r"\(os error (\d+)\)", str(error))
+    match = re.search(r"(?:\(os error|Os \{ code:) (\d+)", str(error))  # The second in older versions of safetensors
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 

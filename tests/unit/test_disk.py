@@ -797,9 +797,16 @@ def test_link_or_copy(tmp_path: Path):
     assert (tmp_path / "three").read_text() == "something" and not (tmp_path / "three").samefile(tmp_path / "one")
 
 
-def test_disk_error():
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I/O error: No space left on device (os error 28)",
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+)
+def test_disk_error(text: str):
     "Errors of the operating system, also those that reach Python through Rust; others are None."
-    rust = Exception("I/O error: No space left on device (os error 28)")
+    rust = Exception(text)
     assert (disk_error(rust).errno, disk_error(rust).strerror) == (errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert disk_error(FULL) is FULL
     with pytest.raises(OSError, match="No space left on device: 'some folder'"), name_in_errors("some folder"):
