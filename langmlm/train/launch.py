@@ -147,21 +147,22 @@ def check_importable(name: str, function: Callable) -> None:
     remedy = "define it at the top level of a script or of a module that you import"
     message = f"{name}={function!r} cannot be imported by the processes that n_gpus starts: {remedy}"
     try:
-        ForkingPickler.dumps(function)  # As for the arguments of a new process
+        is_in_main = b"__main__" in bytes(ForkingPickler.dumps(function))  # Perhaps within a `partial`
     except Exception as error:
         raise ValueError(message) from error
-    if getattr(function, "__module__", None) == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+    if is_in_main and not hasattr(sys.modules["__main__"], "__file__"):
         raise ValueError(message)
 
 # %% ../../nbs/train/04_launch.ipynb #1a0c4e03
 def launch_processes(function: Callable[..., Any], args: tuple, num_processes: int) -> None:
     "Call an importable function in new, connected processes, and wait for all; the first error ends them."
     options = {"min_nodes": 1, "max_nodes": 1, "run_id": "langmlm", "max_restarts": 0, "start_method": "spawn"}
-    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}  # 0: any free port
     handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
+    handled = [number.name for number, handler in handlers.items() if handler != signal.SIG_IGN]  # Not with `nohup`
+    options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "signals_to_handle": ",".join(handled)}  # 0: any free port
     os.environ[_LAUNCHING] = "1"
     try:
-        elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options, **meeting), function)(*args)
+        elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options), function)(*args)
     except SignalException as error:
         raise signal_exit(error.sigval) from None
     except ChildFailedError as error:

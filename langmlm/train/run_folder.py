@@ -201,12 +201,13 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
-    if self.config.save_strategy == "no" or state.step == self.plan.total_steps:  # It may have failed with the checkpoint
-        self._write_trainer_state(trainer_state)
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
-    if state.step == self.plan.total_steps:
+    is_last = state.step == self.plan.total_steps
+    if not missing and (is_last or self.config.save_strategy == "no"):  # It may have failed while the checkpoint was saved
+        self._write_trainer_state(trainer_state)
+    if is_last:
         folder = self.path / "final_model"
         card = _make_card(model, self.tokenizer, trainer_state)
         if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer):
@@ -219,7 +220,7 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
         if self.config.push_to_hub and self.accelerator.is_main_process and folder.name not in missing:
             upload_model(folder, self.config)
     if missing:
-        is_safe = state.step == self.plan.total_steps and "final_model" not in missing
+        is_safe = is_last and "final_model" not in missing
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
             f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; train() "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
@@ -23,6 +24,7 @@ from langmlm.train.launch import (
     check_importable,
     count_processes,
     explain_inexact,
+    launch_processes,
     make_accelerator,
     signal_exit,
     start_trackers,
@@ -296,11 +298,26 @@ def test_functions_that_new_processes_cannot_import(monkeypatch: pytest.MonkeyPa
     main.in_notebook = in_notebook
     monkeypatch.setitem(sys.modules, "__main__", main)
     check_importable("mask", mask_batch)
-    for function in (lambda batch, epoch, rules: None, in_notebook):
-        with pytest.raises(ValueError, match="mask=<function .* cannot be imported by the processes that n_gpus starts"):
+    for function in (lambda batch, epoch, rules: None, in_notebook, partial(in_notebook, epoch=0)):
+        with pytest.raises(ValueError, match="mask=.*<function .* cannot be imported by the processes that n_gpus starts"):
             check_importable("mask", function)
     main.__file__ = "script.py"
     check_importable("mask", in_notebook)
+
+
+def test_launcher_handles_no_ignored_signal(monkeypatch: pytest.MonkeyPatch):
+    "`nohup` ignores SIGHUP, which would otherwise end a run with `n_gpus` when its terminal is closed."
+    configs, before = [], signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr("langmlm.train.launch.elastic_launch", lambda config, function: lambda: configs.append(config))
+    try:
+        for handler in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, handler)
+            launch_processes(mask_batch, (), 2)
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    ignoring, usual = ({*config.signals_to_handle.split(",")} for config in configs)
+    assert usual >= {"SIGTERM", "SIGHUP"} and ignoring == usual - {"SIGHUP"}
 
 
 @pytest.mark.parametrize("first", SIGNALS)

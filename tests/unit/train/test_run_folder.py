@@ -404,6 +404,7 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
         save(run, last)
         with pytest.raises(OSError) as caught:
             run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == 3  # That of the latest checkpoint
     folder = tmp_path / "run"
     assert str(caught.value) == (
         f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in final_model "
