@@ -214,10 +214,10 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(5)) or "none"
     if not known:
         problem = f"the folder has no file with extension .{', .'.join(FORMATS)}"
-        raise FileNotFoundError(f"data_path {part!r}: {problem}; others, which a glob reads as text: {kinds}")
+        raise FileNotFoundError(f"data_path {part!r}: {problem} (it has: {kinds}); a glob reads other extensions as text")
     if ignored := others.total():
-        what = f"{ignored} file{'s' * (ignored > 1)} with other extensions ({kinds})"
-        logger.warning("data_path %r: ignoring %s; a glob reads them as text", part, what)
+        what = f"{ignored} file{'s' * (ignored > 1)}, hidden or with other extensions ({kinds})"
+        logger.warning("data_path %r: ignoring %s; a glob reads other extensions as text", part, what)
     return known
 
 # %% ../../nbs/text/01_files.ipynb #454cb4c7

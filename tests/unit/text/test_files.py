@@ -101,7 +101,9 @@ def test_folders_and_globs(folder: Path, caplog: pytest.LogCaptureFixture):
     (folder / ".hidden.txt").write_text("not read")
     with chdir(folder), caplog.at_level(logging.WARNING):
         assert [file.name for file in find_files(".")] == ["first.txt", "second.jsonl"]
-        assert "ignoring 2 files with other extensions (1 hidden, 1 without extension)" in caplog.text
+        assert "ignoring 2 files, hidden or with other extensions (1 hidden, 1 without extension); " in caplog.text
+        assert "a glob reads other extensions as text" in caplog.text  # But no hidden files
+        assert find_files("*")[0].name == "README" and ".hidden.txt" not in [file.name for file in find_files("*")]
         assert find_files("README")[0].format == "txt"
 
 
@@ -140,9 +142,9 @@ def test_a_folder_without_known_files_says_what_it_has(tmp_path: Path):
     for name in ("one.md", "two.md", "page.html", ".hidden", "Makefile"):
         (tmp_path / name).write_text("text")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="others, which a glob reads as text: none"):
+    with pytest.raises(FileNotFoundError, match=r"\(it has: none\); a glob reads other extensions as text"):
         find_files(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="others, which a glob reads as text: 2 .md, 1 hidden, 1 without extension, 1 .html"):
+    with pytest.raises(FileNotFoundError, match=r"\(it has: 2 .md, 1 hidden, 1 without extension, 1 .html\)"):
         find_files(tmp_path)
 
 
