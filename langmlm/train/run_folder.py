@@ -204,23 +204,23 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
     if self._save_failed:
         self.save(model, optimizer, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
-    is_last = state.step == self.plan.total_steps
-    if not missing and (is_last or self.config.save_strategy == "no"):  # It may have failed while the checkpoint was saved
-        self._write_trainer_state(trainer_state)
+    is_last, is_safe = state.step == self.plan.total_steps, False
     if is_last:
         folder = self.path / "final_model"
         card = _make_card(model, self.tokenizer, trainer_state)
-        if not self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer):
-            missing.append(folder.name)
+        is_safe = self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer)
+        missing += [] if is_safe else [folder.name]
+    if is_safe or self.config.save_strategy == "no":  # It may have failed while the checkpoint was saved
+        self._write_trainer_state(trainer_state)
+    if is_last:
         try:  # The processes stay connected, since the caller may continue with them
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         except Exception as error:  # Trackers raise whatever their servers make them raise
             logger.warning("the trackers could not be closed: %r", error)
-        if self.config.push_to_hub and self.accelerator.is_main_process and folder.name not in missing:
+        if self.config.push_to_hub and self.accelerator.is_main_process and is_safe:
             upload_model(folder, self.config)
     if missing:
-        is_safe = is_last and "final_model" not in missing
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
             f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; train() "

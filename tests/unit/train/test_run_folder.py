@@ -404,7 +404,7 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
         save(run, last)
         with pytest.raises(OSError) as caught:
             run.run_folder.finish(run.model, run.optimizer, run.state)
-    assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == 3  # That of the latest checkpoint
+    assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == last  # That of the final model
     folder = tmp_path / "run"
     assert str(caught.value) == (
         f"checkpoint-{last} could not be saved in {str(folder)!r}; the weights of step {last} are in final_model "
@@ -432,6 +432,7 @@ def test_nothing_was_ever_saved(start_run: Callable):
         message = rf"checkpoint-{run.state.step} and final_model could not be saved .*\(there is no checkpoint\)"
         with pytest.raises(OSError, match=message):
             run.run_folder.finish(run.model, run.optimizer, run.state)
+    assert not (run.run_folder.path / TRAINER_STATE).exists()  # It would be of weights that are nowhere
 
 
 def test_other_processes(start_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
