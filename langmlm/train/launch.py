@@ -157,9 +157,9 @@ def check_importable(name: str, function: Callable) -> None:
 def launch_processes(function: Callable[..., Any], args: tuple, num_processes: int) -> None:
     "Call an importable function in new, connected processes, and wait for all; the first error ends them."
     options = {"min_nodes": 1, "max_nodes": 1, "run_id": "langmlm", "max_restarts": 0, "start_method": "spawn"}
+    options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}  # 0: any free port
     handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
-    handled = [number.name for number, handler in handlers.items() if handler != signal.SIG_IGN]  # Not with `nohup`
-    options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "signals_to_handle": ",".join(handled)}  # 0: any free port
+    options["signals_to_handle"] = ",".join(number.name for number in handlers if handlers[number] != signal.SIG_IGN)
     os.environ[_LAUNCHING] = "1"
     try:
         elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options), function)(*args)
