@@ -8,7 +8,7 @@ __all__ = []
 
 # %% ../nbs/package.ipynb #f4477056
 def __getattr__(name: str) -> object:
-    "Import what is used."
+    "Import `evaluate` when it is accessed."
     if name == "evaluate":
         from langmlm.probe import evaluate
 

@@ -43,9 +43,9 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _parse_value(given: Any, annotation: Any) -> Any:
-    "Convert text, or a list of texts, to a type or union of types; return what does not fit as it is."
+    "Convert a string or list of strings to a type or union of types; return values that do not convert unchanged."
     kinds = _kinds(annotation)
-    if isinstance(given, list):  # Of texts, unless the annotation says otherwise; weights are those of `mixing`
+    if isinstance(given, list):  # Items are strings unless annotated otherwise; floats are the weights of `mixing`
         typed = [get_args(kind)[0] for kind in (annotation, *kinds) if get_origin(kind) in (Sequence, list)]
         return [_parse_value(item, (typed or [float if float in kinds else str])[0]) for item in given]
     if not isinstance(given, str):
@@ -63,7 +63,7 @@ def _parse_value(given: Any, annotation: Any) -> Any:
     return os.path.expanduser(given) if PathLike in kinds else given
 
 # %% ../nbs/arguments.ipynb #556373e9
-_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # As `shtab.FILE`, without importing shtab
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # Equals `shtab.FILE`; avoids importing shtab
 _METAVARS = {PathLike: "PATH", bool: "BOOL", float: "FLOAT", int: "INT"}
 
 
@@ -90,7 +90,7 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
 
 # %% ../nbs/arguments.ipynb #0e86675e
 def _add_arguments(parser: argparse.ArgumentParser, command: Callable) -> None:
-    "Add the parameters of a function, and the fields of the configs that it takes."
+    "Add the parameters of a function, and the fields of its config parameters, as options."
     comments, sections = docments(command), []
     for parameter in signature(command).parameters.values():
         if is_dataclass(parameter.annotation):
@@ -108,14 +108,14 @@ def _add_arguments(parser: argparse.ArgumentParser, command: Callable) -> None:
 
 # %% ../nbs/arguments.ipynb #54830e43
 class _OneLineParser(argparse.ArgumentParser):
-    "A parser whose errors have one line; its help fits the terminal, or has one line for each option in a file."
+    "Parser with one-line errors; its help is wrapped in a terminal, and has one line per option in a file."
 
     def __init__(self, **options: Any):
         fit = partial(argparse.RawDescriptionHelpFormatter, max_help_position=44, width=None if os.isatty(1) else 1_000)
         super().__init__(formatter_class=fit, allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
-        "End the process with status 2."
+        "Print a one-line error and exit with status 2."
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 # %% ../nbs/arguments.ipynb #dc783e31
@@ -146,7 +146,7 @@ langmlm COMMAND --help lists the options of a command."""
 def make_parser(
     commands: Mapping[str, Callable], detailed: Collection[str]
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    "Create the parser, and those of all commands; only the `detailed` ones get their options."
+    "Create the parser and a subparser for each command; only `detailed` commands get their options."
     about = "Pretrain RoBERTa-style masked language models on your own text."
     parser = _OneLineParser(prog="langmlm", description=about, epilog=_EXAMPLE, usage="langmlm COMMAND ...")
     parser.add_argument("--version", action="version", version=__version__)
@@ -168,7 +168,7 @@ def make_parser(
 
 # %% ../nbs/arguments.ipynb #pars0003
 def parse_words(commands: Mapping[str, Callable], words: Sequence[str]) -> dict[str, Any]:
-    "Parse a command line into texts by name; wrong usage ends the process with status 2."
+    "Parse a command line into a dict of strings by option name; exit with status 2 on a usage error."
     command = next((word for word in words if word in commands), "")
     parser, parsers = make_parser(commands, [command])
     own = parsers.get(command, parser)
@@ -190,7 +190,7 @@ _KEYS = (*_SECTIONS, "data_path", "tokenizer", "tokenized_dataset", "checkpoint_
 
 
 def read_options(file: str | PathLike) -> dict[str, Any]:
-    "Read a configuration file in YAML; all scalars but null stay text."
+    "Read a YAML configuration file; all scalars except null remain strings."
     import yaml
 
     class Loader(yaml.BaseLoader):
@@ -215,10 +215,10 @@ def read_options(file: str | PathLike) -> dict[str, Any]:
 
 # %% ../nbs/arguments.ipynb #a4d4cd32
 def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -> dict[str, Any]:
-    "Merge a configuration file with the parsed command line, which wins, and convert the values."
+    "Merge a configuration file with the parsed command line, which takes precedence, and convert the values."
     facts, call, errors = read_options(given["config"]) if "config" in given else {}, {}, []
     parameters = signature(command).parameters
-    if "tokenizer_config" not in parameters:  # What `langmlm tokenizer` writes is what the command reads
+    if "tokenizer_config" not in parameters:  # Read from where `langmlm tokenizer` writes
         options = facts.get("tokenizer_config") or {}
         written = {"tokenizer": "path_to_save_tokenizer", "tokenized_dataset": "path_to_save_dataset"}
         facts = {name: options[option] for name, option in written.items() if option in options} | facts
@@ -228,7 +228,7 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
             options = dict(facts.get(name) or {})
             for option in filter(given.__contains__, known):
                 is_single = len(given[option]) == 1 and NoneType in _kinds(known[option].annotation)
-                options[option] = given[option][0] if is_single else given[option]  # As in `--mixing 0.3`
+                options[option] = given[option][0] if is_single else given[option]  # For example `--mixing 0.3`
             types = {option: known[option].annotation if option in known else str for option in options}
             call[name] = {option: _parse_value(text, types[option]) for option, text in options.items()}
         elif name in given or name in facts:
@@ -246,19 +246,19 @@ def collect_arguments(command: Callable, given: Mapping[str, str | list[str]]) -
 
 # %% ../nbs/arguments.ipynb #29ee172e
 def list_options(run_folder: Path) -> list[Path]:
-    "List the files with options in the folder of a run, oldest first."
+    "List the options files in a run folder, oldest first."
     found = [file for file in run_folder.glob("options*.yaml") if _file_number(file) and file.stat().st_size]
     return sorted(found, key=_file_number)
 
 
 def _file_number(file: Path) -> int:
-    "Return the number in the name of a file with options, 1 if it has none, and 0 if the file is another one."
+    "Return the number in the name of an options file, 1 for an options file without one, and 0 for any other file."
     match = re.fullmatch(r"options(?:-([0-9]+))?\.yaml", file.name)
     return int(match[1] or 1) if match else 0
 
 
 def save_options(run_folder: Path, call: dict[str, Any]) -> Path:
-    "Write the arguments of `create_mlm` as a configuration file, unless the latest one has the same; return the file."
+    "Write the arguments of `create_mlm` to a configuration file unless the latest one is the same; return the file."
     import yaml
 
     from langmlm.disk import name_in_errors, write_file

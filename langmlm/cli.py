@@ -51,7 +51,7 @@ _PATHS = ("tokenizer", "tokenized_dataset")
 
 
 def _complete_call(task: Any) -> dict[str, Any]:
-    "Return the arguments that start a run like this one anew, from any working directory."
+    "Return the arguments that start a new run with the same options from any working directory."
     from langmlm.model.modernbert import option_names
 
     call = dict(task.run_folder.description["paths"])
@@ -68,12 +68,12 @@ def _complete_call(task: Any) -> dict[str, Any]:
 
 # %% ../nbs/cli.ipynb #c803421c
 def _create(call: dict[str, Any]) -> Any:
-    "Create a run; where the folders of tokenizer or dataset are missing, say how to make them."
+    "Create a run; if the tokenizer or dataset folder is missing, raise an error that says how to create it."
     from langmlm.tasks import create_mlm
 
     local = {name: str(call[name]) for name in _PATHS if call[name] == name or os.path.isabs(call[name])}
     missing = {name: path for name, path in local.items() if not os.path.exists(path)}
-    try:  # An absolute path is not searched for on the Hub, which takes a minute without a network
+    try:  # Absolute paths avoid a Hub lookup, which takes a minute without a network
         return create_mlm(**call | {name: os.path.abspath(path) for name, path in missing.items()})
     except ValueError as error:
         for name, path in missing.items():
@@ -84,10 +84,10 @@ def _create(call: dict[str, Any]) -> Any:
 
 
 def _run_in_processes(task: Any, function: Callable, *arguments: Any) -> bool:
-    "Call a function again in a process per device if `n_gpus` asks for several; return whether it does."
+    "Call a function in one new process per device if the run needs several; return whether it was called."
     from langmlm.train.launch import launch_processes
 
-    if hasattr(task, "accelerator"):  # The run is in this process
+    if hasattr(task, "accelerator"):  # The run uses this process
         return False
     launch_processes(_call_in_process, (function, *arguments), task.config.n_gpus)
     return True
@@ -153,7 +153,7 @@ def _resume(
     if not (folder := Path(run)).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
     saved = list_options(folder) or list_options(folder.absolute().parent)
-    before = read_options(saved[-1]) if saved else recorded_paths(folder)  # The second: started in Python
+    before = read_options(saved[-1]) if saved else recorded_paths(folder)  # Runs started in Python have no options file
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}
     _start(call | {"training_config": training_config, "checkpoint_path": run, "resume": "full"}, stop_at_step)
@@ -318,14 +318,14 @@ def _show_progress() -> AbstractContextManager:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("langmlm").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").propagate = False  # It has a handler of its own
+    logging.getLogger("huggingface_hub").propagate = False  # Its own handler already prints
     return logging_redirect_tqdm()
 
 
 def _describe_error(error: Exception) -> list[str]:
     "Describe an error in one line, or the errors of a config in one line each."
     if isinstance(error, ConfigError):
-        is_clear = error.name in ("arguments", "evaluate") or " and " in error.name  # Of two configs, the lines say which
+        is_clear = error.name in ("arguments", "evaluate") or " and " in error.name  # Or each line names its config
         prefix = "" if is_clear else f"{error.name}: "
         return [prefix + line for line in error.errors]
     if isinstance(error, OSError) and error.strerror:
@@ -340,7 +340,7 @@ def main(
 ) -> int:  # Exit status
     "Run a command."
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
-        sys.stdout.reconfigure(errors="replace")  # It cannot show every character of a text
+        sys.stdout.reconfigure(errors="replace")  # The encoding may lack characters of the text
     given = parse_words(_COMMANDS, sys.argv[1:] if words is None else words)
     name, debug, shell = (given.pop(key) for key in ("command", "debug", "print_completion"))
     try:
@@ -356,14 +356,14 @@ def main(
             sys.stdout.flush()
         return status
     except KeyboardInterrupt as error:
-        if not str(error):  # Otherwise the training has said how to resume
+        if not str(error):  # With a message, training has already logged how to resume
             print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # The reader of stdout, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Discard what is left in the buffer
         return 141
     except Exception as error:
-        if number := getattr(error, "sigval", None):  # A second signal, which the launcher raises
+        if number := getattr(error, "sigval", None):  # The launcher raises an error with `sigval` on a second signal
             return 128 + number
         if debug:
             raise

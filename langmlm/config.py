@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 # %% ../nbs/config.ipynb #8561c128
 class ConfigError(ValueError):
-    "All errors of a config in one message; `errors` is the list of them."
+    "All errors of a config in one message; the attribute `errors` lists them separately."
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ def _find_type_errors(config: Any) -> list[str]:
 
 # %% ../nbs/config.ipynb #rule0001
 def find_rule_errors(
-    values: Mapping[str, Any],  # By name of the option; a rule does not apply to options that are missing
+    values: Mapping[str, Any],  # Option name -> value; rules for missing options are skipped
     rules: Sequence[tuple],  # Names of options; check of a value, or choices; description of valid values
 ) -> list[str]:
     "Return one sentence for each value that breaks a rule."
@@ -70,8 +70,8 @@ def find_rule_errors(
 # %% ../nbs/config.ipynb #check0001
 def check_config(
     config: Any,  # Dataclass instance whose annotations are plain types or unions of them
-    name: str,  # What the user calls it, for instance `training_config`
-    rules: Sequence[tuple] = (),  # As for `find_rule_errors`; None breaks no rule
+    name: str,  # Name of the config in error messages, for instance `training_config`
+    rules: Sequence[tuple] = (),  # As in `find_rule_errors`; None satisfies every rule
     find_conflicts: Callable[[Any], list[str]] = lambda config: [],  # Returns one sentence per further error
 ) -> None:
     "Raise a `ConfigError` that lists all invalid values; ranges are only checked if all types are valid."
@@ -81,14 +81,14 @@ def check_config(
     given = {name: value for name, value in values.items() if value is not None}
     if errors := find_rule_errors(given, rules) + find_conflicts(config):
         raise ConfigError(name, errors)
-    for entry in fields(config):  # 1 instead of 1.0 would give another fingerprint
+    for entry in fields(config):  # Convert 1 to 1.0, which would otherwise change the fingerprint
         kinds, value = get_args(entry.type) or (entry.type,), getattr(config, entry.name)
         if float in kinds and int not in kinds and type(value) is int and abs(value) < 2**53:
             object.__setattr__(config, entry.name, float(value))
 
 # %% ../nbs/config.ipynb #6460c748
 def find_path_error(value: str | os.PathLike | None) -> str | None:
-    "Say why a value cannot be the path of a file or folder, as text that follows the option's name; None if it can."
+    "Return why a value cannot be a file or folder path, as text to follow the option's name; None if it can."
     path = "" if value is None else os.fspath(value)
     if isinstance(path, bytes):
         return f"must be a path of characters, not bytes, got {show_value(path)}"
@@ -106,33 +106,33 @@ def find_path_error(value: str | os.PathLike | None) -> str | None:
 class Options:
     "Base of configs that remember which options were given."
 
-    given: ClassVar[frozenset[str]] = frozenset()  # Names of the options; set for every config on its own
+    given: ClassVar[frozenset[str]] = frozenset()  # Names of the options that were given; set per instance
 
     def __new__(cls, *values, **options):
         return super().__new__(cls).assign(given=frozenset(options))
 
     def assign(self, **values: Any) -> Self:
-        "Set attributes of a config that is being made, although configs are frozen."
+        "Set attributes of a frozen config while it is being created."
         for name, value in values.items():
             object.__setattr__(self, name, value)
         return self
 
     def expand_home(self, *names: str) -> None:
-        "Replace `~` in paths, while a config is being made."
+        "Expand `~` in the named paths while a config is being created."
         paths = {name: getattr(self, name) for name in names}
         home = {name: path for name, path in paths.items() if path is not None and os.fspath(path).startswith("~")}
         self.assign(**{name: os.path.expanduser(path) for name, path in home.items()})
 
     def fill_in(self, chosen: dict[str, Any]) -> Self:
-        "Use the chosen values of options that were not given."
+        "Return a copy that uses chosen values for the options that were not given."
         return self.change(**{name: value for name, value in chosen.items() if name not in self.given})
 
     def change(self, **values: Any) -> Self:
-        "Replace values; `given` stays as it is."
+        "Return a copy with other values; `given` is unchanged."
         return replace(self, **values).assign(given=self.given)
 
     def leave_out(self, name: str) -> Self:
-        "Return to the default of an option, as if it had not been given."
+        "Return a copy in which an option has its default, as if it had not been given."
         default = type(self).__dataclass_fields__[name].default
         return replace(self, **{name: default}).assign(given=self.given - {name})
 
@@ -154,7 +154,7 @@ _Config = TypeVar("_Config")
 
 def make_config(
     kind: type[_Config],  # Dataclass to create; its method `explain`, if it has one, says why a name is not an option
-    name: str,  # What the user calls it, for instance `training_config`
+    name: str,  # Name of the config in error messages, for instance `training_config`
     values: dict[str, Any] | _Config | None,  # None: all defaults; a config is returned as it is
 ) -> _Config:
     "Create a config from a dict; unknown keys and invalid values are reported in one message."
@@ -176,7 +176,7 @@ def make_config(
 # %% ../nbs/config.ipynb #7bf930d9
 DOCUMENTS = ("line", "blank-line", "file")
 ENCODING_ERRORS = ("strict", "replace", "skip")
-MAX_LENGTH = 2**24  # Of sequences: more positions than any model has
+MAX_LENGTH = 2**24  # Maximum sequence length; no model has as many positions
 
 # %% ../nbs/config.ipynb #0e254499
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # Ids 0 to 4, as in RoBERTa
@@ -259,7 +259,7 @@ _TOKENIZER_RULES = [
 
 # %% ../nbs/config.ipynb #r0000002
 def _find_tokenizer_conflicts(config: TokenizerConfig) -> list[str]:
-    "Return one sentence per invalid path, and per option that contradicts another one or needs a package."
+    "Return one sentence per invalid path, conflict between options, and missing package."
     folders = {name: getattr(config, name) for name in ("path_to_save_tokenizer", "path_to_save_dataset")}
     errors = [f"{name} {problem}" for name, path in folders.items() if (problem := find_path_error(path))]
     written = {} if errors else folders | {"path_to_save_dataset": config.dataset_folder}

@@ -41,7 +41,7 @@ def _fsync(path: Path) -> None:
 
 
 def write_file(file: Path, content: bytes) -> None:
-    "Write a file so that it is either complete or what it was before."
+    "Write a file atomically: after an interruption, it is either complete or unchanged."
     partial = _temporary_name(file, "partial")
     try:
         partial.write_bytes(content)
@@ -54,13 +54,13 @@ def write_file(file: Path, content: bytes) -> None:
 
 # %% ../nbs/disk.ipynb #971550eb
 def _json_bytes(facts: Any) -> bytes:
-    "Serialize facts as UTF-8, one per line."
+    "Serialize facts as JSON in UTF-8, one per line."
     return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_json(
     file: Path,  # Replaced if it exists
-    facts: Any,  # Anything that JSON can hold
+    facts: Any,  # Any value that JSON can represent
 ) -> None:
     "Write a JSON file with `write_file`."
     write_file(file, _json_bytes(facts))
@@ -74,8 +74,8 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file} is damaged: {error}") from None
 
 # %% ../nbs/disk.ipynb #2b0f6cb0
-_digests: dict[tuple[int, ...], str] = {}  # By device, inode, size, and times of modification and change
-_TICK = 2.5  # Seconds: longer than any clock of a file system takes to move
+_digests: dict[tuple[int, ...], str] = {}  # Keyed by device, inode, size, modification time and change time
+_TICK = 2.5  # Seconds: longer than the timestamp resolution of any file system
 
 
 def hash_file(path: Path) -> str:
@@ -98,12 +98,12 @@ def hash_json(facts: Any) -> str:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    "Return what identifies the content of a file: its size in bytes and its digest."
+    "Return the size in bytes and the digest of a file, which identify its content."
     return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
 
 # %% ../nbs/disk.ipynb #09e648ae
 MANIFEST = "manifest.json"
-LOCK = ".lock"  # Stays in the folder: what counts is the lock on the file, not the file
+LOCK = ".lock"  # The file stays in the folder; only an OS lock on it counts
 _MAX_MANIFEST = 2**28  # Bytes; a dataset of 10 TB has about 2**25
 _BY_OTHERS = re.compile(r"\.lock|(.*/)?(\.DS_Store|\._[^/]*|\.nfs[0-9a-f]+)")  # Left by locks, file browsers and NFS
 
@@ -129,10 +129,10 @@ def _is_inside(name: str) -> bool:
 
 # %% ../nbs/disk.ipynb #55277e01
 def write_manifest(
-    folder: Path,  # All its other files are written
+    folder: Path,  # Must already contain all its other files
     kind: str,  # What the folder is: "tokenizer", "dataset", "dataset part", "shard", "checkpoint" or "model"
     facts: dict[str, Any] = {},  # Anything else to store, as JSON
-    editable: Collection[str] = (),  # Files that users may change or delete; this does not count as damage
+    editable: Collection[str] = (),  # Files that users may change or delete without being reported as damage
 ) -> dict[str, Any]:  # The manifest
     "List every file below a folder, with its size and digest, in a manifest."
     names = [name for name in _list_files(folder) if name != MANIFEST and (folder / name).is_file()]
@@ -184,12 +184,12 @@ def find_damage(
 
 
 def is_intact(folder: Path) -> bool:
-    "Return whether a folder is what was written, byte for byte."
+    "Return whether the content of a folder is unchanged, byte for byte."
     return not find_damage(folder)
 
 # %% ../nbs/disk.ipynb #bc45d4e4
 def unlisted_files(folder: Path) -> list[str]:
-    "Return the names below a folder that its manifest does not list, or that were edited; all, without a manifest."
+    "Return the names below a folder that are edited or not in its manifest; without a manifest, all names."
     folder = Path(os.path.realpath(folder))
     manifest = read_manifest(folder) or {}
     known = {MANIFEST, *manifest["files"]} if manifest else set()
@@ -199,7 +199,7 @@ def unlisted_files(folder: Path) -> list[str]:
 
 
 def _find_file_damage(folder: Path, name: str, entry: Any, digests: bool) -> str | None:
-    "Say how a file differs from its entry in the manifest."
+    "Describe how a file differs from its manifest entry; return None if it does not."
     entry = entry if isinstance(entry, dict) else {}
     expected, digest, file = entry.get("bytes"), entry.get("xxh3"), folder / name
     if type(expected) is not int or not 0 <= expected < 2**63 or not isinstance(digest, str):
@@ -246,7 +246,7 @@ def check_replaceable(
 
 
 def _find_obstacle(target: Path) -> str | None:
-    "Say why a folder can never be created or renamed here, or return None."
+    "Return the reason why a folder can never be created or renamed here, or None."
     if os.path.lexists(target) and not target.exists():
         return "is a symbolic link to nothing: create the folder that it points to, or remove the link"
     if target.exists() and not target.is_dir():
@@ -284,7 +284,7 @@ def _contains(outer: Path, inner: Path) -> bool:
 
 
 def absolute_path(path: str | None) -> str | None:
-    "Make the path of a file or folder independent of the working directory; names on the Hub stay."
+    "Return the absolute path of a file or folder; names on the Hub are returned unchanged."
     return os.path.abspath(path) if path and os.path.exists(path) else path
 
 # %% ../nbs/disk.ipynb #c84fc91e
@@ -303,7 +303,7 @@ def _hold_name(target: Path) -> Iterator[bool]:
             except BlockingIOError:
                 yield False
                 return
-            except FileNotFoundError:  # Its last holder has deleted it
+            except FileNotFoundError:  # The previous holder deleted it
                 pass
         stack.callback(lock.unlink, missing_ok=True)
         yield True
@@ -321,7 +321,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.([0-9a-f]{8}\.(partial|replaced|outdated)|writi
 
 
 def clean_up_interrupted(folder: Path, owned: str) -> list[str]:
-    "Delete leftovers of killed writers of results with matching names, restore what they were replacing, and say so."
+    "Delete leftovers of killed writers of matching results, restore what they were replacing, and list these actions."
     matches = [_LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")]
     actions = []
     for name in sorted({match[1] for match in matches if match and re.fullmatch(owned, match[1])}):
@@ -331,7 +331,7 @@ def clean_up_interrupted(folder: Path, owned: str) -> list[str]:
 
 
 def _clean_up(folder: Path, name: str) -> list[str]:
-    "Clean up what writers of one result left; its name must be held."
+    "Clean up the leftovers of killed writers of one result; the caller must hold its name."
     actions = []
     for leftover in sorted(folder.glob(".*")):
         match = _LEFTOVER.fullmatch(leftover.name)
@@ -347,23 +347,23 @@ def _clean_up(folder: Path, name: str) -> list[str]:
 
 
 def _delete(path: Path) -> None:
-    "Delete a file, a folder, or a link but not what it points to."
+    "Delete a file, a folder, or a link, without following it."
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 # %% ../nbs/disk.ipynb #nameerr1
 def disk_error(error: BaseException) -> OSError | None:
-    "Return an exception as an error of the operating system if it is one, perhaps of a library in Rust, else None."
+    "Return an exception as an `OSError` if the operating system caused it, also in a Rust library, else None."
     if isinstance(error, OSError):
         return error
-    match = re.search(r"(?:\(os error|Os \{ code:) (\d+)", str(error))  # The second in older versions of safetensors
+    match = re.search(r"(?:\(os error|Os \{ code:) (\d+)", str(error))  # Second form: older safetensors
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
 
 @contextmanager
 def name_in_errors(
-    path: str | PathLike,  # That a block writes to
+    path: str | PathLike,  # File or folder that the block writes to
 ) -> Iterator[None]:
-    "Name a path in errors of the operating system that do not say where, such as that of a full disk."
+    "Add a path to operating system errors that name no file, such as a full disk."
     try:
         yield
     except Exception as error:
@@ -379,7 +379,7 @@ def atomic_folder(
     target: Path,  # Name of the finished folder; an older result of the same kind is replaced
     within: Path | None = None,  # Parent of the temporary folder, if on the same file system; None: beside `target`
 ) -> Iterator[Path]:  # Empty folder to write into
-    "Write a folder so that `target` is either complete or what it was before."
+    "Write a folder atomically: after an interruption, `target` is either complete or unchanged."
     target = Path(os.path.realpath(target))
     _make_folder(target.parent)
     with _hold_name(target) as is_held:
@@ -420,7 +420,7 @@ def _give_name(partial: Path, target: Path) -> None:
 
 # %% ../nbs/disk.ipynb #87702ab1
 def remove_folder(folder: Path) -> None:
-    "Delete a result so that no part of it ever remains under its name; files of others in it are an error."
+    "Delete a result atomically; raise an error if it contains files that langmlm did not write."
     if unlisted := unlisted_files(folder):
         raise FileExistsError(f"it contains files that langmlm has not written ({', '.join(unlisted[:5])})")
     outdated = _temporary_name(folder, "outdated")
@@ -432,7 +432,7 @@ def remove_folder(folder: Path) -> None:
 def lock_folder(
     folder: Path,  # Created if it does not exist
     parameter: str,  # Name of the option that holds `folder`, for the message
-) -> FileLock:  # Held until its `release` or the end of the process
+) -> FileLock:  # Held until `release` is called or the process ends
     "Lock a folder for this process, or raise an error that says why not."
     try:
         _make_folder(folder)

@@ -49,7 +49,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def list_own_checkpoints(folder: Path) -> list[Path]:
-    "List the checkpoints of a run; beside a model, they are those of the Trainer of transformers, and do not count."
+    "List the checkpoints of a run, without those that the Trainer of transformers saves beside a model."
     from langmlm.disk import MANIFEST
 
     checkpoints = list_checkpoints(folder)
@@ -70,7 +70,7 @@ def find_model(name: str | PathLike) -> str:
 
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
-    "Say what a folder is and holds, as lines, and whether it is intact, as one sentence per damaged file."
+    "Return lines that describe a folder and its content, and one sentence per damaged file."
     from langmlm.disk import MANIFEST, find_damage
 
     parts = [*list_own_checkpoints(folder), *filter(Path.is_dir, [folder / "final_model"])]
@@ -94,14 +94,14 @@ def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _guess_kind(folder: Path) -> str | None:
-    "Tell by its files what a folder without a manifest is."
+    "Infer the kind of a folder without a manifest from its files."
     marks = {"config.json": "model", "tokenizer.json": "tokenizer", "dataset_dict.json": "dataset"}
     marks |= {"dataset_info.json": "dataset"}
     return next((kind for file, kind in marks.items() if (folder / file).is_file()), None)
 
 # %% ../nbs/folders.ipynb #r0000010
 def _align(rows: dict[str, Any]) -> list[str]:
-    "Write names and values in two columns."
+    "Format names and values in two columns."
     return [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()]
 
 
@@ -135,7 +135,7 @@ def _describe_training(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/folders.ipynb #paths002
 def recorded_paths(folder: Path) -> dict[str, str]:
-    "Return the paths of tokenizer and dataset that a run or a checkpoint has recorded; empty if there are none."
+    "Return the tokenizer and dataset paths recorded in a run or checkpoint, {} if there are none."
     return _read_state(folder).get("langmlm", {}).get("paths", {})
 
 # %% ../nbs/folders.ipynb #r0000011
@@ -151,7 +151,7 @@ def _read_losses(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_runs(folders: Sequence[str | PathLike], file: str | PathLike) -> None:
-    "Plot the training and validation losses of several runs into one image, whose suffix decides the format."
+    "Plot the training and validation losses of several runs into one image; its suffix sets the format."
     logs = {str(folder): _read_losses(Path(folder)) for folder in folders}
     from matplotlib.figure import Figure
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # %% ../nbs/probe.ipynb #64b8d13c
 def _read_table(data: Any, name: str, columns: dict[str, str]) -> pd.DataFrame:
-    "Read the columns of a labeled file, given as option -> column; convert a `Dataset`."
+    "Read the columns (option -> column) of a labeled file, or convert a `Dataset`."
     if isinstance(data, pd.DataFrame) or hasattr(data, "to_pandas"):
         return data if isinstance(data, pd.DataFrame) else data.to_pandas()
     if not isinstance(data, str | PathLike):
@@ -57,7 +57,7 @@ def _read_table(data: Any, name: str, columns: dict[str, str]) -> pd.DataFrame:
 
 # %% ../nbs/probe.ipynb #8f9cf9ef
 def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> pd.DataFrame:
-    "Return the columns `text` and `label` as strings; invalid rows are counted in an error."
+    "Return the columns `text` and `label` as strings; raise an error that counts invalid rows."
     options = {"text_column": text_column, "label_column": label_column}
     name = f"{name}={os.fspath(data)!r}" if isinstance(data, str | PathLike) else name
     table = _read_table(data, name, options)
@@ -120,7 +120,7 @@ class _Split:
     development: np.ndarray | None = None  # To choose settings on; None: a part of `train`
 
     def inner(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Return the indices to train on and to choose on, while settings are chosen."
+        "Return the indices for training and for validation while choosing settings."
         if self.development is not None:
             return self.train, self.development
         ranks = _ranks(labels[self.train], self.seeds[0])
@@ -129,7 +129,7 @@ class _Split:
 
 
 def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequence[int]) -> list[_Split]:
-    "Make stratified folds with every seed, unless there are the sizes of a test split and a validation split."
+    "Create stratified folds for every seed, or use the test and validation splits if their sizes are given."
     from sklearn.model_selection import StratifiedKFold
 
     if len(sizes) > 1:
@@ -142,7 +142,7 @@ def _make_splits(sizes: list[int], labels: np.ndarray, folds: int, seeds: Sequen
 def _limit_examples(
     table: pd.DataFrame, others: dict[str, pd.DataFrame], folds: int, number: int, seed: int
 ) -> pd.DataFrame:
-    "Check the classes, and sample as many examples as a training run may have, or as all folds may."
+    "Check the classes, and sample the maximum number of examples for a training run or for all folds."
     least, reason, parts = 2, "training needs", (1, 1)
     if not others:
         least, reason, parts = max(4, folds), f"cross-validation with folds={folds} needs", (folds - 1, folds)
@@ -183,7 +183,7 @@ def _bag_of_words(texts: list[str], labels: np.ndarray) -> _Contender:
     return predict
 
 # %% ../nbs/probe.ipynb #ffeaf2a1
-_EPOCHS, _STEPS = 4, 200  # Of each fine-tuning, at least
+_EPOCHS, _STEPS = 4, 200  # Minimum epochs and steps of each fine-tuning
 
 
 def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -206,7 +206,7 @@ class _FineTuning:
     tokenizer: PreTrainedTokenizerBase
     inputs: BatchEncoding  # Of all examples
     labels: np.ndarray  # [examples] classes
-    epochs: int | None  # None: `_EPOCHS`, or as many as `_STEPS` take
+    epochs: int | None  # None: `_EPOCHS`, or more to reach `_STEPS`
     batch_size: int
 
     def __call__(self, train: np.ndarray, test: np.ndarray, setting: float, seed: int) -> np.ndarray:
@@ -226,7 +226,7 @@ class _FineTuning:
 
     def _logits(self, model: PreTrainedModel, indices: np.ndarray) -> torch.Tensor:
         device = model.device
-        bf16 = choose_precision(device.type) == "bf16"  # There, every new shape may cost a compilation
+        bf16 = choose_precision(device.type) == "bf16"  # With bf16 kernels, each new shape may trigger a compilation
         rows = {name: [values[index] for index in indices] for name, values in self.inputs.items()}
         batch = self.tokenizer.pad(rows, return_tensors="pt", pad_to_multiple_of=16 if bf16 else None)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -257,7 +257,7 @@ class _FineTuning:
 def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig, dict, PreTrainedTokenizerBase]:
     "Load config, weights of the encoder and tokenizer."
     level = logging.getLogger("transformers").level
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # It would report that the head is new
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # It would warn that the head is newly initialized
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, num_labels=classes)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -272,7 +272,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
     finally:
         logging.getLogger("transformers").setLevel(level)
     random = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
-    needed = (key for key in random if "pooler" not in key)  # Few checkpoints have a pooler
+    needed = (key for key in random if "pooler" not in key)  # Most checkpoints have no pooler
     if missing := [key for key in needed if key.startswith(f"{model.base_model_prefix}.")]:
         raise ConfigError("evaluate", [f"model={str(name)!r} has no weights for {', '.join(sorted(missing)[:3])}, ..."])
     tokenizer.model_max_length = _max_length(model, tokenizer)
@@ -280,7 +280,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
 
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    "Return the number of tokens that a model can read."
+    "Return the maximum number of input tokens of a model."
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     tables = [module for name, module in model.named_modules() if name.endswith(".position_embeddings")]
     # RoBERTa and its relatives count positions from pad_token_id + 1, after the padding row of their table
@@ -293,7 +293,7 @@ class Evaluation:
     "Scores of a model and of its baselines; prints as a table with a verdict."
 
     examples: int  # Labeled examples, without duplicates and after sampling
-    train_examples: int  # In one training run
+    train_examples: int  # Training examples in one run
     classes: int  # Different labels
     truncated: int  # Texts that are longer than the model can read
     scores: dict[str, list[dict]]  # By contender: `accuracy`, `macro_f1`, `setting`, `seed`, `seconds` of every run
@@ -332,7 +332,7 @@ def _compare_in_words(baseline: str, difference: float, margin: float) -> str:
 class _Run(NamedTuple):
     "One training run and its test."
 
-    scores: dict[str, float]  # And `setting`, `seed`, `seconds`
+    scores: dict[str, float]  # Metrics, with `setting`, `seed` and `seconds`
     test: np.ndarray  # [test examples] indices
     correct: np.ndarray  # [test examples]
 
@@ -362,10 +362,10 @@ def _difference(own: list[_Run], other: list[_Run]) -> tuple[float, float]:
     "Return the mean difference in accuracy of paired runs, and twice its standard error."
     gaps = [run.correct.astype(float) - reference.correct for run, reference in zip(own, other)]
     tested, all_gaps = np.concatenate([run.test for run in own]), np.concatenate(gaps)
-    examples = pd.Series(all_gaps).groupby(tested).mean()  # Each example is tested once with every seed
+    examples = pd.Series(all_gaps).groupby(tested).mean()  # Each example is tested once per seed
     means = np.array([gap.mean() for gap in gaps])
     of_runs = means.var(ddof=1) / len(means) if len(means) > 1 else 0.0
-    of_examples = np.append(examples, [1.0, -1.0]).var() / len(examples)  # A few that agree by chance prove nothing
+    of_examples = np.append(examples, [1.0, -1.0]).var() / len(examples)  # Smoothing: few examples may agree by chance
     return float(means.mean()), 2 * math.sqrt(of_examples + of_runs)
 
 # %% ../nbs/probe.ipynb #4f4f28d3
@@ -373,7 +373,7 @@ def _are_all(values: Any, kind: Any, low: int, high: float) -> bool:
     return isinstance(values, Sequence) and bool(values) and all(isinstance(v, kind) and low < v < high for v in values)
 
 
-_RULES = [  # As `find_rule_errors` takes them
+_RULES = [  # In the format of `find_rule_errors`
     ("model", lambda value: isinstance(value, str | PathLike), "the folder or the Hub name of a model"),
     ("text_column label_column", lambda value: isinstance(value, str), "the name of a column"),
     ("folds", lambda value: type(value) is int and value >= 2, "an integer, at least 2"),

@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 def progress_bar(total: int | None, description: str, unit: str, initial: int = 0, shown: bool | None = None) -> tqdm:
     "Create a progress bar; with `shown=None`, it is shown in notebooks and terminals only."
     if shown is None:
-        disable = False if in_notebook() else None  # tqdm reads None as "unless it is a terminal"
+        disable = False if in_notebook() else None  # tqdm: None disables the bar outside terminals
     else:
         disable = not shown
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=disable)
 
 # %% ../nbs/progress.ipynb #0384c751
 def live_display(value: Any, shown: bool | None = None) -> Callable[[], None] | None:
-    "Display a value in the notebook that is running, if there is one; return a function that refreshes the display."
+    "Display a value if running in a notebook; return a function that refreshes the display, else None."
     if shown is False or not in_notebook():
         return None
     from IPython.display import display

@@ -65,7 +65,7 @@ class TokenizerTask:
         self,
         corpus: Corpus,  # Documents
         config: TokenizerConfig,  # Options, with the folders to write
-        tokenizer: PreTrainedTokenizerBase | None = None,  # Used as it is; None: train one
+        tokenizer: PreTrainedTokenizerBase | None = None,  # Used unchanged; None: train one
     ):
         self.corpus, self.config, self.tokenizer = corpus, config, tokenizer
         self._is_given = tokenizer is not None
@@ -82,7 +82,7 @@ class TokenizerTask:
 
 # %% ../nbs/tasks.ipynb #b2d94c16
 def _clean_up(path: str | PathLike) -> None:
-    "Delete what killed jobs left beside a result, and restore what they were about to replace."
+    "Delete leftovers of killed jobs beside a result, and restore what they were replacing."
     target = Path(os.path.realpath(path))
     name = re.escape(target.name) + r"(\.part-\d+-of-\d+)?"
     if process_rank()[0] == 0:
@@ -91,7 +91,7 @@ def _clean_up(path: str | PathLike) -> None:
 
 # %% ../nbs/tasks.ipynb #9be27d10
 def _expand_user(name: str, path: str | PathLike | None) -> str | None:
-    "Expand `~`; a loaded tokenizer, model or dataset is an error."
+    "Expand `~` in a path; raise an error for a loaded tokenizer, model or dataset."
     if not isinstance(path, str | PathLike | None):
         remedy = "save it with its `save_pretrained` or `save_to_disk`, and pass the folder"
         raise ValueError(f"{name} must be a folder or a name on the Hub, got an object of {type(path).__name__}: {remedy}")
@@ -99,14 +99,14 @@ def _expand_user(name: str, path: str | PathLike | None) -> str | None:
 
 
 def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
-    "Raise an error if paths of one job contain each other; what does not exist here is a name on the Hub."
+    "Raise an error if paths of one job overlap; a path that does not exist counts as a name on the Hub."
     existing = {option: [path for path in paths if os.path.exists(path)] for option, paths in read.items()}
     if errors := find_overlaps(written, existing):
         raise ConfigError("the combination of paths", errors)
 
 # %% ../nbs/tasks.ipynb #4f6e81ac
 def _named_paths(data_path: Any) -> list[str]:
-    "Return the paths in `data_path`, before anything is opened; globs and names on the Hub are not looked up."
+    "Return the paths in `data_path` without opening them, expanding globs or looking up names on the Hub."
     named = data_path if isinstance(data_path, (list, tuple)) else [data_path]
     return [os.path.expanduser(path) for path in named if isinstance(path, (str, PathLike))]
 
@@ -148,20 +148,20 @@ def create_tokenizer(
 class MLMTask:
     "A run that is ready to train."
 
-    show_batch: Callable[..., ShownBatch]  # Both are defined below; type checkers look here
+    show_batch: Callable[..., ShownBatch]  # Declared for type checkers; both are defined below
     worst_tokens: Callable[..., pd.DataFrame]
 
     def __init__(
         self,
         model: PreTrainedModel,  # Trained in place
-        tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
+        tokenizer: PreTrainedTokenizerBase,  # Tokenizer that the dataset was made with
         dataset: TokenizedDataset,  # Training split
         config: TrainingConfig,  # As `plan_run` returns it, without a recipe
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
-        paths: dict[str, str] | None = None,  # Of tokenizer and dataset, recorded for `langmlm resume`
-        initialization: str = "random",  # "random" or "corpus": of a new model, which a rollback may create again
+        paths: dict[str, str] | None = None,  # Paths of tokenizer and dataset, recorded for `langmlm resume`
+        initialization: str = "random",  # "random" or "corpus": weights of a new model, which a rollback may recreate
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
@@ -187,7 +187,7 @@ class MLMTask:
         self,
         steps: int = 3,  # Steps to measure, at least 1
     ) -> Estimate:  # Prints as a sentence
-        "Estimate how long the run will take, from a few steps that are done and undone."
+        "Estimate the duration of the run by doing a few steps, which are then undone."
         return measure_steps(self, steps)
 
     def memory(self) -> StepMemory:  # Prints as a sentence
@@ -219,7 +219,7 @@ def __repr__(self: MLMTask) -> str:
 
 
 def _check_stop(stop_at_step: int | None, step: int) -> None:
-    "Raise an error if a step to stop at is invalid, and log if it is done already."
+    "Raise an error if `stop_at_step` is invalid, and log if that step is already done."
     if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
         raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
     if stop_at_step and stop_at_step <= step:
@@ -227,7 +227,7 @@ def _check_stop(stop_at_step: int | None, step: int) -> None:
 
 
 def _log_size(task: MLMTask) -> None:
-    "Log the size of a run, advice if it has few steps, and why it is not reproducible bit for bit, if so."
+    "Log the size of a run, advice if it has few steps, and the reason if it is not bit-identically reproducible."
     arithmetic, config = task.arithmetic(), task.model.config
     logger.info("%s", arithmetic.size())
     if advice := arithmetic.advice():
@@ -264,7 +264,7 @@ def worst_tokens(
 def _make_loaders(
     task: MLMTask, validation: TokenizedDataset | None, mask: MaskFunction
 ) -> tuple[BatchLoader, BatchLoader | None]:
-    "Create the loaders of both splits; shapes are padded where every new one costs a compilation."
+    "Create the loaders of both splits, padded to fixed shapes if each new shape triggers a compilation."
     config, accelerator, tokenizer = task.config, task.accelerator, task.tokenizer
     if config.eval_steps and validation is None and not config.probe_sentences:
         raise ValueError(f"eval_steps={config.eval_steps} needs a validation split, or probe_sentences")
@@ -295,12 +295,12 @@ def _make_loaders(
 
 # %% ../nbs/tasks.ipynb #5846ec3c
 def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
-    "Wrap the model for flat batches, compile it, and hand it to Accelerate; say whether CUDA graphs are captured."
+    "Wrap the model for flat batches, compile it, prepare it with Accelerate; return whether CUDA graphs are captured."
     model, config, accelerator = task.model, task.config, task.accelerator
     if config.gradient_checkpointing:
-        model.config.use_cache = False  # An encoder has no cache; set explicitly, transformers does not warn
+        model.config.use_cache = False  # Encoders have no cache; setting it avoids a warning of transformers
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()  # The second is the name before transformers 6
+        enable()  # The second name is from before transformers 6
     betas, module, captured = (config.adam_beta1, config.adam_beta2), FlatMaskedLM(model), False
     if is_sharded_run():
         shard_module(module, accelerator.device)
@@ -317,7 +317,7 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
 def _outside_of_resumed_run(
     read: dict[str, str | None], config: TrainingConfig, start: StartingPoint
 ) -> dict[str, list[str]]:
-    "Leave out the checkpoint that is resumed, and the folder of its run if the run stays in it."
+    "Return the paths that are read, without a resumed checkpoint and its run folder if the run continues there."
     resumed = set()
     if start.trainer_state and os.path.realpath(Path(start.weights).parent) == os.path.realpath(config.run_folder):
         resumed = {os.path.realpath(start.weights), os.path.realpath(config.run_folder)}
@@ -353,7 +353,7 @@ def create_mlm(
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
         own = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit"
-        found |= asdict(architecture) | config.without_secrets(*own.split())  # Those of the main process
+        found |= asdict(architecture) | config.without_secrets(*own.split())  # Options in `own` may differ
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
     if start.trainer_state is None:
@@ -371,7 +371,7 @@ def create_mlm(
 def _open_splits(
     folder: str, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    "Open the training split, and the validation split if there are evaluations; both must suit the tokenizer."
+    "Open the training split, and the validation split if it is evaluated, and check that the tokenizer matches."
     dataset, optional = open_dataset(folder), bool(config.probe_sentences)
     validation = open_dataset(folder, "validation", optional) if config.eval_steps else None
     for split in filter(None, (dataset, validation)):
@@ -380,7 +380,7 @@ def _open_splits(
 
 # %% ../nbs/tasks.ipynb #a85dfc86
 def _make_configs(model_config: dict | ModelConfig | None, training_config: dict | TrainingConfig | None) -> tuple:
-    "Create both configs; the errors of both are reported together."
+    "Create both configs; report the errors of both in one message."
     configs, errors = [], []
     given = [(ModelConfig, "model_config", model_config), (TrainingConfig, "training_config", training_config)]
     for kind, name, values in given:
@@ -397,20 +397,20 @@ def _make_configs(model_config: dict | ModelConfig | None, training_config: dict
 
 
 def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoint) -> dict | TrainingConfig | None:
-    "Let a resumed run keep its options and its folder, except for what is given now."
+    "Return the saved options and folder of a resumed run, updated with the options that are given now."
     if start.trainer_state is None or not isinstance(given, dict | TrainingConfig | None):
         return given
     if isinstance(given, TrainingConfig):
-        given = {name: getattr(given, name) for name in given.given - {"recipe", "budget_minutes"}}  # Decided before
+        given = {name: getattr(given, name) for name in given.given - {"recipe", "budget_minutes"}}  # Already decided
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     for name, other, unset in (("num_train_epochs", "max_steps", -1), ("warmup_ratio", "warmup_steps", 0)):
         if given.get(name, saved.get(name)) != saved.get(name):
-            saved[other] = unset  # It would win over what is given now
+            saved[other] = unset  # It would override the option that is given now
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
-    decided = ["recipe", "budget_minutes"]  # When the run began
+    decided = ["recipe", "budget_minutes"]  # Fixed when the run began
     if ignored := [f"{name}={given[name]}" for name in decided if given.get(name) not in (None, saved.get(name))]:
         logger.warning("decided when the run began, and now without effect: %s", ", ".join(ignored))
     if given.get("per_device_train_batch_size") == "auto":
@@ -421,16 +421,16 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
 def _load_matching(
     name: str, tokenizer: PreTrainedTokenizerBase, longest: int, model_config: dict | ModelConfig | None
 ) -> PreTrainedModel:
-    "Load a model; it must match the tokenizer, the longest sequence and, where it is given, the `model_config`."
+    "Load a model; raise an error unless it matches the tokenizer, the longest sequence and any given `model_config`."
     model = load_model(name)
     errors = find_mismatches(model.config, tokenizer, longest)
     given = model_config or {}
-    if isinstance(model_config, ModelConfig):  # Its defaults are those of RoBERTa, which other models do not have
+    if isinstance(model_config, ModelConfig):  # Its defaults apply to RoBERTa only
         given = {name: getattr(model_config, name) for name in model_config.given}
     for key, value in sorted(given.items()):
         names = option_names(model.config.model_type, key)
         present = getattr(model.config, names[0], None) if names else value
-        if value not in (None, present) and key not in ("use_cache", "initialization"):  # No properties of a model
+        if value not in (None, present) and key not in ("use_cache", "initialization"):  # Not model properties
             errors.append(f"model_config has {key}={value}, but the model has {present}: leave model_config out")
     if errors:
         raise ConfigError(f"checkpoint_path={name!r}", errors)
@@ -438,17 +438,17 @@ def _load_matching(
 
 # %% ../nbs/tasks.ipynb #7a5c1a02
 class _LaunchedMLMTask:
-    "A run on several devices, each with a process that is started when it trains."
+    "A run on several devices; `train` starts one process per device."
 
     def __init__(self, config: TrainingConfig, arguments: dict[str, Any]):
         check_importable("mask", arguments["mask"])
-        self.config, self._arguments = config, arguments  # Of `create_mlm`, except `training_config`
+        self.config, self._arguments = config, arguments  # Arguments of `create_mlm`, except `training_config`
 
     def __getattr__(self, name: str) -> Any:  # Called for missing names only
         raise AttributeError(f"with n_gpus, a run trains in other processes and has no {name}: leave n_gpus out to use that")
 
     def train(self, stop_at_step: int | None = None) -> History:
-        "Start the processes, and train in them to the end; a further call resumes."
+        "Start the processes and train to the end; another call resumes the run."
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
         level = logging.getLogger("langmlm").getEffectiveLevel()
         launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)
@@ -458,7 +458,7 @@ class _LaunchedMLMTask:
 
 
 def _train_in_process(arguments: dict[str, Any], stop_at_step: int | None, level: int) -> None:
-    "Train in a process that was started for it, with the log level of the one that started it."
+    "Train in a launched process, with the log level of its parent."
     logging.basicConfig()
     logging.getLogger("langmlm").setLevel(level)
     create_mlm(**arguments).train(stop_at_step)

@@ -16,10 +16,10 @@ from .text.corpus import docstrings
 
 # %% ../nbs/testing.ipynb #3442b28c
 def tiny_run(
-    folder: str | PathLike,  # Receives `tokenizer`, `dataset` and the folder of the run
+    folder: str | PathLike,  # Folder for `tokenizer`, `dataset` and the run
     documents: int = 300,  # Docstring paragraphs to train on
     tokenizer_config: dict[str, Any] = {},  # Options that differ from those of the fixture
-    model_config: dict[str, Any] = {},  # Likewise; ignored with `checkpoint_path`
+    model_config: dict[str, Any] = {},  # Options that differ from the fixture's; ignored with `checkpoint_path`
     checkpoint_path: str | PathLike | None = None,  # Run or model to start from, as for `create_mlm`
     **training_config: Any,  # Options of `TrainingConfig` that differ from those of the fixture
 ) -> tasks.MLMTask:  # Call its `train` method

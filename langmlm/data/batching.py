@@ -49,13 +49,13 @@ def random_bits(*keys: int | np.ndarray) -> np.ndarray:  # uint64 of the broadca
 
 # %% ../../nbs/data/02_batching.ipynb #d238ec2a
 def random_uniform(
-    *keys: int | np.ndarray,  # As of `random_bits`
+    *keys: int | np.ndarray,  # As in `random_bits`
 ) -> np.ndarray:  # float64 in [0, 1)
     "Return uniform random numbers for the keys of `random_bits`."
     return (random_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
 # %% ../../nbs/data/02_batching.ipynb #e6f11046
-_ROUNDS = 8  # With 4, neighbors stay together measurably often
+_ROUNDS = 8  # With only 4 rounds, neighbors measurably often stay adjacent
 
 
 def shuffled_order(
@@ -67,7 +67,7 @@ def shuffled_order(
 ) -> np.ndarray:  # [stop - start] int64; all positions together are a permutation
     "Return the sequences that an epoch visits at some positions of its order."
     side = math.isqrt(max(0, sequences - 1)) + 1  # A position is two digits in base `side`
-    side += side % 2  # If it is odd, only even permutations occur
+    side += side % 2  # An odd `side` would produce even permutations only
     bits = random_bits(seed, epoch, np.arange(_ROUNDS)[:, None], np.arange(side))
     shifts = ((bits >> np.uint64(32)) * np.uint64(side) >> np.uint64(32)).astype(np.int64)
     order = _permute(np.arange(start, sequences if stop is None else stop), shifts)
@@ -87,8 +87,8 @@ def _permute(numbers: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     return left * side + right
 
 # %% ../../nbs/data/02_batching.ipynb #988b7b8e
-_CHUNK = 2**20  # Positions in a chunk, about
-_SPREADS = 2  # Standard deviations of the tokens in a chunk that its steps have room for
+_CHUNK = 2**20  # Approximate number of positions in a chunk
+_SPREADS = 2  # Safety margin for the tokens in a chunk, in standard deviations
 
 # %% ../../nbs/data/02_batching.ipynb #6e2c6ae0
 @dataclass(eq=False)  # Compared and hashed by identity
@@ -97,14 +97,14 @@ class BatchPlan:
 
     lengths: np.ndarray  # [sequences] number of tokens in each, or an object that computes them when it is indexed
     _: KW_ONLY
-    seed: int  # Of the shuffle, 0 or more
+    seed: int  # Seed of the shuffle, 0 or more
     token_budget: int  # Maximum number of tokens in a micro-batch
     sequences_per_batch: int | None  # None: as many as fit the budget; else this many, without packing
     batches_per_step: int  # Micro-batches in an optimizer step, over all processes
     num_train_epochs: int  # Passes over the data
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
-    packing_ratio: int = 1  # Times as many sequences as configured in a step; the learning rate follows it
-    version: ClassVar[int] = 3  # Stored in checkpoints; changes when the same options give other batches
+    packing_ratio: int = 1  # Factor by which a step has more sequences than configured; scales the learning rate
+    version: ClassVar[int] = 3  # Stored in checkpoints; incremented when the same options produce different batches
 
     def __post_init__(self):
         self.steps_per_epoch = _count_steps(self)
@@ -122,7 +122,7 @@ class BatchPlan:
         self,
         step: int,  # Optimizer steps done
     ) -> float:
-        "Return the passes over the data, with their fraction, that a number of steps amounts to."
+        "Return the number of passes over the data, as a fraction, after a number of steps."
         return step / self.steps_per_epoch
 
     def batches(
@@ -139,7 +139,7 @@ class BatchPlan:
         self,
         step: int,  # Optimizer steps done before it
     ) -> None:
-        "Plan the chunk after that of a step, so that `batches` has it ready."
+        "Plan the chunk that follows the one of a step, so that `batches` finds it in the cache."
         first = self._first_step_of_chunk(step)
         following = first + len(self._plan_chunk(first)[2]) - 1
         if following < self.total_steps:
@@ -150,12 +150,12 @@ class BatchPlan:
 
     @lru_cache(maxsize=2)  # A chunk and the next
     def _plan_chunk(self, first_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        "Return the sequences of a chunk in order, the bounds of its micro-batches, and of its steps in these."
+        "Return the ordered sequences of a chunk, its micro-batch bounds, and the bounds of its steps in micro-batches."
         return _plan_steps(self, *self.locate(first_step), self._steps_per_chunk)
 
 # %% ../../nbs/data/02_batching.ipynb #ef69d4ff
 def _count_steps(plan: BatchPlan) -> int:
-    "Return the number of optimizer steps in an epoch, from the micro-batches of a sample of its sequences."
+    "Return the number of optimizer steps in an epoch, estimated by packing a sample of its sequences."
     sequences = len(plan.lengths)
     if plan.sequences_per_batch is not None:
         return -(-sequences // (plan.sequences_per_batch * plan.batches_per_step))
@@ -168,10 +168,10 @@ def _count_steps(plan: BatchPlan) -> int:
 
 # %% ../../nbs/data/02_batching.ipynb #21ef0ca1
 def _pack_evenly(lengths: np.ndarray, token_budget: int, steps: int) -> np.ndarray:
-    "Pack as `pack_sequences`, but leave room in all micro-batches rather than in the last one, or use it for a step."
+    "Pack like `pack_sequences`, but into about equally full micro-batches, and at least `steps` of them if possible."
     bounds = pack_sequences(lengths, token_budget)
     count = max(len(bounds) - 1, steps)
-    unused = token_budget - lengths[: bounds[-2]].sum() / max(1, len(bounds) - 2)  # In all but the last, on average
+    unused = token_budget - lengths[: bounds[-2]].sum() / max(1, len(bounds) - 2)  # Mean of all but the last
     least = max(lengths.max(), min(token_budget, lengths.sum() / count + unused))
     budgets = np.unique(np.linspace(least, token_budget, 5).astype(int))[:-1]
     packed = (pack_sequences(lengths, budget) for budget in budgets)

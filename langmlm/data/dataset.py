@@ -30,15 +30,15 @@ from ..tokens.tokenizer import fingerprint_tokenizer
 
 # %% ../../nbs/data/01_dataset.ipynb #c7ffd60c
 class TokenizedDataset:
-    "Sequences of token ids by index; ids and lengths stay in the memory-mapped files until they are asked for."
+    "Sequences of token ids by index; ids and lengths are read from memory-mapped files on access."
 
     def __init__(
         self,
         rows: Dataset,  # With a column `input_ids` and, if it is padded, `attention_mask`
         manifest: dict[str, Any] | None = None,  # From `write_dataset`; None: a dataset made by another tool
-        name: str = "tokenized_dataset",  # In errors
+        name: str = "tokenized_dataset",  # Name of the dataset in error messages
     ):
-        self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # Until `check_tokenizer` sets it
+        self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # `check_tokenizer` sets the vocabulary size
         columns = [rows.data.column(key).chunks for key in ("input_ids", "attention_mask") if key in rows.column_names]
         chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in zip(*columns)]
         self._ids, starts, ends = zip(*(chunks or [[memoryview(np.zeros(0, np.int64))] * 3]))
@@ -55,9 +55,9 @@ class TokenizedDataset:
 
     @cached_property
     def tokens(self) -> int:
-        "The number of tokens, special tokens included."
+        "Number of tokens, including special tokens."
         bounds = zip(self.lengths.starts, self.lengths.ends)
-        if self.manifest:  # Without padding, so that the ends of a chunk suffice
+        if self.manifest:  # No padding: the bounds of each chunk suffice
             bounds = ((starts[:1], ends[-1:]) for starts, ends in bounds)
         return sum(int(np.subtract(ends, starts).sum(dtype=np.int64)) for starts, ends in bounds)
 
@@ -68,7 +68,7 @@ class TokenizedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        "Hash of ids and lengths: from the manifest, else computed by reading everything."
+        "Hash of ids and lengths, from the manifest, or computed by reading the whole dataset."
         if self.manifest:
             return self.manifest["content"]
         content = ContentHash()
@@ -78,7 +78,7 @@ class TokenizedDataset:
 
     def flat(
         self,
-        rows: np.ndarray | Sequence[int],  # [sequences] their indices, in any order
+        rows: np.ndarray | Sequence[int],  # [sequences] indices, in any order
     ) -> np.ndarray:  # [tokens] int64
         "Concatenate the ids of several sequences; raise an error if one is not in the vocabulary."
         chunks, places = self.lengths.find(rows)
@@ -97,7 +97,7 @@ class TokenizedDataset:
 
 # %% ../../nbs/data/01_dataset.ipynb #1dx00001
 class _Lengths:
-    "Numbers of tokens in sequences, read from the bounds of these in each chunk when it is indexed like an array."
+    "Sequence lengths, indexed like an array and computed on access from the bounds of the sequences in each chunk."
 
     def __init__(self, starts: Sequence[memoryview], ends: Sequence[memoryview]):
         self.starts, self.ends, self._first_rows = starts, ends, np.cumsum([0, *map(len, starts)])
@@ -112,7 +112,7 @@ class _Lengths:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         if len(self.starts) == 1 and rows.size:
             return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
-        if rows.size <= 20 * len(self.starts):  # Then a loop over rows is faster than one over chunks
+        if rows.size <= 20 * len(self.starts):  # For few rows, looping over rows is faster than looping over chunks
             found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
             lengths = np.array([self.ends[chunk][place] - self.starts[chunk][place] for chunk, place in found], np.int32)
             return lengths if rows.ndim else lengths[0]
@@ -124,7 +124,7 @@ class _Lengths:
         return lengths
 
     def find(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        "Return the chunk of each of several sequences, and its index there."
+        "Return the chunk of each sequence, and its index in that chunk."
         rows = np.asarray(rows, np.int64)
         if len(rows) and not -len(self) <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"index {rows.min()} or {rows.max()} is out of bounds of {len(self)} sequences")
@@ -151,7 +151,7 @@ def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
 
 def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
     "Return int64 ids; raise an error if one is not in the vocabulary."
-    if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Unsigned, negative ids are large
+    if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Viewed as unsigned, negative ids are large
         found = ids[ids.view(np.uint64) >= dataset.vocab_size][0]
         problem = f"the id {found} is " + ("below 0" if found < 0 else f"not in 0 to {dataset.vocab_size - 1:,}")
         raise ValueError(f"{dataset.name} is damaged: {problem}: check it with langmlm info, and {_REMEDY}")
@@ -159,7 +159,7 @@ def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
 
 # %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
 def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
-    "Return all ids of an Arrow chunk, and where its sequences start and end without padding; empty ones are dropped."
+    "Return the ids of an Arrow chunk and the bounds of its sequences, without padding and empty sequences."
     ids, *masks = (
         column.cast(pa.list_(column.type.value_type)) if pa.types.is_fixed_size_list(column.type) else column
         for column in columns
@@ -172,7 +172,7 @@ def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
             raise ValueError("tokenized_dataset: an attention_mask is not as long as its input_ids: tokenize the text again")
         real = np.flatnonzero(mask.values.to_numpy(zero_copy_only=False)) - shift
         first = np.searchsorted(real, bounds)
-        real = np.append(real, 0)  # Looked up for rows without a token, and dropped with them
+        real = np.append(real, 0)  # Index for rows without tokens, which are dropped below
         lengths, last = np.diff(first), real[first[1:] - 1]
         starts = real[first[:-1]].astype(bounds.dtype)
         ends = starts + lengths.astype(bounds.dtype)
@@ -187,7 +187,7 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/data/01_dataset.ipynb #many0102
 def _local_copy(folder: str | PathLike, name: str) -> Path:
-    "Return a local folder itself; one in object storage is copied into the cache of `datasets`, once per version."
+    "Return a local folder as is; copy a folder in object storage into the cache of `datasets`, once per version."
     url = os.fspath(folder)
     if "://" not in url:
         return Path(folder)
@@ -195,7 +195,7 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
         storage, path = url_to_fs(url.rstrip("/"))
         sizes = {file: facts["size"] for file, facts in sorted(storage.find(path, detail=True).items())}
         manifest = f"{path}/{MANIFEST}"
-        version = storage.cat_file(manifest).decode() if storage.exists(manifest) else ""  # It has digests of all files
+        version = storage.cat_file(manifest).decode() if storage.exists(manifest) else ""  # With all file digests
     except (ImportError, ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be opened: {error}") from error
     if not sizes:
@@ -213,7 +213,7 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
 def open_dataset(
     folder: str | PathLike,  # Written by `write_dataset`, or saved by `datasets`; a URL such as `s3://` is copied
     split: str = "train",  # "train" or "validation"
-    optional: bool = False,  # Whether the split may be missing
+    optional: bool = False,  # True: return None if the split is missing
 ) -> TokenizedDataset | None:  # None: the optional split is missing
     "Open a dataset folder for training, or raise an error that names what is missing."
     name = f"tokenized_dataset={str(folder)!r}"
@@ -235,10 +235,10 @@ def open_dataset(
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
     kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
-    is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # That of a list
-    if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Counts stored by Arrow
+    is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # Item type of a list
+    if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Arrow stores null counts
         raise ValueError(f"{name} must have lists of integers and no nulls in input_ids, got {kind}: tokenize the text")
-    facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split, over those of the dataset
+    facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split replace those of the dataset
     dataset = TokenizedDataset(rows, manifest | facts if facts else None, name)
     if not len(dataset):
         raise ValueError(f"{name} has no sequences in its split {split!r}")
@@ -251,7 +251,7 @@ _REMEDY = "tokenize the text again, or restore a copy"
 
 
 def _check_manifest(folder: Path, name: str) -> dict[str, Any]:
-    "Return the manifest of a dataset, or raise an error if it does not fit it; datasets of other tools have none."
+    "Return the manifest of a dataset, {} if another tool made it; raise an error if the folder does not match it."
     manifest = read_manifest(folder)
     if manifest is None:
         return {}
@@ -268,7 +268,7 @@ def _check_manifest(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _check_counts(dataset: TokenizedDataset, name: str) -> None:
-    "Raise an error if the counts of the tokens in the manifest are not those of as many tokens as the split has."
+    "Raise an error if the token counts in the manifest are invalid or do not add up to the tokens of the split."
     stored = (dataset.manifest or {}).get("token_counts")
     if stored is None:  # Made by another tool, or by an older version
         return
@@ -281,7 +281,7 @@ def check_tokenizer(
     dataset: TokenizedDataset,  # A split
     tokenizer: PreTrainedTokenizerBase,  # The one to train with
 ) -> None:
-    "Raise an error if a dataset was made with another tokenizer, as far as that can be seen; set its `vocab_size`."
+    "Raise an error if a dataset was detectably made with another tokenizer; set its `vocab_size`."
     if dataset.manifest and dataset.manifest["tokenizer"] != fingerprint_tokenizer(tokenizer):
         raise ValueError("tokenized_dataset was made with another tokenizer: pass that one, or tokenize it again")
     has_text = dataset.manifest is not None

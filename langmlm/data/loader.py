@@ -27,7 +27,7 @@ from ..tokens.encode import token_bytes
 class StepBatches:
     "The micro-batches that one process computes in one optimizer step."
 
-    batches: list[tuple[int, MaskedBatch]]  # Each with its index in the step, over all processes
+    batches: list[tuple[int, MaskedBatch]]  # (index in the step over all processes, micro-batch)
     tokens: int  # Real tokens of the whole step, over all processes
     lengths: np.ndarray  # [sequences] int32: real tokens in each sequence of `batches`
     predictions: int  # Masked tokens in `batches`
@@ -35,7 +35,7 @@ class StepBatches:
 
     @property
     def padding(self) -> int:
-        "Padding tokens in `batches`."
+        "Number of padding tokens in `batches`."
         return self.computed_tokens - int(self.lengths.sum())
 
 # %% ../../nbs/data/04_loader.ipynb #a10c7e02
@@ -61,7 +61,7 @@ def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str) -> MaskedBat
     return masked
 
 # %% ../../nbs/data/04_loader.ipynb #5a3c91e2
-_SAMPLED_SEQUENCES = 1_000  # Enough to see whether the text has words
+_SAMPLED_SEQUENCES = 1_000  # Enough to tell whether words can be recognized
 
 # %% ../../nbs/data/04_loader.ipynb #4d66acff
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ class BatchLoader:
 
     dataset: TokenizedDataset  # The split to load
     plan: BatchPlan  # Which sequences each step takes
-    rules: MaskingRules  # How tokens are masked; must suit the text
+    rules: MaskingRules  # How tokens are masked; checked against a sample of the text
     mask: MaskFunction = mask_batch  # Chooses the tokens to predict
     pad_token_id: int  # Id of `<pad>`
     sizes: BatchSizes | None = None  # Minimum sizes of the padded tensors; None: batches are not padded
-    process_index: int = 0  # Of this process
-    num_processes: int = 1  # That share the micro-batches
+    process_index: int = 0  # Index of this process, from 0
+    num_processes: int = 1  # Number of processes that share the micro-batches
     pin_memory: bool = False  # True: in page-locked memory, from which a GPU copies asynchronously
     equal_counts: bool = False  # True: a process with one micro-batch less than the first adds one without labels
 
@@ -110,7 +110,7 @@ class BatchLoader:
 
     @property
     def mask_name(self) -> str:
-        "Name of the function that masks, or of the class of an object that does."
+        "Name of the masking function, or of its class if it is a callable object."
         return getattr(self.mask, "__qualname__", type(self.mask).__qualname__)
 
     def _mask(self, batch: FlatBatch, epoch: int) -> MaskedBatch:
@@ -118,7 +118,7 @@ class BatchLoader:
         return masked if self.mask is mask_batch else _check_masked(masked, batch, self.mask_name)
 
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
-        "Pad a batch, and move it to page-locked memory, if the loader is set to."
+        "Pad a batch and copy it to page-locked memory, each if the loader is configured to."
         if self.sizes is not None:
             batch = pad_batch(batch, self.plan.token_budget, self.dataset.max_length, self.pad_token_id, self.sizes)
         return batch.pin() if self.pin_memory else batch
@@ -147,7 +147,7 @@ def prefetch(
 @patch
 def load_in_order(self: BatchLoader) -> Iterator[MaskedBatch]:
     "Load this process's share of all sequences once, in the order of the dataset, with the masks of epoch 0."
-    token_budget = max(self.plan.token_budget, self.dataset.lengths.max())  # It may be longer than those of training
+    token_budget = max(self.plan.token_budget, self.dataset.lengths.max())  # Sequences may exceed the budget
     bounds = pack_sequences(self.dataset.lengths[:], token_budget)
     for index in range(self.process_index, len(bounds) - 1, self.num_processes):
         rows = np.arange(bounds[index], bounds[index + 1])
@@ -184,7 +184,7 @@ class ShownBatch:
 
 
 def _html(text: str, style: str) -> str:
-    "Write a piece of text in HTML."
+    "Format a piece of text as HTML."
     if not style:
         return escape(text)
     _, background, border = _STYLES[style]
@@ -192,7 +192,7 @@ def _html(text: str, style: str) -> str:
 
 # %% ../../nbs/data/04_loader.ipynb #b7aa79ba
 def _find_styles(original: np.ndarray, masked: MaskedBatch, mask_token_id: int) -> np.ndarray:
-    "Return the style of every token of a batch, empty for tokens that are not predicted."
+    "Return the name of each token's style, empty for tokens that are not predicted."
     positions, styles = masked.masked_positions.numpy(), np.full(len(original), "", "<U9")
     seen = masked.input_ids.numpy()[positions]
     replaced = np.where(seen == mask_token_id, "mask", "random")
@@ -222,7 +222,7 @@ def _show_sequence(
 @patch
 def show_batch(
     self: BatchLoader,
-    tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
+    tokenizer: PreTrainedTokenizerBase,  # Tokenizer that the dataset was made with
     step: int = 0,  # Optimizer steps done before it, from 0 to below `plan.total_steps`
     micro_batch: int = 0,  # Index of the micro-batch in the step, over all processes
     sequences: int = 10,  # Maximum number of sequences to show, from the shortest to the longest

@@ -51,8 +51,8 @@ class MaskingRules:
     mlm_probability: float | np.ndarray  # Share of ordinary tokens to predict, 0 to 1; or [vocab_size], one for each
     seed: int  # 0 or more
     mask_token_id: int  # Id of `<mask>`
-    special: np.ndarray  # [vocab_size] bool: never predicted, never a random replacement token
-    word_start: np.ndarray | None  # [vocab_size] bool: begins a word; None: tokens are drawn independently
+    special: np.ndarray  # [vocab_size] bool: tokens that are never predicted and never random replacements
+    word_start: np.ndarray | None  # [vocab_size] bool: tokens that begin a word; None: mask tokens independently
 
 
 def masking_rules(
@@ -75,17 +75,17 @@ _CHOICE, _TREATMENT, _REPLACEMENT = 0, 1, 2  # The three random decisions about 
 
 def mask_batch(
     batch: FlatBatch,  # Unchanged
-    epoch: int,  # 0 or more; every epoch has masks of its own
+    epoch: int,  # 0 or more; masks differ between epochs
     rules: MaskingRules,  # From `masking_rules`
 ) -> MaskedBatch:
     "Mask a batch for an epoch as BERT does: of the tokens to predict, 80% `<mask>`, 10% random, 10% unchanged."
     ids, starts = batch.input_ids.numpy(), batch.cu_seqlens.numpy().astype(np.int64)
     lengths = np.diff(starts)
-    sequence = np.repeat(random_bits(rules.seed, epoch, batch.rows), lengths)  # Seed, epoch and sequence in one key
+    sequence = np.repeat(random_bits(rules.seed, epoch, batch.rows), lengths)  # Joint key of seed, epoch and sequence
     position = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
     probability = np.asarray(rules.mlm_probability)
     drawn, decisive = random_uniform(sequence, position, _CHOICE), ids
-    if rules.word_start is not None:  # The first token of a word decides for all of them
+    if rules.word_start is not None:  # All tokens of a word use the random number of its first token
         first = _first_of_word(ids, position, rules.word_start)
         drawn, decisive = drawn[first], ids[np.minimum(first + rules.special[ids[first]], len(ids) - 1)]
     chosen = drawn < (probability[decisive] if probability.ndim else probability)
@@ -104,7 +104,7 @@ def _first_of_word(ids: np.ndarray, position: np.ndarray, word_start: np.ndarray
     return np.maximum.accumulate(np.where(word_start[ids] | (position == 0), np.arange(len(ids)), 0))
 
 # %% ../../nbs/data/03_masking.ipynb #9eaa8787
-_LEAST_TOKENS = 16  # Shorter sequences may well be a single word
+_LEAST_TOKENS = 16  # A shorter sequence may be a single word
 
 
 def check_words(
@@ -112,7 +112,7 @@ def check_words(
     lengths: np.ndarray,  # [sequences] tokens in each
     rules: MaskingRules,  # With a `word_start`
 ) -> None:
-    "Raise an error if in most sequences a single word has more than half of the tokens."
+    "Raise an error if a single word covers more than half of the tokens in most sequences."
     position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     sequence, ordinary = np.repeat(np.arange(len(lengths)), lengths), ~rules.special[ids]
     first = _first_of_word(ids, position, rules.word_start)
@@ -136,7 +136,7 @@ class BatchSizes(NamedTuple):
 
 
 def _round_up(count: int) -> int:
-    "Round up to a multiple of 64 and of an eighth of the power of two below."
+    "Round up to a multiple of 64 and of one eighth of the next lower power of two."
     step = max(64, 2 ** max(0, count - 1).bit_length() // 16)
     return -(-count // step) * step
 
@@ -146,7 +146,7 @@ def fixed_sizes(
     token_budget: int,  # Maximum number of tokens in a micro-batch
     mlm_probability: float,  # Share of tokens to predict
 ) -> BatchSizes:
-    "Return sizes that nearly every packed batch of a dataset fits into, from a million of its sequences."
+    "Estimate sizes that fit nearly every packed batch of a dataset, from a sample of a million sequences."
     lengths = lengths[shuffled_order(len(lengths), 0, 0, stop=min(len(lengths), 2**20))]
     sequences, predictions = token_budget / lengths.mean(), token_budget * mlm_probability
     bounds = 2 + sequences + 5 * math.sqrt(sequences) * lengths.std() / lengths.mean()  # Five standard deviations
@@ -164,7 +164,7 @@ def pad_batch(
     "Pad a batch to one of few shapes."
     tokens, predictions = len(batch.input_ids), len(batch.labels)
     padding = max(tokens, sizes.tokens, min(token_budget, _round_up(tokens))) - tokens
-    length = max_length if sizes.tokens else min(64, max_length)  # Of the sequences that consist of padding
+    length = max_length if sizes.tokens else min(64, max_length)  # Length of sequences that consist of padding
     ends = tokens + np.append(np.arange(length, padding, length), padding)[: -(-padding // length)]
     bounds = np.append(batch.cu_seqlens.numpy(), ends)
     bounds = np.append(bounds, np.repeat(bounds[-1], max(sizes.bounds, _round_up(len(bounds))) - len(bounds)))

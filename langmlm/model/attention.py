@@ -16,7 +16,7 @@ from torch import Tensor
 from .layers import deterministic_algorithms, draw_dropout_mask, dropout_generator, keep_probability
 
 # %% ../../nbs/model/02_attention.ipynb #d2aba7b1
-_LOGITS_PER_BLOCK = 2**19  # Over all heads: a megabyte in bf16, which fits into the cache of a core
+_LOGITS_PER_BLOCK = 2**19  # Over all heads: 1 MB in bf16, which fits into the cache of a core
 
 
 class EqualLengthBlock(NamedTuple):
@@ -30,7 +30,7 @@ class EqualLengthBlock(NamedTuple):
 def group_equal_lengths(
     cu_seqlens: Tensor,  # [sequences + 1] int32, where each sequence begins; on a GPU, reading it synchronizes
     heads: int,  # Number of attention heads
-) -> list[EqualLengthBlock]:  # Together they hold every token; empty sequences are left out
+) -> list[EqualLengthBlock]:  # Cover every token; empty sequences are skipped
     "Group the sequences of a flat batch into blocks of one length."
     starts = cu_seqlens.cpu().numpy()
     lengths = np.diff(starts)
@@ -111,7 +111,7 @@ def attend_equal_lengths(
 
 # %% ../../nbs/model/02_attention.ipynb #8ff83543
 # The operators behind FlashAttention in PyTorch. The public alternative, torch.nn.attention.varlen.varlen_attn, has no
-# dropout. As custom operators they stay whole when the model is compiled.
+# dropout. As custom operators, they are not decomposed when the model is compiled.
 @torch.library.custom_op("langmlm::attend_varlen", mutates_args=())
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float, scale: float
@@ -159,7 +159,7 @@ _flash_attention.register_autograd(_backward, setup_context=_save_for_backward)
 # %% ../../nbs/model/02_attention.ipynb #da2586e3
 @torch.compiler.disable
 def _jagged_attention(query, key, value, cu_seqlens, max_seqlen, dropout, scale):
-    "Attend through a jagged tensor, which takes every type and head size."
+    "Attend with a jagged tensor, which supports every dtype and head size."
     lengths = {"min_seqlen": 1, "max_seqlen": max_seqlen}
     first = torch.nested.nested_tensor_from_jagged(query, cu_seqlens, **lengths)
     others = (torch.nested.nested_tensor_from_jagged(tensor, first.offsets(), **lengths) for tensor in (key, value))

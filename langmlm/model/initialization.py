@@ -16,8 +16,8 @@ from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedMode
 
 # %% ../../nbs/model/05_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
-_CONTEXTS = 2_048  # Tokens that count as neighbors, at most
-_CELLS = 2**28  # Of the table, which is 1 GB: fewer contexts with a very large vocabulary
+_CONTEXTS = 2_048  # Maximum number of tokens that count as neighbors
+_CELLS = 2**28  # Maximum cells of the table (1 GB); limits the contexts of a very large vocabulary
 
 
 def count_neighbors(
@@ -41,16 +41,16 @@ def count_neighbors(
     return table
 
 # %% ../../nbs/model/05_initialization.ipynb #e0255a02
-_CONTEXT_EXPONENT = 0.75  # Rare contexts count a little less than their frequency says
+_CONTEXT_EXPONENT = 0.75  # Smooths context frequencies: rare contexts get a slightly lower weight
 
 
 def embed_neighbors(
     table: Tensor,  # From `count_neighbors`; overwritten
     width: int,  # Dimensions of the embedding
-    norm: float,  # Of every row
-    seed: int = 42,  # Of the randomized decomposition and the rotation
+    norm: float,  # L2 norm of every row
+    seed: int = 42,  # Seed of the randomized decomposition and the rotation
 ) -> Tensor:  # [vocab_size, width] float32; zero for tokens without neighbors
-    "Embed tokens so that those with the same neighbors are alike."
+    "Compute embeddings in which tokens with the same neighbors are similar."
     contexts, totals = table.sum(0) ** _CONTEXT_EXPONENT, table.sum(1, keepdim=True)
     shares = contexts / contexts.sum().clamp(min=1e-9)
     table.div_(totals.clamp(min=1e-9)).div_(shares.clamp(min=1e-9)).clamp_(min=1).log_()
@@ -65,11 +65,11 @@ def embed_neighbors(
 
 # %% ../../nbs/model/05_initialization.ipynb #2d4a855a
 _SHARPNESS = 8.0  # Attention score at the offset; far positions have about 0
-_LONGEST = 128  # Wavelength of the lowest frequency, in positions; that of the highest is 2
+_LONGEST = 128  # Longest wavelength in positions; the shortest is 2
 
 
 def _frequencies(config: PreTrainedConfig) -> Tensor:  # [frequencies] radians per position
-    "Choose the frequencies of the position embeddings: as many as fit a head, in at most a quarter of the dimensions."
+    "Choose as many position frequencies as fit into a head and into a quarter of the dimensions."
     head_size = config.hidden_size // config.num_attention_heads
     return torch.logspace(0, -math.log2(_LONGEST / 2), max(1, min(head_size // 2, config.hidden_size // 8)), 2) * math.pi
 
@@ -95,7 +95,7 @@ def attend_to_neighbors(
     positions = model.base_model.embeddings.position_embeddings.weight
     positions.zero_()
     positions[:, : 2 * pairs] = torch.stack([angles.sin(), angles.cos()], -1).flatten(1) * amplitude
-    normalized = math.sqrt(config.hidden_size / pairs / 2)  # Amplitude behind the layer norm, beside token embeddings
+    normalized = math.sqrt(config.hidden_size / pairs / 2)  # Amplitude after the layer norm, next to token embeddings
     gain = math.sqrt(_SHARPNESS * math.sqrt(head_size) / pairs) / normalized
     for number, layer in enumerate(model.base_model.encoder.layer):
         attention = layer.attention.self
@@ -119,10 +119,10 @@ def attend_by_rotation(
     head_size = config.hidden_size // config.num_attention_heads
     for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
         embedding.weight[:, :2] = opposite * _CONSTANT * config.initializer_range
-    normalized = _CONSTANT / math.sqrt(1 + 2 * (_CONSTANT**2 - 1) / config.hidden_size)  # Behind the layer norm
+    normalized = _CONSTANT / math.sqrt(1 + 2 * (_CONSTANT**2 - 1) / config.hidden_size)  # After the layer norm
     for number, layer in enumerate(model.model.layers):
         frequencies = getattr(model.model.rotary_emb, f"{layer.attention_type}_inv_freq")
-        shares = frequencies / frequencies.sum()  # Fast rotations tell neighbors apart
+        shares = frequencies / frequencies.sum()  # Fast rotations distinguish neighboring positions best
         gains = (_ROTATED_SHARPNESS * math.sqrt(head_size) * shares).sqrt() / (2 * normalized)
         query, key, _ = layer.attn.Wqkv.weight.view(3, -1, head_size, config.hidden_size)
         for head in range(math.ceil(config.num_attention_heads / 2)):
@@ -137,7 +137,7 @@ def initialize_from_corpus(
     counts: np.ndarray,  # [at most vocab_size] number of occurrences of each token
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],  # A sample of the corpus, as for `count_neighbors`
     special_ids: Iterable[int],  # Never predicted
-    seed: int = 42,  # Of the randomized parts
+    seed: int = 42,  # Seed of the randomized parts
 ) -> None:
     "Set embeddings, positions, attention and output bias from a corpus; all other weights stay random."
     config, occurrences = model.config, np.zeros(model.config.vocab_size)

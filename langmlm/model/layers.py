@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/model/03_layers.ipynb #5d88fd1a
 def dropout_generator() -> np.random.Generator:
-    "Return a fast random generator, seeded by PyTorch's global one."
+    "Return a fast NumPy generator, seeded from PyTorch's global generator."
     return np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
 
 
@@ -69,7 +69,7 @@ class FastDropout(nn.Dropout):
 # %% ../../nbs/model/03_layers.ipynb #a9889c3f
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    "Use only deterministic kernels within this context; operators that have none raise an error."
+    "Use only deterministic kernels within this context; operators without one raise an error."
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -85,7 +85,7 @@ def deterministic_algorithms() -> Iterator[None]:
 # the deterministic kernel for this one call, and torch.compile would generate its own kernel with atomic additions.
 @torch.library.custom_op("langmlm::embedding_gradient", mutates_args=())
 def _embedding_gradient(gradient: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
-    if rows <= 2 and padding_idx < 0:  # Token types, for which the other kernel would add up nearly all in one thread
+    if rows <= 2 and padding_idx < 0:  # Token types: the other kernel would sum nearly all rows in one thread
         return torch.stack([(gradient * (ids == row)[..., None]).flatten(0, -2).sum(0) for row in range(rows)])
     with deterministic_algorithms():
         return torch.ops.aten.embedding_dense_backward(gradient, ids, rows, padding_idx, False)
@@ -136,42 +136,42 @@ _REPLACEMENTS = {
 def replace_layers(
     model: nn.Module,  # Changed in place
 ) -> None:
-    "Replace dropout, embedding and layer norm modules of a model in place; weights and their names stay."
+    "Replace dropout, embedding and layer norm modules of a model in place; parameters and their names are unchanged."
     for module in model.modules():
-        if type(module) in _REPLACEMENTS:  # Not a subclass, which may compute something else
+        if type(module) in _REPLACEMENTS:  # Skip subclasses, which may compute something else
             module.__class__ = _REPLACEMENTS[type(module)]  # The replacements add methods and no state
 
 # %% ../../nbs/model/03_layers.ipynb #09dc493c
-_MIN_BATCHES = 10_000  # Micro-batches per device from which on compiling is the default
+_MIN_BATCHES = 10_000  # Micro-batches per device from which a run is compiled by default
 
 
 def _can_compile(device: torch.device) -> bool:
-    "Whether PyTorch can compile for this device; needs a GPU, Triton and a C compiler."
+    "Return whether PyTorch can compile for this device; needs a GPU, Triton and a C compiler."
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0) or not find_spec("triton"):
         return False
     return bool("CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang"))))
 
 
 def should_compile(
-    torch_compile: bool | None,  # None: compile long runs where it is possible
-    device: torch.device,  # That the model is trained on
+    torch_compile: bool | None,  # None: compile long runs if the device supports it
+    device: torch.device,  # Device that the model is trained on
     batches: int,  # Micro-batches of the whole run on each device
 ) -> bool:
-    "Whether to compile the model of a run."
+    "Return whether to compile the model of a run."
     return batches >= _MIN_BATCHES and _can_compile(device) if torch_compile is None else torch_compile
 
 # %% ../../nbs/model/03_layers.ipynb #cbadeb14
 def compile_model(
-    module: nn.Module,  # Compiled in place; weights and their names stay
+    module: nn.Module,  # Compiled in place; parameters and their names are unchanged
     device: torch.device,  # Where it will run
     processes: int = 1,  # Number of processes that share the run
-    fall_back: bool = False,  # Run uncompiled whatever fails to compile, in this whole Python process
+    fall_back: bool = False,  # True: whatever fails to compile runs uncompiled, in the whole process
 ) -> bool:  # Whether CUDA graphs are captured: gradients must then be zeroed in place, not set to None
     "Compile a module at its first call; on a single GPU, capture its forward and backward passes as CUDA graphs."
     cuda_graphs = device.type == "cuda" and processes == 1
     module.compile(options={"triton.cudagraphs": cuda_graphs, "deterministic": True})
     if fall_back:
-        # The public alternative, torch.compiler.set_stance, can skip compiling but not react to its failure
+        # The public alternative, torch.compiler.set_stance, can skip compilation but cannot handle its failure
         torch._dynamo.config.suppress_errors = True
     if cuda_graphs:
         for weight in module.parameters():

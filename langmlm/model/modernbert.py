@@ -24,7 +24,7 @@ _WITHOUT_MEANING = ("type_vocab_size", "use_cache", "is_decoder", "add_cross_att
 
 
 def option_names(model_type: str, name: str) -> list[str]:
-    "Return the names of an option of `ModelConfig` in the config of a model; none if it has no meaning there."
+    "Return the names that a `ModelConfig` option has in the config of a model type; [] if it does not apply."
     if model_type != "modernbert":
         return [name]
     return [] if name in _WITHOUT_MEANING else _NAMES.get(name, [name])
@@ -34,12 +34,12 @@ def encode_modernbert(
     model: ModernBertForMaskedLM,
     hidden: Tensor,  # [1, tokens, hidden size], from its embeddings
     position_ids: Tensor,  # [1, tokens] int64, restarting at 0 in every sequence
-    arguments: list[dict[str, Any]],  # Of attention in each layer
+    arguments: list[dict[str, Any]],  # Attention arguments of each layer
     masked_positions: Tensor,  # [predictions] int64, indices into the tokens
 ) -> Tensor:  # [predictions, hidden size], the input of the decoder
     "Encode all tokens, and transform the hidden states at the masked positions for the decoder."
     body = model.model
-    hidden = hidden.to(model.get_input_embeddings().weight.dtype)  # The sum of all layers is not rounded
+    hidden = hidden.to(model.get_input_embeddings().weight.dtype)  # Keeps the residual stream in float32
     rotations = {kind: body.rotary_emb(hidden, position_ids, kind) for kind in sorted({*model.config.layer_types})}
     *layers, last = body.layers
     for layer, given in zip(layers, arguments):

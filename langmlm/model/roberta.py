@@ -36,7 +36,7 @@ from .modernbert import encode_modernbert, option_names
 from .triton_attention import attend_triton, has_triton_kernel, token_bounds, window_bounds
 
 # %% ../../nbs/model/01_roberta.ipynb #4459aaef
-MODEL_TYPES = ("bert", "camembert", "modernbert", "roberta", "xlm-roberta")  # Of models that can be trained
+MODEL_TYPES = ("bert", "camembert", "modernbert", "roberta", "xlm-roberta")  # Model types that can be trained
 
 
 def first_position(model_type: str, pad_token_id: int) -> int:
@@ -50,17 +50,17 @@ def longest_input(config: PreTrainedConfig) -> int:
 
 # %% ../../nbs/model/01_roberta.ipynb #86e20683
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    "Return the special token ids that a config repeats, by their names there."
+    "Return the special token ids that are stored in a config, by their names in it."
     ids = tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
     return dict(zip(("pad_token_id", "bos_token_id", "eos_token_id"), ids))
 
 # %% ../../nbs/model/01_roberta.ipynb #f8fdf63f
 def find_mismatches(
-    config: PreTrainedConfig,  # Of a new model or a loaded one
+    config: PreTrainedConfig,  # Config of a new or loaded model
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> list[str]:  # One sentence per mismatch
-    "Compare an architecture with the tokenizer and the sequences."
+    "List the mismatches between an architecture, the tokenizer and the sequence length."
     errors, first = [], first_position(config.model_type, tokenizer.pad_token_id)
     if config.vocab_size < len(tokenizer):
         errors.append(f"vocab_size={config.vocab_size} is too small: the tokenizer has {len(tokenizer)} tokens")
@@ -69,14 +69,14 @@ def find_mismatches(
         reason += f"; it suffices for max_length={max(0, config.max_position_embeddings - first)}"
         errors.append(f"max_position_embeddings={config.max_position_embeddings} is too small: {reason}")
     ids = _special_ids(tokenizer)
-    for name in ids if config.model_type == "roberta" else ["pad_token_id"]:  # Others may have outdated ones
+    for name in ids if config.model_type == "roberta" else ["pad_token_id"]:  # Other models may have outdated ids
         if getattr(config, name) != ids[name]:
             errors.append(f"{name}={getattr(config, name)} must be {ids[name]}, as in the tokenizer")
     return errors
 
 # %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
 def _find_size_error(config: PreTrainedConfig) -> str | None:
-    "Describe a model that does not fit into this machine's memory, before the attempt to build it ends the process."
+    "Return an error message for a model that does not fit into memory, which could kill the process, else None."
     hidden, rows = config.hidden_size, config.vocab_size * (1 if config.tie_word_embeddings else 2)
     is_modern = config.model_type == "modernbert"
     rows += 0 if is_modern else config.max_position_embeddings + config.type_vocab_size
@@ -93,12 +93,12 @@ _MODEL_CLASSES = {  # Of new models
     "bert": (BertConfig, BertForMaskedLM),
     "modernbert": (ModernBertConfig, ModernBertForMaskedLM),
 }
-_NOT_IN_CONFIGS = ("model_type", "initialization")  # They decide the class, and initial values
+_NOT_IN_CONFIGS = ("model_type", "initialization")  # They select the class and the initial weights
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def complete_config(
     config: ModelConfig,  # Options; sizes and ids that are None follow the other arguments
-    tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
+    tokenizer: PreTrainedTokenizerBase,  # Tokenizer that the dataset was made with
     max_length: int,  # Tokens in the longest sequence, special tokens included
 ) -> PreTrainedConfig:  # Of the class that `model_type` names
     "Complete the architecture from the tokenizer and the dataset, or raise an error that lists what does not match."
@@ -117,7 +117,7 @@ def complete_config(
 # %% ../../nbs/model/01_roberta.ipynb #423f275d
 def build_model(
     config: PreTrainedConfig,  # From `complete_config`
-    seed: int = 42,  # Of the random initialization
+    seed: int = 42,  # Seed of the random initialization
 ) -> PreTrainedModel:  # A `RobertaForMaskedLM`, or the class of another `model_type`
     "Create a stock model with random weights that depend on the seed alone; the global generator is not advanced."
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +126,7 @@ def build_model(
 
 # %% ../../nbs/model/01_roberta.ipynb #29a4ae47
 LOGITS_ROWS = {"cpu": 512}  # Predictions per chunk, by device type
-MOST_LOGITS_ROWS = 4096  # On other devices
+MOST_LOGITS_ROWS = 4096  # Predictions per chunk on other devices
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -140,7 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             counted = (target != IGNORE_INDEX)[:, None]
             log_probs = F.log_softmax(F.linear(chunk, low_weight, low_bias).to(loss.dtype), -1)
             target = target.clamp(min=0)[:, None]
-            # In place (`loss -= ...`), torch.compile of 2.11 loses gradients
+            # With `loss -= ...`, torch.compile in PyTorch 2.11 loses gradients
             loss = loss - (log_probs.gather(1, target) * counted).sum()
             grad_logits = log_probs.exp_().mul_(counted).scatter_add_(1, target, -counted.to(loss.dtype))
             grad_bias += grad_logits.sum(0)
@@ -177,14 +177,14 @@ def _flat_attention(
     query: Tensor,  # [1, heads, tokens, head size], as key and value
     key: Tensor,
     value: Tensor,
-    attention_mask: None,  # Not used: `cu_seqlens` has the boundaries
-    cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: the caller has no flat batch
+    attention_mask: None,  # Not used: `cu_seqlens` has the sequence bounds
+    cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: not a flat batch, an error
     blocks: list[EqualLengthBlock] | None = None,  # None on a CUDA device
     bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
-    seed: Tensor | None = None,  # [1] int64, decides what the Triton kernel drops
+    seed: Tensor | None = None,  # [1] int64, dropout seed of the Triton kernel
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,  # Of a local layer, as FlashAttention counts: one more than the window
+    sliding_window: int | None = None,  # Of a local layer, in FlashAttention's convention: window + 1
     **kwargs: Any,  # Options of other attention functions
 ) -> tuple[Tensor, None]:  # [1, tokens, heads, head size], and no attention weights
     "Attend in a flat batch, with the signature that transformers expects."
@@ -212,7 +212,7 @@ def _attention_arguments(
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     is_local = [kind == "sliding_attention" for kind in getattr(config, "layer_types", ())] or [False] * layers
     if not has_triton_kernel(hidden, config.hidden_size // heads):
-        is_read = any(is_local) or not cu_seqlens.is_cuda  # FlashAttention has no windows here
+        is_read = any(is_local) or not cu_seqlens.is_cuda  # FlashAttention here lacks windows
         return [{"cu_seqlens": cu_seqlens, "blocks": group_equal_lengths(cu_seqlens, heads) if is_read else None}] * layers
     bounds = token_bounds(cu_seqlens, hidden.shape[1])
     near = window_bounds(bounds, config.sliding_window) if any(is_local) else None
@@ -237,12 +237,12 @@ class FlatMaskedLM(nn.Module):
 
     def __init__(
         self,
-        model: PreTrainedModel,  # Of one of `MODEL_TYPES`; trained in place, its weights and their names stay
+        model: PreTrainedModel,  # Its type is one of `MODEL_TYPES`; trained in place, parameter names are unchanged
     ):
         super().__init__()
         self.model = model
         copied = getattr(self.head, "bias", None)
-        if copied is not None and copied is not self.decoder.bias:  # With untied embeddings: unused
+        if copied is not None and copied is not self.decoder.bias:  # Unused with untied embeddings
             copied.requires_grad_(False)  # DDP would wait for its gradient
         model.set_attn_implementation(_FLAT_ATTENTION)
         replace_layers(model)

@@ -48,14 +48,14 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 _INTERPRETED = tl.constexpr(triton is not None and triton.knobs.runtime.interpret)  # On a CPU, without assembly
 _MASK_TWO = tl.constexpr("{.reg .b32 s, m; lop3.b32 s, $4, $5, 255, 0xE4; prmt.b32 m, $2, $3, s; and.b32 $0, $1, m;}")
 _MASK_ONE = tl.constexpr("{.reg .b32 m; prmt.b32 m, $2, $2, $3; and.b32 $0, $1, m;}")
-_jit = triton.jit if triton else lambda function: function  # For functions that kernels call
+_jit = triton.jit if triton else lambda function: function  # Decorator of functions that kernels call
 _kernel = triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["seed_ptr"]) if triton else _jit
 
 # %% ../../nbs/model/04_triton_attention.ipynb #19056e30
 @_jit
 def _locate_tile(bounds_ptr, tokens, BLOCK: tl.constexpr, STEP: tl.constexpr):
     "Return head, first token, tokens, starts and lengths of their sequences, and the visits of a program."
-    # The longest sequences come last in a batch, and their tiles are started first
+    # Start with the tiles of the longest sequences, which are last in a batch
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK
     last, rows = tl.minimum(first + BLOCK, tokens) - 1, first + tl.arange(0, BLOCK)
     starts = tl.load(bounds_ptr + rows, mask=rows < tokens, other=0)
@@ -64,7 +64,7 @@ def _locate_tile(bounds_ptr, tokens, BLOCK: tl.constexpr, STEP: tl.constexpr):
     count = tl.cdiv(tl.load(bounds_ptr + tokens + last) - start, STEP)
     before = tl.cdiv(tl.load(bounds_ptr + last) - start, STEP)
     unmasked = tl.maximum((tl.load(bounds_ptr + tokens + first) - start) // STEP - before, 0)
-    # Of the visits: first token, number, how many precede those that need no mask, how many need none
+    # Visits: first token, total count, count before the unmasked ones, count of unmasked ones
     return tl.program_id(0), first, rows, starts[:, None], lengths[:, None], (start, count, before, unmasked)
 
 # %% ../../nbs/model/04_triton_attention.ipynb #e272ed3a
@@ -76,7 +76,7 @@ def _visit_start(number, span, masked: tl.constexpr, STEP: tl.constexpr):
 # %% ../../nbs/model/04_triton_attention.ipynb #629edfbc
 @_jit
 def _mask_others(values, columns, starts, lengths, other, masked: tl.constexpr):
-    "Replace the values of pairs of tokens from two sequences, if there can be any."
+    "Replace the values of token pairs from different sequences; with `masked` False, there are no such pairs."
     inside = (columns[None, :] - starts).to(tl.uint32) < lengths.to(tl.uint32)
     return tl.where(inside, values, other) if masked else values
 
@@ -124,7 +124,7 @@ def _draw(query_start, query, key_start, key, words, DROPPED: tl.constexpr):
 # %% ../../nbs/model/04_triton_attention.ipynb #787d6905
 @_jit
 def _drop(values, draw):
-    "Zero what is not kept, in values of 16 or 32 bits."
+    "Set dropped values to zero, in 16 or 32 bits."
     bits, byte = draw
     if _INTERPRETED:
         return tl.where(((bits >> (byte * 8).to(tl.uint32)) & 128) != 0, values, 0.0).to(values.dtype)
@@ -239,7 +239,7 @@ def _grad_key(
 
 # %% ../../nbs/model/04_triton_attention.ipynb #6467ab3b
 def _launch(kernel, name: str, tensors: tuple, strided: tuple, pitch: int, dropped: int, scale: float) -> None:
-    "Start a kernel for every head and tile. The first tensor has their shape; some tensors pass their strides."
+    "Launch a kernel for every head and tile of the first tensor, with the strides of the tensors in `strided`."
     if triton is None:
         raise RuntimeError("attend_triton needs Triton, which comes with PyTorch for GPUs: pip install triton")
     tokens, heads, size = tensors[0].shape
@@ -311,7 +311,7 @@ def attend_triton(
     bounds: Tensor,  # [2, tokens] int32, from `token_bounds`
     dropout: float = 0.0,  # Dropout probability of the attention weights, below 1, rounded to a multiple of 1/256
     scale: float | None = None,  # Factor of the dot products; None: 1 / sqrt(head size)
-    seed: Tensor | None = None,  # [1] int64 on the device, decides what is dropped; needed with dropout
+    seed: Tensor | None = None,  # [1] int64 on the device, dropout seed; required with dropout
 ) -> Tensor:  # [tokens, heads, head size]
     "Attend within each sequence of a flat batch, with a Triton kernel."
     if dropout and seed is None:
@@ -326,8 +326,8 @@ def _is_supported_device() -> bool:
 
 
 def has_triton_kernel(
-    hidden: Tensor,  # Of the device and type of query, key and value
-    head_size: int,  # Of each attention head
+    hidden: Tensor,  # Has the device and dtype of query, key and value
+    head_size: int,  # Dimensions of each attention head
 ) -> bool:
     "Return whether `attend_triton` supports such tensors."
     is_half = hidden.dtype in (torch.float16, torch.bfloat16)

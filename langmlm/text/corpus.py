@@ -42,17 +42,17 @@ logger = logging.getLogger(__name__)
 
 # %% ../../nbs/text/03_corpus.ipynb #e2c56808
 class Part:
-    "One source of documents, and what the last pass over them has found."
+    "One source of documents, and the counts of the last pass over them."
 
     name: str  # For messages
     options: ReadOptions
     size: int | None = None  # Bytes as stored; None: unknown
     text_size: int | None = None  # Bytes of text in UTF-8, line ends included; None: unknown before reading
     source: int = 0  # Index of the entry of `data_path` that it belongs to
-    identity: Any = None  # The same in two parts that are the same source
-    is_stable: bool = True  # Whether the same digest means that reading gives the same documents
+    identity: Any = None  # Equal for two parts that are the same source
+    is_stable: bool = True  # Whether equal digests guarantee equal documents
     fingerprint: str | None = None  # The digest in the last fingerprint of the corpus
-    skipped: Counter = Counter()  # What the last pass has skipped or replaced, and how often
+    skipped: Counter = Counter()  # What the last pass skipped or replaced -> how often
     _digest_so_far, _is_reported = xxh3_128(), False
 
     def texts(self, counts: Counter) -> Iterator[str]:
@@ -64,9 +64,9 @@ class Part:
         return drop_empty_documents(self.texts(counts), counts)
 
     def read(self) -> Iterator[str]:
-        "Read the documents; raise at the end if they are not those of the fingerprint, and log once what was lost."
+        "Read the documents; raise at the end if they do not match the fingerprint, and log once what was skipped."
         skipped, digest, is_stable = Counter(), xxh3_128(), self.is_stable
-        self.skipped, self._digest_so_far = skipped, digest  # Of this pass, unless another one begins before its end
+        self.skipped, self._digest_so_far = skipped, digest  # Refer to this pass until another one begins
         for document in self.documents(skipped):
             if not is_stable:
                 _add_text(digest, document)
@@ -80,7 +80,7 @@ class Part:
             logger.warning("%s: %s", self.name, ", ".join(losses))
 
     def digest_so_far(self) -> str:
-        "Return the hash of the documents that the present pass has read; empty for a stable part, which needs none."
+        "Return the hash of the documents read in the current pass; empty for a stable part."
         return "" if self.is_stable else self._digest_so_far.hexdigest()
 
     def check_beginning(self) -> None:
@@ -89,7 +89,7 @@ class Part:
             raise ValueError(f"{self.name} has no documents")
 
     def digest(self) -> str:
-        "Hash what the documents are made from."
+        "Hash the source that the documents are read from."
         digest = xxh3_128()
         for document in self.documents(Counter()):
             _add_text(digest, document)
@@ -103,12 +103,12 @@ def _add_text(digest: xxh3_128, text: str) -> None:
 
 # %% ../../nbs/text/03_corpus.ipynb #f8f5b439
 class TextError(ValueError):
-    "The text is invalid, or changes while it is read: only other text or other options help."
+    "Error for text that is invalid or changes while it is read; a retry with the same text and options fails again."
 
 
 @contextmanager
 def _text_errors() -> Iterator[None]:
-    "Raise what a reader finds in the text as a `TextError`, and anything else unchanged."
+    "Convert errors in the text to `TextError`; other exceptions pass unchanged."
     try:
         yield
     except ValueError as error:
@@ -142,18 +142,18 @@ class FilePart(Part):
                 yield from read_texts(source, self.file.format, self.name, options, counts)
 
     def _state(self) -> tuple[int, ...] | None:
-        "Return what changes when a local file is replaced or written to."
+        "Return metadata that changes when a local file is replaced or written to; None for a remote file."
         found = os.stat(self.name) if self.file.filesystem is None else None
         return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _check_unchanged(self) -> None:
-        "Raise if a local file is not as it was when it was found or, since then, hashed."
+        "Raise if a local file has changed since it was found or last hashed."
         if (state := self._state()) != self._known:
             change = f"has changed since this call began: it had {self._known[2]:,} bytes, and has {state[2]:,} now"
             raise TextError(f"{self.name} {change}: wait until it is complete, or copy it first")
 
     def _version(self) -> list:
-        "Return what a web server says about the version of a file."
+        "Return the version information that a web server sends for a file."
         facts = self.file.filesystem.info(self.name)
         return [facts.get(key) for key in ("ETag", "Last-Modified", "Content-MD5", "Digest")]
 
@@ -178,7 +178,7 @@ class DatasetPart(Part):
 
     def check_beginning(self) -> None:
         columns = self.dataset.column_names
-        if columns is not None:  # A stream that a function generates may not know
+        if columns is not None:  # Unknown for a stream generated by a function
             check_text_column(columns, self.name, self.options.text_column)
         super().check_beginning()
 
@@ -198,7 +198,7 @@ class DatasetPart(Part):
 
 # %% ../../nbs/text/03_corpus.ipynb #faaa4d07
 def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
-    "Open a folder that `datasets` saved, or a dataset on the Hub; None: the name stands for files."
+    "Open a folder saved by `datasets`, or a dataset on the Hub; return None if the name refers to files."
     path = os.path.expanduser(part)
     if _is_saved_dataset(path):
         return DatasetPart(_train_split(load_from_disk(path), part), options, part)
@@ -216,7 +216,7 @@ def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
 
 
 def _is_saved_dataset(folder: str) -> bool:
-    "Return whether `datasets` saved a folder; files of text may have the names of its files."
+    "Return whether `datasets` saved a folder; a folder of text may contain files with the same names."
     for file, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
         with suppress(OSError, ValueError):
             if isinstance(facts := read_json(os.path.join(folder, file)), dict) and key in facts:
@@ -241,7 +241,7 @@ def _train_split(dataset: Any, name: str = "data_path") -> Dataset | IterableDat
 
 # %% ../../nbs/text/03_corpus.ipynb #87313972
 class IterablePart(Part):
-    "The texts of an iterable, which messages call `kind`; those of an iterator are spooled when they are first read."
+    "The texts of an iterable, called `kind` in messages; an iterator is spooled to disk on the first read."
 
     def __init__(self, texts: Iterable[str], options: ReadOptions, kind: str | None = None):
         self.name, self.options, self._texts = f"data_path ({kind or type(texts).__name__})", options, texts
@@ -299,7 +299,7 @@ class Corpus:
 
     @cached_property
     def weights(self) -> list[float]:
-        "How many times an epoch reads the documents of each source; an exponent takes a pass over the text."
+        "Number of times an epoch reads each source; computing it from an exponent may need a pass over the text."
         if not isinstance(self.mixing, int | float):
             return list(self.mixing or [1.0] * len(self.sources))
         sizes = [0] * len(self.sources)
@@ -350,13 +350,13 @@ def open_corpus(
         raise ConfigError("tokenizer_config", [error])
     for part in parts.values():
         part.check_beginning()
-    if isinstance(mixing, Sequence):  # Of duplicates, the first is kept: that of the source with the largest weight
+    if isinstance(mixing, Sequence):  # Largest weight first, since the first of duplicate documents is kept
         parts = dict(sorted(parts.items(), key=lambda item: -mixing[item[1].source]))
     return Corpus(list(parts.values()), options, sources, mixing)
 
 # %% ../../nbs/text/03_corpus.ipynb #c7d404d2
 def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
-    "Find the parts that `data_path` stands for."
+    "Find the parts that `data_path` refers to."
     if isinstance(data_path, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict)):
         yield DatasetPart(_train_split(data_path), options)
     elif isinstance(data_path, (str, PathLike)):
@@ -394,14 +394,14 @@ def docstrings(
     for folder in folders:
         files = []
         for parent, children, names in os.walk(folder):
-            children[:] = set(children) - skipped  # Not walked either
+            children[:] = set(children) - skipped  # Do not descend into skipped folders
             files += [Path(parent, name) for name in names if name.endswith(".py")]
         for file in sorted(files):
             yield from _read_docstrings(file)
 
 # %% ../../nbs/text/03_corpus.ipynb #70050b57
 def _read_docstrings(file: Path) -> Iterator[str]:
-    "Read the paragraphs of the docstrings in one source file; one that cannot be parsed has none."
+    "Read the paragraphs of the docstrings in one source file; yield nothing if it cannot be parsed."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
@@ -409,7 +409,7 @@ def _read_docstrings(file: Path) -> Iterator[str]:
         except (SyntaxError, ValueError):
             return
     blocks, nodes = ("body", "handlers", "orelse", "finalbody", "cases"), [tree]
-    for node in nodes:  # Statements only: `ast.walk` also visits their expressions, which takes seconds
+    for node in nodes:  # Visits statements only: `ast.walk` also visits expressions, which is slow
         nodes += chain.from_iterable(getattr(node, name, ()) for name in blocks)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             for paragraph in (ast.get_docstring(node) or "").split("\n\n"):

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet", "arrow")
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
 _ALIASES = {"ndjson": "jsonl", "feather": "arrow"}
-TABLES = ("parquet", "arrow")  # Formats with their table of contents at the end
+TABLES = ("parquet", "arrow")  # Formats whose metadata is at the end of the file
 _WEB = ("http://", "https://")  # Not every web server supports range requests
 
 
@@ -51,7 +51,7 @@ def detect_format(name: str) -> tuple[str | None, str | None]:
 
 # %% ../../nbs/text/01_files.ipynb #38e372c6
 def _decompress_streams(stream: BinaryIO, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
-    "Decompress consecutive bz2 or xz streams to the last byte; only zero padding may stand between them."
+    "Decompress consecutive bz2 or xz streams; only zero padding is allowed between them."
     decompressor, data = None, b""
     while data := data or stream.read(_BLOCK):
         if decompressor is None:
@@ -137,13 +137,13 @@ def _name_file(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # The system's have a number
+        is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # OS errors have an errno
         if is_damage and (file.compression or file.format in TABLES):
             kind = ".".join(filter(None, [file.format, file.compression]))
             raise ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}") from error
         if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or (tempfile.gettempdir() if error.errno == ENOSPC else file.name)
-        elif file.filesystem and not isinstance(error, ValueError):  # The readers name the file
+        elif file.filesystem and not isinstance(error, ValueError):  # Readers already name the file
             raise OSError(f"reading {file.name} failed: {type(error).__name__}: {error}") from error
         raise
 
@@ -166,7 +166,7 @@ def find_files(
 
 # %% ../../nbs/text/01_files.ipynb #2498d954
 def _local_files(part: str) -> list[SourceFile]:
-    "Find the files behind a local path or glob; one that several links lead to is read once."
+    "Find the files of a local path or glob; a file with several links is listed once."
     path = Path(os.path.expanduser(part))
     if os.path.isdir(path):
         paths = _known_formats(part, {file: file.relative_to(path).as_posix() for file in sorted(_walk(path))})
@@ -206,7 +206,7 @@ def _format_or_text(name: str) -> tuple[str, str | None]:
 
 
 def _known_formats(part: str, names: dict[Any, str]) -> list:
-    "Keep the files of a folder that have a known extension and are not hidden; `names`: path -> name in the folder."
+    "Return the files of a folder with a known extension that are not hidden; `names`: path -> name in the folder."
     known = [path for path, name in names.items() if not _HIDDEN.search(name) and detect_format(name)[0]]
     others, taken = Counter(), {*known}
     for name in (name for path, name in names.items() if path not in taken):
@@ -273,7 +273,7 @@ _PACKAGES = {  # Protocol -> package that fsspec needs for it
 
 
 def _remote_files(part: str) -> list[SourceFile]:
-    "Find the files behind a URL."
+    "Find the files that a URL refers to."
     if re.search(r"(^|::)(zip|tar|libarchive)://", part):
         raise ValueError(f"data_path {part!r} names an archive: extract it, and pass the folder")
     try:
@@ -291,7 +291,7 @@ def _remote_files(part: str) -> list[SourceFile]:
 
 
 def _web_options(url: str) -> dict[str, Any]:
-    "Return how to read from a web server: as a stream, for as long as it takes, and decompressed once."
+    "Return options for reading from a web server: streamed, without a total timeout, and decompressed only once."
     from fsspec.implementations import http  # Fails without aiohttp
 
     timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)  # Seconds; aiohttp's total is 300
@@ -300,8 +300,8 @@ def _web_options(url: str) -> dict[str, Any]:
 
 # %% ../../nbs/text/01_files.ipynb #5d1e0c7a
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
-    "List the files that a path on a server stands for."
-    if part.startswith(_WEB) or not glob.has_magic(path):  # `?` begins a query on the web, and there are no folders
+    "List the files that a path on a server refers to."
+    if part.startswith(_WEB) or not glob.has_magic(path):  # In a URL, `?` begins a query, and there are no folders
         if part.startswith(_WEB) or not filesystem.isdir(path):
             return [path]
         return _known_formats(part, {file: file[len(path) :] for file in sorted(filesystem.find(path))})

@@ -26,7 +26,7 @@ from .files import check_ratio
 # %% ../../nbs/text/02_readers.ipynb #01d6caab
 @dataclass(frozen=True)
 class ReadOptions:
-    "How bytes become documents."
+    "Options for decoding bytes into documents."
 
     text_column: str = "text"  # Column, or JSON key, that holds the text
     document: str = "line"  # Unit of plain text: "line", "blank-line" (a paragraph) or "file"
@@ -54,7 +54,7 @@ def detect_wide_encoding(head: bytes) -> str | None:
     head = head[: min(len(head), 1024) // 4 * 4]
     if len(head) < 16:
         return None
-    first, second, third, fourth = (4 * head[offset::4].count(0) / len(head) for offset in range(4))  # Shares of NULs
+    first, second, third, fourth = (4 * head[offset::4].count(0) / len(head) for offset in range(4))  # NUL fractions
     patterns = {
         "UTF-32LE": min(third, fourth) == 1 and first < 1 / 8,
         "UTF-32BE": min(first, second) == 1 and fourth < 1 / 8,
@@ -71,7 +71,7 @@ _MAGIC = {
 
 
 def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
-    "Make the error for a byte that is invalid in UTF-8; `head`: the first bytes of the file."
+    "Create the error for an invalid UTF-8 byte; `head`: the first bytes of the file."
     remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
@@ -89,7 +89,7 @@ def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterato
     decoder = codecs.getincrementaldecoder("utf-8")(options.decode_errors)
     line, line_bytes, is_start = 1, 0, True
     for block in chain(head, blocks, [b""]):
-        data = decoder.getstate()[0] + block  # With the bytes of a character that the last block began
+        data = decoder.getstate()[0] + block  # Prepend the incomplete character of the previous block
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -104,14 +104,14 @@ def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterato
 
 
 def _advance(line: int, line_bytes: int, data: bytes) -> tuple[int, int]:
-    "Return the number of the line that is current after `data`, and how many of its bytes have been read."
+    "Return the line number after `data`, and the number of bytes already read in that line."
     newlines = data.count(b"\n")
     return line + newlines, len(data) - data.rfind(b"\n") - 1 if newlines else line_bytes + len(data)
 
 # %% ../../nbs/text/02_readers.ipynb #9503f6a8
 def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[list[str]]:
     "Read lines without their line ends, many at a time."
-    pieces = []  # Of a line that has not ended
+    pieces = []  # Pieces of an unfinished line
     for text in _decode(blocks, name, options):
         end = text.rfind("\n") + 1
         if not end:
@@ -121,7 +121,7 @@ def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Ite
         pieces = [text[end:]]
         lines = block.replace("\r\n", "\n").split("\n")
         lines.pop()
-        del block  # A line can be long: hold it once
+        del block  # A long line would otherwise be in memory twice
         yield lines
     if rest := "".join(pieces):
         yield [rest]
@@ -186,7 +186,7 @@ def extract_texts(rows: Iterable[tuple[int, Any]], location: str, options: ReadO
             yield text
 
 # %% ../../nbs/text/02_readers.ipynb #5dd5f6cf
-_KEYS = object()  # In a JSON object with a repeated key, the key of the list of all keys
+_KEYS = object()  # Key under which a JSON object with repeated keys stores the list of its keys
 
 
 def pick_column(row: Any, location: str, text_column: str) -> Any:
@@ -207,7 +207,7 @@ def check_text_column(columns: Iterable[str], location: str, text_column: str) -
 
 # %% ../../nbs/text/02_readers.ipynb #0522002f
 def read_column(table: Any, text_column: str) -> Sequence[str | None]:
-    "Read a column of a mapping, or of a table of pandas, polars or Arrow; None stands for a row without text."
+    "Read a column of a mapping or of a pandas, polars or Arrow table; None marks a row without text."
     is_arrow = isinstance(table, (pa.Table, pa.RecordBatch))
     names = table if isinstance(table, Mapping) else table.schema.names if is_arrow else table.columns
     check_text_column(names, f"data_path ({type(table).__name__})", text_column)
@@ -223,7 +223,7 @@ def read_column(table: Any, text_column: str) -> Sequence[str | None]:
 
 # %% ../../nbs/text/02_readers.ipynb #4b9e5675
 def _make_object(pairs: list[tuple[str, Any]]) -> dict:
-    "Make a JSON object, and remember repeated keys."
+    "Create a JSON object that records repeated keys."
     row = dict(pairs)
     return row if len(row) == len(pairs) else row | {_KEYS: [name for name, _ in pairs]}
 
@@ -275,7 +275,7 @@ def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iter
             row += 1
             yield row, pick_column(found, location, options.text_column)
         text = text[end:]
-        wanted = 2 * len(text)  # A long object is parsed again only after as much text again has arrived
+        wanted = 2 * len(text)  # Parse a long object again only when the text has doubled
     if depth:
         problem = "the array has no end, so the file is truncated" if depth > 0 else "a ']' has no '['"
         raise ValueError(f"{name}, after row {row}: {problem}")
@@ -344,7 +344,7 @@ def _arrow_file_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Itera
     return arrow_rows(batches, name, options)
 
 # %% ../../nbs/text/02_readers.ipynb #909ce930
-_ROWS = {  # Format -> reader of its rows, and what it counts
+_ROWS = {  # Format -> row reader, and the unit of its row numbers
     "jsonl": (_jsonl_rows, "line"), "json": (_json_rows, "row"), "csv": (_csv_rows, "line"),
     "tsv": (partial(_csv_rows, delimiter="\t"), "line"), "parquet": (_parquet_rows, "row"), "arrow": (_arrow_file_rows, "row"),
 }  # fmt: skip

@@ -45,20 +45,20 @@ class SpooledTexts:
         self._file = tempfile.TemporaryFile(prefix="langmlm-")
         for number, text in rows:
             data = text.encode()
-            with name_in_errors(tempfile.gettempdir()):  # Which `TMPDIR` changes
+            with name_in_errors(tempfile.gettempdir()):  # Users can change it with `TMPDIR`
                 self._file.write(_HEADER.pack(number, len(data)) + data)
         with name_in_errors(tempfile.gettempdir()):
             self._file.flush()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         position, descriptor = 0, self._file.fileno()
-        while header := os.pread(descriptor, _HEADER.size, position):  # Each reader has a position of its own
+        while header := os.pread(descriptor, _HEADER.size, position):  # Each reader keeps its own position
             number, size = _HEADER.unpack(header)
             yield number, os.pread(descriptor, size, position + _HEADER.size).decode()
             position += _HEADER.size + size
 
 # %% ../../nbs/text/04_selection.ipynb #5d1e0c7b
-_LEVELS = 10  # Per factor e in the share of the text
+_LEVELS = 10  # Levels per factor of e in the sampled share of the text
 
 
 class TextSample:
@@ -93,7 +93,7 @@ class TextSample:
         self.lowest, self.bytes = self.find_level(max_bytes)
 
     def find_level(self, max_bytes: int) -> tuple[int, int]:
-        "Find the lowest level from which on the pieces have at most `max_bytes` bytes, and the bytes they have."
+        "Return the lowest level from which the pieces have at most `max_bytes` bytes in total, and their bytes."
         level, size = self.lowest, self.bytes
         while size > max_bytes:
             size -= self._bytes_of_level[level]
@@ -101,7 +101,7 @@ class TextSample:
         return level, size
 
     def pieces(self, level: int = 0) -> Iterator[str]:
-        "Read the pieces of the sample from a level on, in the order of the text."
+        "Read the pieces of the sample at or above a level, in the order of the text."
         return (piece for number, piece in self._spool if number >= max(level, self.lowest))
 
 # %% ../../nbs/text/04_selection.ipynb #c107fbe8
@@ -117,7 +117,7 @@ def affordable_bytes(sample: TextSample, words_of: Callable, limit: int, probe_b
             words.update(words_of(piece))
         points.append((size, sum(map(len, words))))
     (small, small_distinct), (large, large_distinct) = points
-    if not 0 < small < large or large_distinct == 0:  # A few huge pieces: growth cannot be measured
+    if not 0 < small < large or large_distinct == 0:  # Too few pieces to measure growth
         return limit
     exponent = min(max(log(large_distinct / max(small_distinct, 1)) / log(large / small), 0.1), 1.0)
     return min(int(large * (limit / large_distinct) ** (1 / exponent)), sample.bytes)
@@ -148,7 +148,7 @@ def hash_documents(documents: Iterable[str], first: int = 0) -> np.ndarray:
 
 # %% ../../nbs/text/04_selection.ipynb #3171bd3a
 class ContentHash:
-    "A hash of sequences that are added piece by piece."
+    "Incremental hash of sequences."
 
     def __init__(self):
         self._ids, self._lengths = xxh3_128(), xxh3_128()
@@ -181,7 +181,7 @@ def _drop_repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write_hashes(file: Path, hashes: np.ndarray) -> np.ndarray:
     "Write one hash of each document to a file, sorted; return the indices of duplicates among the documents."
     first, duplicates = _drop_repeated(hashes)
-    file.write_bytes(first.view(np.uint8))  # `tofile` would not say that the disk is full
+    file.write_bytes(first.view(np.uint8))  # `tofile` would hide a full disk
     return duplicates
 
 # %% ../../nbs/text/04_selection.ipynb #5f39853b
@@ -190,7 +190,7 @@ def find_duplicates(files: Sequence[Path], hashes_per_range: int = 2**20) -> Ite
     ranges = ceil(sum(file.stat().st_size for file in files) / HASH.itemsize / hashes_per_range)
     begins = [0] * len(files)
     for number in range(1, ranges + 1):
-        bound = number * 2**64 // ranges  # Above every hash in the last range
+        bound = number * 2**64 // ranges  # Exclusive upper bound; in the last range, above every hash
         pieces = []
         for index, file in enumerate(files):
             rows = np.memmap(file, HASH, "r")
@@ -218,7 +218,7 @@ def mark_duplicates(
 
 
 def _mark(marks: np.ndarray, indices: np.ndarray) -> None:
-    "Set the bits of documents."
+    "Set the bits at some document indices."
     np.bitwise_or.at(marks, indices >> 3, np.uint8(1) << (indices & 7).astype(np.uint8))
 
 # %% ../../nbs/text/04_selection.ipynb #c05f7ce9
@@ -247,7 +247,7 @@ def _write_signatures(documents: Iterable[str], file: Path) -> int:
     with open(file, "wb") as stream:
         for document in documents:
             signature, shingles = empty.copy(), _hash_shingles(document)
-            for first in range(0, len(shingles), 2**14):  # Bounds the memory for a long document
+            for first in range(0, len(shingles), 2**14):  # Limits memory for long documents
                 signature.update_batch(shingles[first : first + 2**14].tolist())
             stream.write(signature.hashvalues.astype("<u4").tobytes())
             count += 1
@@ -271,7 +271,7 @@ def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: floa
 
 
 def _find_candidates(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Iterate over the indices of rows that are equal to an earlier row, with the first of these."
+    "Iterate over the indices of rows that equal an earlier row, paired with the first equal row."
     keys = np.zeros(len(rows), np.uint64)
     for column in rows.T:
         keys = (keys + column) * np.uint64(0x9E3779B97F4A7C15)

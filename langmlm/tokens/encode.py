@@ -47,7 +47,7 @@ def _make_batches(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
         yield batch, characters
 
 # %% ../../nbs/tokens/02_encode.ipynb #af788c08
-_CACHED_WORDS = 2**16  # Some tens of megabytes
+_CACHED_WORDS = 2**16  # Tens of megabytes
 
 
 class Encoder:
@@ -75,17 +75,17 @@ class Encoder:
         return ids, np.add.reduceat(lengths, np.cumsum(counts) - counts)
 
     def _split(self, text: str) -> list[str]:
-        "Split a text into pieces that together have the tokens of the whole."
+        "Split a text into pieces whose tokens, concatenated, are those of the whole text."
         ends = [0]
         while ends[-1] < len(text):
             ends.append(_find_split(self._backend, text, ends[-1], self._splits_at_spaces))
         return [text[begin:end] for begin, end in pairwise(ends)] or [text]
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        "Encode texts as they are."
+        "Encode texts without splitting them."
         with _panics_as_errors():
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids = array("I")  # Copies a list faster than NumPy does
+        ids = array("I")  # Faster than NumPy at copying a list
         for encoding in encodings:
             ids.fromlist(encoding.ids)
         return np.frombuffer(ids, np.uint32), np.fromiter(map(len, encodings), np.int64, len(encodings))
@@ -112,7 +112,7 @@ _BEFORE_PUNCTUATION = re.compile(r"(?<=\w)(?=[^\w\s])")
 
 
 def _find_split(backend: Tokenizer, text: str, begin: int, splits_at_spaces: bool) -> int:
-    "Return where the piece that begins at a position ends: where splitting changes no token, or with the text."
+    "Return the end of the piece that starts at `begin`: where splitting changes no token, or the end of the text."
     if len(text) - begin <= _CACHE_CHARACTERS:
         return len(text)
     most = begin + _MAX_CHARACTERS
@@ -127,7 +127,7 @@ def _find_split(backend: Tokenizer, text: str, begin: int, splits_at_spaces: boo
 
 
 def _changes_nothing(backend: Tokenizer, text: str, point: int) -> bool:
-    "Return whether the text around a point has the same tokens in two pieces, and no word across the point."
+    "Return whether splitting at a point keeps the tokens around it, and no word crosses the point."
     left, right = text[max(0, point - _CONTEXT) : point], text[point : point + _CONTEXT]
     with _panics_as_errors():
         whole, *halves = (backend.encode(part, add_special_tokens=False) for part in (left + right, left, right))
@@ -144,7 +144,7 @@ def _can_split_at_spaces(backend: Tokenizer) -> bool:
 
 # %% ../../nbs/tokens/02_encode.ipynb #92a854ca
 def find_unknown_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    "Return the ids that stand for unknown text: usually one, none if the tokenizer drops such text or never meets any."
+    "Return the ids of unknown tokens: usually one; [] if the tokenizer drops unknown text or can encode any text."
     names = {tokenizer.unk_token, getattr(tokenizer.backend_tokenizer.model, "unk_token", None)}
     ids = map(tokenizer.backend_tokenizer.token_to_id, filter(None, names))
     return sorted({id for id in ids if id is not None})
@@ -157,7 +157,7 @@ def map_in_order(
     function: Callable[[_Item], _Result],
     items: Iterable[tuple[_Item, int]],  # Each with its number of characters
     num_workers: int | None = None,  # Threads; None: one per core
-    max_characters: int | None = None,  # Maximum in flight, unless a single item has more; None: 3 batches per thread
+    max_characters: int | None = None,  # Maximum in flight, except for a single longer item; None: 3 batches per thread
 ) -> Iterator[_Result]:
     "Apply a function to a stream of items on several threads, in order."
     num_workers = num_workers or os.cpu_count() or 1
@@ -243,9 +243,9 @@ def _needs_no_space(token: bytes) -> bool:
     "Return whether a token begins with a character, or its first bytes, of a script without spaces."
     if not token or 0x80 <= token[0] < 0xC0:
         return False
-    ends = [(token[:4] + rest * 3).decode(errors="ignore")[:1] for rest in (b"\x80", b"\xbf")]  # Of a partial character
-    if not all(ends) or unicodedata.category(ends[0]) in ("Mn", "Mc"):  # Marks join the character before
-        return token == b"\xe0"  # Thai, in a tokenizer that knows no character of it
+    ends = [(token[:4] + rest * 3).decode(errors="ignore")[:1] for rest in (b"\x80", b"\xbf")]  # Possible characters
+    if not all(ends) or unicodedata.category(ends[0]) in ("Mn", "Mc"):  # Marks modify the previous character
+        return token == b"\xe0"  # First byte of Thai in a vocabulary without Thai characters
     return all(any(first <= ord(end) <= last for first, last in _SCRIPTS_WITHOUT_SPACES) for end in ends)
 
 # %% ../../nbs/tokens/02_encode.ipynb #b1531f93
@@ -288,7 +288,7 @@ def _split_one(flags: np.ndarray, capacity: int, split_on: str = "token", stride
     begin = 0
     while begin + capacity < len(flags):
         most = begin + capacity
-        least = begin + stride + 1  # An earlier split would make no progress
+        least = begin + stride + 1  # Splitting earlier would make no progress
         ends = [last[most] for last, reach in candidates if last[most] >= max(least, most + 1 - reach)]
         end = ends[0] if ends else most
         yield begin, end
@@ -307,7 +307,7 @@ def split_documents(
     stride: int = 0,  # Tokens that a sequence repeats from the previous one of its document; below `capacity`
     times: np.ndarray | None = None,  # [documents] how many times an epoch reads each; None: once
 ) -> tuple[np.ndarray, np.ndarray]:  # Ids of sequences, concatenated, in the dtype of `ids`; [sequences] lengths
-    "Split documents into sequences with their special tokens; a document without tokens gives none."
+    "Split documents into sequences with special tokens; a document without tokens yields no sequence."
     if lengths.sum() != len(ids):
         raise ValueError(f"lengths must add up to the number of ids, got {lengths.sum():,} and {len(ids):,}")
     times = np.ones(len(lengths), np.int64) if times is None else times
@@ -328,7 +328,7 @@ def _copy_sequences(ids: np.ndarray, bounds: np.ndarray, ends: tuple[int, int]) 
     lengths = bounds[:, 1] - bounds[:, 0] + 2
     last = np.cumsum(lengths) - 1
     first = last - lengths + 1
-    sources = np.arange(lengths.sum()) + np.repeat(bounds[:, 0] - 1 - first, lengths)  # One more at both ends of a slice
+    sources = np.arange(lengths.sum()) + np.repeat(bounds[:, 0] - 1 - first, lengths)  # One extra token at both ends
     copied = ids.take(sources, mode="clip")
     copied[first], copied[last] = ends
     return copied, lengths

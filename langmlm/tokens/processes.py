@@ -46,7 +46,7 @@ def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
 
 # %% ../../nbs/tokens/04_processes.ipynb #a964c3aa
 PROCESS_TIMEOUT = 300  # Seconds without a heartbeat after which a process counts as dead
-_HEARTBEAT = 2  # Seconds from one to the next
+_HEARTBEAT = 2  # Seconds between heartbeats
 _calls = count()  # All processes of a launch make the same calls in the same order
 
 
@@ -61,33 +61,33 @@ def _launch_name() -> str:
 
 # %% ../../nbs/tokens/04_processes.ipynb #936e2e6b
 class SharedFolder:
-    "A folder for unfinished work, in which the processes of a launcher tell each other what they have done."
+    "A folder for unfinished work, through which launched processes exchange their states."
 
     def __init__(self, path: Path):
         (self.rank, self.ranks), self.path = process_rank(), path
         self._call = f"{_launch_name()}-{next(_calls)}" if self.ranks > 1 else ""
-        self._heartbeats = {}  # Rank -> its last heartbeat, and when this process saw it first
+        self._heartbeats = {}  # Rank -> last heartbeat, and when this process first saw it
 
     def _file(self, rank: int, state: str) -> Path:
         return self.path / f"process-{rank}.{self._call}.{state}"
 
     def tell(self, state: str, message: str = "") -> None:
-        "Tell the other processes, if there are any, what this one has done, in a word such as `done`."
+        "Publish the state of this process to the other processes, in one word such as `done`."
         if self.ranks > 1:
             write_json(self._file(self.rank, state), message)
 
     def has_told(self, rank: int, state: str) -> bool:
-        "Return whether a process has told this; of itself, a process knows it."
+        "Return whether a process has published this state; always true for this process itself."
         return rank == self.rank or self._file(rank, state).exists()
 
     def forget_earlier_calls(self) -> None:
-        "Delete what the processes of earlier calls have told."
+        "Delete the states that processes of earlier calls published."
         for file in self.path.glob("process-*"):
             if f".{self._call}." not in file.name:
                 file.unlink(missing_ok=True)
 
     def check(self) -> None:
-        "Raise a `ProcessFailed` if another process has failed, or its heartbeat has stopped for long."
+        "Raise `ProcessFailed` if another process has failed or its heartbeat has timed out."
         others = [rank for rank in range(self.ranks) if rank != self.rank]
         for rank in others:
             if self._file(rank, "failed").exists():
@@ -111,7 +111,7 @@ class SharedFolder:
             time.sleep(0.2)
 
     def make_once(self, name: str, make: Callable[[Path], bytes]) -> bytes:
-        "Make a file once for all processes and interruptions, with a scratch folder, and return its content."
+        "Create a file once for all processes and resumed calls, using a scratch folder, and return its content."
         file = self.path / name
         if self.rank == 0 and not file.exists():
             with TemporaryDirectory(dir=self.path) as scratch:
@@ -145,7 +145,7 @@ def _heartbeat(work: SharedFolder) -> Iterator[None]:
 
 # %% ../../nbs/tokens/04_processes.ipynb #3003cc12
 def unfinished_folder(target: Path, key: str) -> Path:
-    "Name the folder for the unfinished work on a result that has a key."
+    "Return the path of the folder for unfinished work on a result with this key."
     return target.with_name(f".{target.name}.{key[:12]}.unfinished")
 
 
@@ -164,7 +164,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
                 for other in sorted({*target.parent.glob(f".{target.name}.*.unfinished")} - {path}):
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
-                if read_manifest(target):  # Else it is missing or empty
+                if read_manifest(target):  # Otherwise it is missing or empty
                     text = "%s is of other text or options and will be replaced: to keep it, and to resume runs with it, set %s"
                     logger.warning(text, target, parameter)
                 work.tell("ready")
@@ -181,7 +181,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
 
 # %% ../../nbs/tokens/04_processes.ipynb #7b1c40de
 def reuse_finished(target: Path, key: str) -> dict[str, Any] | None:
-    "Return the manifest of a complete result, or None; delete its folder of unfinished work, which a late kill leaves."
+    "Return the manifest of a complete result, or None; delete unfinished work that a late kill left behind."
     manifest = read_finished(target, key)
     if manifest and process_rank()[0] == 0:
         shutil.rmtree(unfinished_folder(target, key), ignore_errors=True)

@@ -38,7 +38,7 @@ def count_text(documents: list[str]) -> tuple[int, int, Counter]:
     dark = classes > 0
     words = np.count_nonzero(dark[1:] > dark[:-1]) + bool(len(dark) and dark[0])
     unusual = Counter(_UNUSUAL.findall(text)) if (classes == 2).any() else Counter()
-    if not unicodedata.is_normalized("NFC", text):  # Accents that have a character together with their letter
+    if not unicodedata.is_normalized("NFC", text):  # Accents that form a single character with their letter
         apart = "\n".join(document for document in documents if not unicodedata.is_normalized("NFC", document))
         unusual |= Counter(_ACCENTS.findall(apart)) - Counter(_ACCENTS.findall(unicodedata.normalize("NFC", apart)))
     named = Counter({f"U+{ord(character):04X}": count for character, count in unusual.items()})
@@ -54,12 +54,12 @@ def count_lengths(lengths: np.ndarray) -> list[int]:
 
 
 def pack_bits(used: np.ndarray) -> str:
-    "Encode booleans as text, eight in a byte, in base 64."
+    "Encode booleans as base64 text, eight per byte."
     return base64.b64encode(np.packbits(used)).decode()
 
 
 def _unpack_bits(packed: str) -> np.ndarray:
-    "Decode a text from `pack_bits` into uint8, with zeros up to a whole byte."
+    "Decode the output of `pack_bits` into uint8, zero-padded to a whole byte."
     return np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8))
 
 
@@ -69,7 +69,7 @@ def add_statistics(vocab_size: int, parts: Iterable[dict[str, Any]]) -> dict[str
     total: dict[str, Any] = dict.fromkeys(names, 0) | {"unusual": {}, "skipped": {}, "sources": {}, "longest_token": ""}
     total |= {"lengths": count_lengths(np.zeros(0, int)), "used": pack_bits(np.zeros(vocab_size, bool))}
     for part in parts:
-        total |= {name: total[name] + part.get(name, 0) for name in names}  # Older parts have no `unknown`
+        total |= {name: total[name] + part.get(name, 0) for name in names}  # Parts from older versions lack `unknown`
         for name in ("unusual", "skipped"):
             total[name] = dict(sorted((Counter(total[name]) + Counter(part[name])).items()))
         for name, counts in part.get("sources", {}).items():  # Tokens in the text, and in an epoch
@@ -118,7 +118,7 @@ class Report(dict):
 
     def plot(self) -> Any:  # A `Figure` of Matplotlib
         "Draw a histogram of document lengths in tokens."
-        import matplotlib.pyplot as plt  # Here, since it would slow down the start of every command
+        import matplotlib.pyplot as plt  # Imported here because it would slow down the start of every command
 
         counts = _length_counts(self)
         figure, axes = plt.subplots(figsize=(6, 2.5))
@@ -178,12 +178,12 @@ def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _count(number: int, noun: str) -> str:
-    "Write a number with its noun."
+    "Format a number with its noun, singular or plural."
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _most_common(counts: dict[str, int]) -> str:
-    "Write the five most frequent names with their counts."
+    "Format the five most frequent names with their counts."
     shown = Counter(counts).most_common(5)
     others = sum(counts.values()) - sum(count for _, count in shown)
     parts = [f"{count:,} x {name}" for name, count in shown] + ([_count(others, "other")] if others else [])
@@ -195,7 +195,7 @@ _CATEGORIES = {"Cc": "control character", "Co": "private use", "Cn": "unassigned
 
 
 def _character_name(code_point: str) -> str:
-    "Name a character, given as for instance U+0000; many unusual characters have no name in Unicode."
+    "Return a code point such as `U+0000` with a name, or with its category if Unicode has no name for it."
     character = chr(int(code_point[2:], 16))
     name = _NAMES.get(code_point) or unicodedata.name(character, "").lower()
     return f"{code_point} {name or _CATEGORIES.get(unicodedata.category(character), 'unnamed')}"

@@ -39,12 +39,12 @@ from .tokenizer import TokenizerConfig, fingerprint_tokenizer
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/tokens/05_shards.ipynb #a4b3c3e1
-SHARD_CHARACTERS = 2**25  # A shard ends when it has so many characters, or with the corpus
+SHARD_CHARACTERS = 2**25  # A shard ends when it has this many characters, or at the end of the corpus
 
 
 @dataclass(frozen=True)
 class _Position:
-    "A border between two shards."
+    "A boundary between two shards."
 
     shard: int = 0  # Index of the shard that begins here
     part: int = 0  # Index of the part of the corpus
@@ -63,14 +63,14 @@ class _Batch:
     characters: int = 0
     reads: list[int] = field(default_factory=list)  # How many times an epoch reads each document
     sources: list[str] = field(default_factory=list)  # Entry of `data_path` that each document belongs to
-    end: _Position | None = None  # Of its shard; None: the batch is not the last of the shard
-    skipped: Counter = field(default_factory=Counter)  # In the parts of the corpus that end in the shard
+    end: _Position | None = None  # End of its shard; None: the batch is not the last of the shard
+    skipped: Counter = field(default_factory=Counter)  # Counted in the corpus parts that end in this shard
     is_last: bool = False  # Of the corpus
 
 # %% ../../nbs/tokens/05_shards.ipynb #e38ccbc5
 def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, marks: bytes = b"") -> Iterator[_Batch]:
-    "Group the documents after a position into batches and shards, without those that are marked as duplicates."
-    weights = corpus.mixing is not None and corpus.weights  # Perhaps by a pass over the text, so before the one below
+    "Group the documents after a position into batches and shards, skipping marked duplicates."
+    weights = corpus.mixing is not None and corpus.weights  # Computed first, since it may need a pass over the text
     begin, total, in_shard, batch, is_full, skipped = position, position.total, 0, None, True, Counter()
     for part in range(position.part, len(corpus.parts)):
         documents = iter(corpus.documents(part))
@@ -158,14 +158,14 @@ class _BatchTokenizer:
 
 # %% ../../nbs/tokens/05_shards.ipynb #0e2f653f
 def _write_shard(folder: Path, last: _Batch, tokenized: list[_Tokenized], config: TokenizerConfig, size: int) -> None:
-    "Write the files of a shard, given its last batch, and then its manifest; `size` is that of the vocabulary."
+    "Write the files of a shard, given its last batch, and then its manifest; `size` is the vocabulary size."
     path, splits = folder / f"shard-{last.begin.shard:05}", {}
     statistics = add_statistics(size, [batch.statistics for batch in tokenized])
     if last.begin.shard == 0:
         check_unknown(statistics)
     statistics["dropped"] = last.end.total - last.begin.total - statistics["documents"]
     statistics["skipped"] = dict(sorted(last.skipped.items()))
-    shutil.rmtree(path, ignore_errors=True)  # A damaged or unfinished one
+    shutil.rmtree(path, ignore_errors=True)  # Remove a damaged or unfinished shard
     path.mkdir()
     if not config.drop_duplicates:
         hashes = np.concatenate([batch.hashes for batch in tokenized])
@@ -237,7 +237,7 @@ def _write_shards(
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d
 _MANY_FILES = 1_000  # Every process opens all files, so more than these are joined
-_JOINED_BYTES = 2**28  # In a joined file, about
+_JOINED_BYTES = 2**28  # Approximate size of a joined file
 
 
 def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, str]:
@@ -270,12 +270,12 @@ def _write_split(folder: Path, files: list[Path], vocab_size: int) -> dict[str, 
 # %% ../../nbs/tokens/05_shards.ipynb #d72628b6
 _DATASET_OPTIONS = ("max_length", "long_lines", "split_on", "stride", "drop_duplicates", "validation_fraction")
 _JOB = (*_DATASET_OPTIONS, "source", "tokenizer", "vocab_size", "shard_characters", "format", "key")
-_IF_SET = ("near_duplicates", "near_duplicates_found")  # In the jobs that search them
+_IF_SET = ("near_duplicates", "near_duplicates_found")  # Only in jobs that search for near-duplicates
 _Shards = dict[int, dict[str, Any]]  # By index: manifest, with the folder
 
 
 def _describe_job(source: str, tokenizer: PreTrainedTokenizerBase, config: TokenizerConfig, characters: int) -> dict:
-    "Return everything that decides a dataset, and its key."
+    "Return everything that determines a dataset, with its key."
     job = {name: getattr(config, name) for name in _DATASET_OPTIONS}
     job |= {"source": source, "tokenizer": fingerprint_tokenizer(tokenizer), "vocab_size": len(tokenizer)}
     job |= {"shard_characters": characters, "format": 2}
@@ -301,7 +301,7 @@ def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
 
 # %% ../../nbs/tokens/05_shards.ipynb #7a4e4f7a
 def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: Path | None = None) -> Report:
-    "Make a dataset folder from all shards of a corpus."
+    "Write a dataset folder from all shards of a corpus."
     if missing := sorted(set(range(total)) - shards.keys()):
         raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged")
     manifest = _summarize(job, shards)
@@ -318,18 +318,18 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
 
 # %% ../../nbs/tokens/05_shards.ipynb #many0202
 def _own_files(corpus: Corpus, config: TokenizerConfig) -> Corpus | None:
-    "Return the files that one of several machines reads; None: they cannot be shared out, and it reads everything."
+    "Return the files that one of several machines reads; None if they cannot be divided, so that it reads all."
     part, parts = config.shard
     sizes = np.array([entry.size if isinstance(entry, FilePart) and entry.is_stable else None for entry in corpus.parts])
     reads_all = config.drop_duplicates or config.near_duplicates or corpus.mixing is not None
     if reads_all or None in sizes or max(sizes) * parts > sum(sizes):
         return None
-    owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By the middle of each file, so that none has no file
+    owners = (np.cumsum(sizes) - sizes / 2) * parts // sum(sizes)  # By file midpoints, so that every machine has a file
     return Corpus([entry for entry, owner in zip(corpus.parts, owners) if owner == part], corpus.options)
 
 # %% ../../nbs/tokens/05_shards.ipynb #many0203
 def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) -> tuple[dict, _Shards, int]:
-    "Number the shards of parts that have read different files, and describe the job that would have read all of them."
+    "Number the shards of parts that read different files, and describe the equivalent job on all files."
     shards, total, digests = {}, 0, []
     for folder in folders:
         shards |= {total + index: record for index, record in _read_shards(folder).items()}
@@ -339,7 +339,7 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
 
 # %% ../../nbs/tokens/05_shards.ipynb #395458fc
 def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> None:
-    "Make a folder from the shards of one machine."
+    "Write a part folder from the shards of one machine."
     with atomic_folder(target, within) as partial:
         for record in shards.values():
             shutil.copytree(record["folder"], partial / record["folder"].name, copy_function=link_or_copy)
@@ -405,15 +405,15 @@ def _keep_finished_shards(work: SharedFolder) -> Iterator[None]:
 def write_dataset(
     corpus: Corpus,  # From `open_corpus`
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
-    config: TokenizerConfig,  # What to make of the text, and where
-    shard_characters: int = SHARD_CHARACTERS,  # A shard ends when it has so many characters, or with the corpus
+    config: TokenizerConfig,  # Tokenization options, and where to write
+    shard_characters: int = SHARD_CHARACTERS,  # Characters after which a shard ends; the last one may be shorter
     source: str | None = None,  # Fingerprint of the corpus; None: compute it
 ) -> Report:  # The manifest of the dataset, with statistics of the text
     "Tokenize a corpus into a dataset folder, or make a part of it; resume where an earlier call was interrupted."
     (part, parts), (rank, ranks), target = config.shard or (0, 1), process_rank(), Path(config.dataset_folder)
     turn, read, own = (part + parts * rank, parts * ranks), {}, config.shard and _own_files(corpus, config)
     if own:
-        source = hash_json([[Path(entry.name).name, entry.size] for entry in corpus.parts])  # Without reading the others
+        source = hash_json([[Path(entry.name).name, entry.size] for entry in corpus.parts])  # Avoids reading all files
         read = {"digests": [entry.digest() for entry in own.parts], "read_options": asdict(corpus.options)}
         corpus, turn = own, (rank, ranks)
     job = _describe_job(source or corpus.fingerprint(), tokenizer, config, shard_characters)
@@ -438,11 +438,11 @@ def write_dataset(
 
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1
 def _mark_documents(corpus: Corpus, work: SharedFolder, config: TokenizerConfig) -> tuple[bytes, dict[str, int]]:
-    "Mark the documents to drop, and count the near-duplicates if they are searched."
+    "Mark the documents to drop, and count near-duplicates if `near_duplicates` is set."
     exact = work.make_once("duplicates.bits", partial(mark_duplicates, corpus)) if config.drop_duplicates else b""
     if not config.near_duplicates:
         return exact, {}
     mark = partial(mark_near_duplicates, corpus, threshold=config.near_duplicates)
     near = work.make_once("near-duplicates.bits", mark)
-    marks = bytes(first | second for first, second in zip(exact, near))  # None, unless duplicates are dropped
+    marks = bytes(first | second for first, second in zip(exact, near))  # Empty unless duplicates are dropped
     return marks, {"near_duplicates_found": int.from_bytes(near).bit_count()}

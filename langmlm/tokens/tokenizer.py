@@ -52,13 +52,13 @@ def _split_words(text: str, untrained: Tokenizer) -> list[str]:
     return [word for word, _ in untrained.pre_tokenizer.pre_tokenize_str(text)]
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #e0606f53
-_MAX_DISTINCT_BYTES = 50_000_000  # In distinct words: about 5.5 GB of memory
+_MAX_DISTINCT_BYTES = 50_000_000  # Maximum bytes of distinct words: about 5.5 GB of memory
 
 
 def draw_training_text(
     documents: Iterable[str], untrained: Tokenizer, config: TokenizerConfig, max_distinct: int = _MAX_DISTINCT_BYTES
 ) -> TextSample:
-    "Draw the text that trains the tokenizer, no more of it than fits in memory."
+    "Sample the text that the tokenizer is trained on, limited to what fits into memory."
     sample = TextSample(documents, config.max_train_bytes, config.seed)
     affordable = affordable_bytes(sample, lambda piece: _split_words(piece, untrained), max_distinct)
     if affordable < sample.bytes:
@@ -73,7 +73,7 @@ def draw_training_text(
 # %% ../../nbs/tokens/01_tokenizer.ipynb #d41e2783
 def train_tokenizer(
     documents: Iterable[str],  # Read once
-    config: TokenizerConfig,  # Vocabulary, and what is done to the text before
+    config: TokenizerConfig,  # Vocabulary and text normalization options
 ) -> PreTrainedTokenizerBase:  # A `RobertaTokenizer`, or a `PreTrainedTokenizerFast` if the text is normalized
     "Train a byte-level BPE tokenizer on a sample of documents."
     untrained = make_untrained_tokenizer(config)
@@ -96,7 +96,7 @@ def train_tokenizer(
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #64ec7ec0
 def wrap_backend(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedTokenizerFast:
-    "Make a tokenizer of a backend, with the special tokens of another tokenizer."
+    "Wrap a Rust backend as a tokenizer with the special tokens of another tokenizer."
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     roles = {role: added[token] for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     if extra := [added[token] for token in tokenizer.all_special_tokens if added[token] not in roles.values()]:
@@ -130,13 +130,13 @@ _PROBE_SECONDS = 60
 
 
 def _probe(backend: Tokenizer) -> str | None:
-    "Say that a tokenizer panics on a short text or takes long for it, or return None."
+    "Return an error message if a tokenizer panics on a short text or is too slow on it, else None."
     failures = []
 
     def encode() -> None:
         try:
             backend.encode_batch_fast([_PROBE], add_special_tokens=False)
-        except BaseException as error:  # A panic of the backend is no `Exception`; others depend on the text
+        except BaseException as error:  # A backend panic is not an `Exception`; other errors depend on the text
             failures.extend([] if isinstance(error, Exception) else [error])
 
     thread = Thread(target=encode, daemon=True)  # Cannot be stopped, but does not keep the process alive
@@ -160,10 +160,10 @@ def load_tokenizer(
         raise ValueError(f"tokenizer={str(name)!r} is the folder of a dataset: name that of a tokenizer")
     if not files and os.path.isdir(final := os.path.join(name, "final_model")):
         raise ValueError(f"tokenizer={str(name)!r} is the folder of a run: name its model, {final!r}")
-    kind = RobertaTokenizer if files == {"vocab.json", "merges.txt"} else AutoTokenizer  # Those of Langformers
+    kind = RobertaTokenizer if files == {"vocab.json", "merges.txt"} else AutoTokenizer  # Saved by Langformers
     try:
         tokenizer = kind.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # Damaged files raise nearly any kind
+    except Exception as error:  # Damaged files can raise almost any exception
         reason = "cannot be read" if files else "is neither a tokenizer folder nor a name on the Hub"
         reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
         raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
@@ -187,19 +187,19 @@ def copy_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation(), backend.no_padding()
     if isinstance(backend.model, BPE):
-        backend.model.dropout = None  # It makes the tokens of a text random
+        backend.model.dropout = None  # BPE dropout would make tokenization random
     return backend
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #8156ffbd
 def fingerprint_tokenizer(
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
 ) -> str:  # 32 hexadecimal digits
-    "Hash everything that decides how a tokenizer turns text into ids."
+    "Hash everything that determines how a tokenizer converts text to ids."
     return _hash_meaning(copy_backend(tokenizer).to_str())
 
 
 def _hash_meaning(content: str) -> str:
-    "Hash a `tokenizer.json`, whatever the version of `tokenizers` that wrote it."
+    "Hash the content of a `tokenizer.json`, independent of the version of `tokenizers` that wrote it."
 
     def without_unset(facts: Any) -> Any:
         if isinstance(facts, dict):
@@ -221,7 +221,7 @@ VOCABULARY_OPTIONS = (
 # %% ../../nbs/tokens/01_tokenizer.ipynb #71a9187a
 @contextmanager
 def reuse_or_train_tokenizer(corpus: Corpus, config: TokenizerConfig, source: str) -> Iterator[PreTrainedTokenizerBase]:
-    "Load the tokenizer of a text with this fingerprint, or train it; it gets its name when the `with` block succeeds."
+    "Load the tokenizer of a text with this fingerprint, or train it; it is saved when the `with` block succeeds."
     facts = {"source": source, **{name: getattr(config, name) for name in (*VOCABULARY_OPTIONS, "max_length")}}
     facts["key"] = key = hash_json(facts)
     target = Path(config.path_to_save_tokenizer)

@@ -45,10 +45,10 @@ TRAINER_STATE, _OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
 
 def save_model(
     folder: str | PathLike,  # Replaced if it exists; renamed instead if it holds anything other than a model
-    model: PreTrainedModel,  # To save
-    tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    model: PreTrainedModel,  # Model to save
+    tokenizer: PreTrainedTokenizerBase,  # Tokenizer of the model
     card: str | None = None,  # Content of its `README.md`, which may be edited later; None: no card
-    step: int | None = None,  # Optimizer steps done, recorded in the manifest; None: not of a run
+    step: int | None = None,  # Optimizer steps done, recorded in the manifest; None: not from a run
 ) -> None:
     "Save a model and its tokenizer for stock `transformers`."
     folder = Path(folder)
@@ -66,8 +66,8 @@ def save_model(
 
 def save_checkpoint(
     run_folder: Path,  # The checkpoint becomes `checkpoint-<step>` in it
-    model: PreTrainedModel,  # To save
-    tokenizer: PreTrainedTokenizerBase,  # The one that its token ids come from
+    model: PreTrainedModel,  # Model to save
+    tokenizer: PreTrainedTokenizerBase,  # Tokenizer of the model
     optimizer: Optimizer,  # Whose state is saved
     trainer_state: dict,  # Content of `trainer_state.json`; its `global_step` names the folder
 ) -> Path:  # The new checkpoint
@@ -99,9 +99,9 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    "Write the files of a model and its tokenizer into a folder, and share its tensors."
+    "Write the files of a model and its tokenizer into a folder; tensor files get the permissions of the config."
     with _without_progress_bars():
-        model.save_pretrained(folder, save_original_format=False)  # Otherwise old names come back: `LayerNorm.gamma`
+        model.save_pretrained(folder, save_original_format=False)  # True restores names like `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
     _share(folder)
 
@@ -128,7 +128,7 @@ def newest_checkpoint(
 
 
 def _check_readable(folder: Path) -> None:
-    "Raise a `PermissionError` if this user may not read a folder or a file in it, which is not damage."
+    "Raise a `PermissionError` if this user may not read a folder or a file in it; this does not count as damage."
     hidden = [] if os.access(folder, os.R_OK | os.X_OK) else [folder]
     hidden = hidden or [path for path in folder.iterdir() if path.is_file() and not os.access(path, os.R_OK)]
     if hidden:  # Dangling links are damage, which is reported elsewhere
@@ -139,7 +139,7 @@ _SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
 
 
 def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Path]:
-    "Return the superseded checkpoints beyond a limit, the oldest of those whose step the run has reached again."
+    "Return the oldest superseded checkpoints beyond a limit, only for steps that the run has reached again."
     folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
     intact = [path for path in folders if not find_damage(path, digests=False)]
     intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
@@ -163,7 +163,7 @@ def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
 def set_aside(folder: Path) -> Path:
-    "Rename a file or folder to `superseded-<name>`, with a number where that is taken; return the new path."
+    "Rename a file or folder to `superseded-<name>`, with a number if that exists; return the new path."
     names = (f"superseded-{folder.name}" + (f"-{again}" if again > 1 else "") for again in count(1))
     return folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
 
@@ -179,7 +179,7 @@ def set_aside_newer(run_folder: Path, step: int) -> None:
 # %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
 def load_model(
     name: str | PathLike,  # Folder, or name on the Hub
-) -> PreTrainedModel:  # Of its own class, in float32, whatever precision it was saved in
+) -> PreTrainedModel:  # Of the saved class, always in float32
     "Load a stock model of one of `MODEL_TYPES`, or raise an error; weights that are missing are named."
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -195,7 +195,7 @@ def load_model(
         # Under FSDP, transformers would leave the weights out in all processes but the first
         everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
         with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # For weights that a checkpoint does not have
+            torch.manual_seed(0)  # For weights that are missing in the checkpoint
             options = {"dtype": torch.float32, "output_loading_info": True}
             load = AutoModelForMaskedLM.from_pretrained
             model, loading = load(name, trust_remote_code=False, weights_only=True, **options)
@@ -205,7 +205,7 @@ def load_model(
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
-    return copy.deepcopy(model)  # Into memory of its own: the loaded tensors are mapped from the file
+    return copy.deepcopy(model)  # Copies tensors that are memory-mapped from the file
 
 # %% ../../nbs/train/05_checkpoint.ipynb #5bd6d692
 _STATE_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # Of AdamW and Muon
@@ -252,7 +252,7 @@ def find_starting_point(
     checkpoint_path: str | PathLike | None,  # Checkpoint, folder of a run, folder of another model, or Hub name
     resume: str = "auto",  # "auto"; "full": resume or raise an error; "weights": start a new run with the weights
 ) -> StartingPoint:
-    "Decide what `checkpoint_path` means; damaged checkpoints are skipped in a run's folder, and an error otherwise."
+    "Resolve `checkpoint_path`; damaged checkpoints are skipped in a run folder, and raise an error otherwise."
     if resume not in ("auto", "full", "weights"):
         raise ValueError(f"resume must be 'auto', 'full' or 'weights', got {resume!r}")
     if checkpoint_path is None:
@@ -263,14 +263,14 @@ def find_starting_point(
     checkpoints, final = list_own_checkpoints(folder), folder / "final_model"
     is_run = bool(checkpoints)
     if is_run and resume == "weights" and read_facts(final).get("step", -1) >= checkpoint_step(checkpoints[-1]) and is_intact(final):
-        return StartingPoint(str(final))  # The last checkpoint may be an older one
+        return StartingPoint(str(final))  # The last checkpoint may be older
     folder = newest_checkpoint(folder) if is_run else folder
     if not (folder / "config.json").is_file() and final.is_dir():  # A run with save_strategy="no"
         folder = final
     name = f"checkpoint_path={str(folder)!r}"
     present = sum((folder / file).is_file() for file in (MANIFEST, _OPTIMIZER, TRAINER_STATE))
     present -= read_facts(folder).get("kind") == "model"
-    if present >= 2 and resume != "weights":  # One of the three may be what is damaged
+    if present >= 2 and resume != "weights":  # One of the three files may be missing due to damage
         if not is_run and (damage := find_damage(folder)):
             remedy = "Name the folder of its run to use the newest intact checkpoint"
             raise ValueError(f"{name} is damaged: {'; '.join(damage)}. {remedy}")
@@ -289,7 +289,7 @@ def find_starting_point(
 
 # %% ../../nbs/train/05_checkpoint.ipynb #sp7658df
 def _read_trainer_state(file: Path) -> dict:
-    "Read the state of a run from a checkpoint; one of another tool raises a `ValueError`."
+    "Read the state of a run from a checkpoint; raise a `ValueError` if another tool wrote it."
     trainer_state = read_json(file)
     if not isinstance(trainer_state, dict) or not {"global_step", "log_history", "langmlm"} <= trainer_state.keys():
         raise ValueError(f"{file} was not written by langmlm, so the run cannot be resumed; {_NEW_RUN}")

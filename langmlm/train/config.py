@@ -17,7 +17,7 @@ from typing import Any
 from ..config import ConfigError, Options, check_config, find_path_error, show_value
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
-_RATE_EXPONENT = 0.75  # Of the batch size, see `train.optim`
+_RATE_EXPONENT = 0.75  # Exponent of the batch size, see `train.optim`
 
 
 def _new_run_name() -> str:
@@ -26,7 +26,7 @@ def _new_run_name() -> str:
 
 # %% ../../nbs/train/01_config.ipynb #5d1e0c7c
 class _DerivedValues:
-    "What follows from the options of a `TrainingConfig`."
+    "Values derived from the options of a `TrainingConfig`."
 
     @staticmethod
     def explain(
@@ -72,13 +72,13 @@ class _DerivedValues:
 
     def peak_learning_rate(
         self,
-        packing_ratio: int,  # Times as many sequences as configured in a step; 1 without packing
+        packing_ratio: int,  # Factor by which a step has more sequences than configured; 1 without packing
     ) -> float:
         "Return the peak learning rate, which grows with the batch."
         return self.learning_rate * packing_ratio**_RATE_EXPONENT
 
     def without_secrets(self, *others: str) -> dict[str, Any]:
-        "Return all options but the token and others that are named, for files and trackers."
+        "Return all options except the token and the named ones, for files and trackers."
         return {name: value for name, value in asdict(self).items() if name not in ("hub_token", *others)}
 
     @property
@@ -167,8 +167,8 @@ def _are_sentences(values: list | tuple) -> bool:
     return len(values) <= 100 and all(isinstance(text, str) and not _SURROGATES.search(text) for text in values)
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters, so that no file can hold them
-_RULES = [  # As `check_config` takes them
+_SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters: they cannot be encoded in a file
+_RULES = [  # In the format of `check_config`
     ("recipe", ("efficient",)),
     ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
     ("per_device_train_batch_size", lambda value: value == "auto" or _is_batch(value), '1 to 1,000,000, or "auto"'),
@@ -182,7 +182,7 @@ _RULES = [  # As `check_config` takes them
     ("budget_minutes", lambda value: 0 < value <= 10**7, "above 0 and at most 10,000,000"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
-    ("lr_scheduler_type", ("linear", "cosine", "constant_with_warmup", "constant")),  # And the next, as in `train.optim`
+    ("lr_scheduler_type", ("linear", "cosine", "constant_with_warmup", "constant")),  # This and the next: as in `optim`
     ("optim", ("adamw_torch_fused", "adamw_torch", "muon")),
     ("on_loss_spike", ("rollback", "warn", "ignore")),
     ("save_strategy", ("steps", "epoch", "no")),
@@ -214,7 +214,7 @@ def _find_tracker_errors(names: list[str]) -> list[str]:
 
 # %% ../../nbs/train/01_config.ipynb #76ad83f9
 def _find_conflicts(config: TrainingConfig) -> list[str]:
-    "Return one sentence per invalid path or name, per option that contradicts another one, and per missing tracker."
+    "Return one sentence per invalid path or name, conflict between options, and missing tracker."
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     from langmlm.train.optim import choose_precision
@@ -280,7 +280,7 @@ _MAX_PACKING_RATIO = 4
 
 
 def _limit_packing(dataset: Any, config: TrainingConfig) -> tuple[int, int]:
-    "Return the token budget of a micro-batch, and how many times as many sequences as configured it holds."
+    "Return the token budget of a micro-batch, and the factor by which it has more sequences than configured."
     full = config.per_device_train_batch_size * dataset.max_length
     if config.fill_batches or not config.packing:
         return full, 1
@@ -330,7 +330,7 @@ class Arithmetic:
     tokens_per_step: float  # Mean over all steps, of all processes together
     parameters: int  # Of the model
     config: TrainingConfig  # Options of the run
-    packing_ratio: int = 1  # Times as many sequences as configured in a step
+    packing_ratio: int = 1  # Factor by which a step has more sequences than configured
 
     @property
     def learning_rate(self) -> float:
@@ -341,7 +341,7 @@ class Arithmetic:
         return "\n".join(filter(None, [self.size(), self.advice()]))
 
     def size(self) -> str:
-        "Say how long the run is, and what packing does to its learning rate."
+        "Describe the length of the run, and how packing changes its learning rate."
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
         text = f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
         text += f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
@@ -357,7 +357,7 @@ class Arithmetic:
         size, by_max_steps = self.config.per_device_train_batch_size, self.config.max_steps > 0
         smaller = max(1, size * self.steps // _FEW_STEPS)
         remedy = f"per_device_train_batch_size={smaller} gives about {self.steps * size // smaller:,}"
-        if by_max_steps or smaller == size or self.packing_ratio > 1:  # Packing would undo a part of the change
+        if by_max_steps or smaller == size or self.packing_ratio > 1:  # Packing would partly undo the change
             remedy = f"raise {'max_steps' if by_max_steps else 'num_train_epochs'}"
         few = f"{self.steps:,} optimizer steps are few to learn from (aim for {_FEW_STEPS:,} or more)"
         return f"{few}: {remedy}, or let recipe='efficient' choose"

@@ -32,7 +32,7 @@ from .sharding import gather_model
 # %% ../../nbs/train/07_evaluate.ipynb #b6a3a330
 @contextmanager
 def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[FlatMaskedLM]:
-    "Compute without dropout and gradients in a block; then restore the mode and the random generators."
+    "Disable dropout and gradients in a block; then restore the mode and the random generators."
     flat_model, device = accelerator.unwrap_model(module), accelerator.device
     if (whole := gather_model(flat_model.model, device)) is not flat_model.model:
         flat_model = FlatMaskedLM(whole).train(flat_model.training)
@@ -67,7 +67,7 @@ _NO_PREDICTIONS = "no token of the split 'validation' is masked: raise validatio
 def evaluate(
     module: nn.Module,  # A `FlatMaskedLM`, as prepared by Accelerate; its mode is restored at the end
     loader: BatchLoader,  # Of the validation split
-    accelerator: Accelerator,  # Adds up the sums of all processes
+    accelerator: Accelerator,  # Sums the results of all processes
 ) -> dict[str, float]:  # `eval_loss` in nats, `eval_accuracy` from 0 to 1, `eval_perplexity`, `eval_runtime` in seconds
     "Measure masked loss, accuracy and perplexity, over all processes."
     began, own = perf_counter(), torch.zeros(3, dtype=torch.float64)
@@ -111,7 +111,7 @@ def _encode_probes(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str],
     return masked
 
 # %% ../../nbs/train/07_evaluate.ipynb #93cf1d04
-_HELD_OUT, _LEAST_TOKENS, _MOST_TOKENS = 3, 8, 40  # Sequences, and tokens in each
+_HELD_OUT, _LEAST_TOKENS, _MOST_TOKENS = 3, 8, 40  # Number of sequences; minimum and maximum tokens in each
 
 
 def _mask_held_out(
@@ -119,7 +119,7 @@ def _mask_held_out(
 ) -> list[_Masked]:
     "Choose sequences of the validation split, and mask the token in the middle of each."
     rows, masked = np.flatnonzero(dataset.lengths[:] >= min(_LEAST_TOKENS, dataset.lengths.max())), []
-    middles = (np.arange(_HELD_OUT) + 0.5) * len(rows) / _HELD_OUT  # Of equal shares of the split
+    middles = (np.arange(_HELD_OUT) + 0.5) * len(rows) / _HELD_OUT  # Middles of equal parts of the split
     for row in rows[np.unique(middles.astype(int))]:
         ids = dataset[row].astype(np.int64)
         ids = ids if len(ids) <= _MOST_TOKENS else np.append(ids[: _MOST_TOKENS - 1], ids[-1])
@@ -137,15 +137,15 @@ def _mask_held_out(
 class MaskedSentences:
     "Sentences whose masks are filled, as one batch."
 
-    texts: list[str]  # As they are shown
-    batch: MaskedBatch  # Its labels are the held-out tokens, and `IGNORE_INDEX` in sentences of the user
+    texts: list[str]  # Texts as displayed
+    batch: MaskedBatch  # Labels are the held-out tokens, and `IGNORE_INDEX` in the user's sentences
     vocabulary: list[bytes]  # From `token_bytes`
 
 
 def mask_sentences(
     tokenizer: PreTrainedTokenizerBase,
     probe_sentences: Sequence[str],  # Sentences with `<mask>`
-    validation: TokenizedDataset | None,  # Validation split, of which some sequences are added; None: there is none
+    validation: TokenizedDataset | None,  # Validation split, from which some sequences are added; None: no split
     max_length: int,  # Maximum number of tokens in a sentence
 ) -> MaskedSentences | None:
     "Prepare the user's sentences and some of the validation split, if there is one, for `fill_masks`."
@@ -167,7 +167,7 @@ _BEST = 3  # Predictions per mask
 
 
 def _token_text(vocabulary: list[bytes], id: int) -> str:
-    "Return a token as text; an id without a token, which a model may have, in angle brackets."
+    "Return a token as text; an id that is not in the vocabulary is shown in angle brackets."
     return (vocabulary[id] if id < len(vocabulary) else b"").decode(errors="replace") or f"<{id}>"
 
 

@@ -57,7 +57,7 @@ def _make_splitter(backend: Tokenizer) -> Callable[[str], list[str]]:
 
 
 def _count_pieces(backend: Tokenizer, unit: str) -> int:
-    "Return how many pieces a unit has; a unit that is unknown as a whole has none."
+    "Return the number of tokens of a unit; 0 if the whole unit is unknown."
     pieces = [piece.value for piece in backend.model.tokenize(unit)]
     return 0 if pieces == [getattr(backend.model, "unk_token", None)] != [unit] else len(pieces)
 
@@ -65,7 +65,7 @@ def _count_pieces(backend: Tokenizer, unit: str) -> int:
 def find_new_words(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, n: int, min_count: int = 10) -> list[str]:
     "Find at most `n` words that would save the most tokens, as spelled in the vocabulary, for instance with `Ġ`."
     backend = copy_backend(tokenizer)
-    split, counts, known = _make_splitter(backend), Counter(), tokenizer.get_vocab()  # With added tokens
+    split, counts, known = _make_splitter(backend), Counter(), tokenizer.get_vocab()  # Includes added tokens
     for document in documents:
         counts.update(split(document))
     saved = {
@@ -81,7 +81,7 @@ def _is_word(text: str) -> bool:
 
 # %% ../../nbs/train/13_extend.ipynb #9e582d3e
 def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    "Look up how new words are spelled in a vocabulary; a `ConfigError` lists those that are not single words there."
+    "Return the spelling of new words in a vocabulary; a `ConfigError` lists those that are not single words in it."
     backend = copy_backend(tokenizer)
     split, units, errors = _make_splitter(backend), [], []
     for word in words:
@@ -93,7 +93,7 @@ def spell_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> lis
         units += [form[0] for form in found if len(form) == 1]
     if errors:
         raise ConfigError("words", errors)
-    known = tokenizer.get_vocab()  # With added tokens, which pieces do not have
+    known = tokenizer.get_vocab()  # Includes added tokens, which pieces do not
     return [unit for unit in dict.fromkeys(units) if unit not in known and _count_pieces(backend, unit) != 1]
 
 # %% ../../nbs/train/13_extend.ipynb #8d306d87
@@ -104,14 +104,14 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
     content = json.loads(old.to_str())
     model, added = content["model"], sorted(old.get_added_tokens_decoder().items())
     if isinstance(old.model, BPE):
-        model["vocab"] |= {token.content: id for id, token in added}  # Later ids would be assigned anew
+        model["vocab"] |= {token.content: id for id, token in added}  # Prevents reassignment of later ids
         model["vocab"] |= {unit: first + index for index, unit in enumerate(units)}
         model["ignore_merges"] = True
         _warn_of_unreached(old, model["vocab"].keys() - {*units, *(token.content for _, token in added)})
     elif isinstance(old.model, Unigram):
         scores = [score for _, score in model["vocab"]]
         model["vocab"] += [[token.content, min(scores)] for id, token in added if id >= len(scores)]
-        unknown = min(scores) - 10  # As in `tokenizers`
+        unknown = min(scores) - 10  # Same penalty as in `tokenizers`
         totals = [sum(unknown if id == model["unk_id"] else scores[id] for id in ids) for ids in pieces]
         model["vocab"] += [[unit, total + 1e-6 * len(ids)] for unit, ids, total in zip(units, pieces, totals)]
     backend = Tokenizer.from_str(json.dumps(content))
@@ -122,7 +122,7 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
 
 
 def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
-    "Log the tokens that no merge reaches: they are looked up as whole words from now on."
+    "Log the tokens that no merge produces and that are from now on looked up as whole words."
     if unreached := sorted(unit for unit in vocabulary if len(old.model.tokenize(unit)) > 1):
         text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
         logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
@@ -130,7 +130,7 @@ def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
 # %% ../../nbs/train/13_extend.ipynb #790102ff
 @torch.no_grad()
 def _grow(model: PreTrainedModel, fill: Callable[[Tensor, Tensor], None], **sizes: int) -> PreTrainedModel:
-    "Copy a model into one with larger sizes; `fill(new, old)` sets the rows of each weight that has more of them."
+    "Copy a model into one with larger sizes; `fill(new, old)` sets each weight whose number of rows grows."
     config = copy.deepcopy(model.config)
     config.update(sizes)
     with torch.random.fork_rng(devices=[]):
@@ -149,7 +149,7 @@ def embed_new_words(
     pieces: list[list[int]],  # For each new word, the ids of its old pieces
     first: int,  # Id of the first new word, the number of tokens so far; rows without a token are moved to the end
 ) -> PreTrainedModel:  # With `len(pieces)` more tokens
-    "Add words to a model, with the mean of their pieces as embedding and bias."
+    "Add words to a model; embedding and bias are the means over the pieces of each word."
 
     def fill(new: Tensor, old: Tensor) -> None:
         new[first:] = torch.cat([torch.stack([old[ids].mean(0) for ids in pieces]), old[first:]])
@@ -161,7 +161,7 @@ def repeat_positions(
     model: PreTrainedModel,  # Unchanged; ModernBERT computes positions, so only its limit changes
     max_length: int,  # Tokens per sequence that the new model reads, more than the old one does
 ) -> PreTrainedModel:
-    "Give a model more positions, which repeat the old ones."
+    "Extend a model to more positions by repeating the existing position embeddings."
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if table is None and model.config.model_type != "modernbert":
         raise ValueError(f"a {model.config.model_type} model has no learned position embeddings to extend")
@@ -191,7 +191,7 @@ def _load(
     return model.eval(), tokenizer
 
 # %% ../../nbs/train/13_extend.ipynb #79f11223
-_MASKED = 0.15  # Share of words
+_MASKED = 0.15  # Share of words to mask
 
 
 @torch.no_grad()
@@ -213,19 +213,19 @@ def _loss_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 
 def _cut(text: str, tokenizer: PreTrainedTokenizerBase, capacity: int) -> str:
-    "Cut a text to the tokens that a model reads."
+    "Truncate a text to `capacity` tokens."
     offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
     return text if len(offsets) <= capacity else text[: offsets[capacity - 1][0]]
 
 # %% ../../nbs/train/13_extend.ipynb #a3fd5a55
 @dataclass(frozen=True)
 class Extension:
-    "What new words change; prints as a table."
+    "Effect of new words on token counts and loss; prints as a table."
 
     words: list[str]  # As spelled in the vocabulary
-    bytes: int  # Of the text that was counted
-    tokens: tuple[int, int]  # In this text, before and after
-    loss: tuple[float, float]  # In nats per byte of masked words, before and after, without further training
+    bytes: int  # Bytes of the counted text
+    tokens: tuple[int, int]  # Tokens of this text, before and after
+    loss: tuple[float, float]  # Loss in nats per byte of masked words, before and after, without further training
 
     def __str__(self) -> str:
         (before, after), (old, new) = self.tokens, self.loss
@@ -238,7 +238,7 @@ class Extension:
     __repr__ = __str__
 
 # %% ../../nbs/train/13_extend.ipynb #4d8a5b52
-_SAMPLE_BYTES, _LOSS_BYTES = 50_000_000, 50_000  # Of text that is counted, and that losses are measured on
+_SAMPLE_BYTES, _LOSS_BYTES = 50_000_000, 50_000  # Maximum bytes of text to count, and to measure losses on
 
 
 def extend_tokenizer(

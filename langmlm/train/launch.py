@@ -46,7 +46,7 @@ _PLUGINS |= {"ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 
 
 def _check_processes(config: TrainingConfig) -> None:
-    "Find the device and the other processes, and raise an error if these are not as many as `n_gpus`."
+    "Initialize the device and the process group; raise an error if `n_gpus` is not the number of processes."
     for variable, plugin in _PLUGINS.items():
         if parse_flag_from_env(variable):
             remedy = f"choose FSDP2 in `accelerate config` to shard a model, or unset {variable}"
@@ -54,7 +54,7 @@ def _check_processes(config: TrainingConfig) -> None:
     if is_sharded_run():
         check_sharding(config)
     on_cpu = config.device_type == "cpu"
-    state = PartialState(cpu=on_cpu)  # Without `cpu`, processes on CPUs do not find each other
+    state = PartialState(cpu=on_cpu)  # Processes on CPUs can only connect with `cpu=True`
     if (state.device.type == "cpu") != on_cpu:
         # Private in Accelerate, like the call below; the public alternative is a new Python process
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -75,10 +75,10 @@ def make_accelerator(
     precision = choose_precision(config.device_type, config.bf16, config.fp16)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    with patch_environment(ACCELERATE_USE_FSDP="false"):  # `shard_module` does it, and Accelerate the rest
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # `shard_module` shards; Accelerate does the rest
         return Accelerator(
             mixed_precision=precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Else the environment decides
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # Overrides the environment
             dynamo_backend="no",  # Likewise
             cpu=config.device_type == "cpu",
             log_with=config.trackers or None,
@@ -97,7 +97,7 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
 
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
 def explain_inexact(device: torch.device, precision: str, head_size: int, compiled: bool = False) -> str | None:
-    "Say why two identical runs, or a resumed one, would differ by rounding; None if they have the same bits."
+    "Return why two identical runs, or a resumed one, would differ by rounding; None if they are bit-identical."
     if device.type != "cuda":
         reason = "torch_compile=True compiles for the first shapes only, on a CPU: a resumed run, which starts with others,"
         return f"{reason} differs by rounding" if compiled else None
@@ -123,7 +123,7 @@ Indent everything that creates tokenizers and models like the second line."""
 
 
 def count_processes(config: TrainingConfig) -> int:
-    "Return how many processes a run has to start, 1 for none; raise an error if there are not as many devices."
+    "Return the number of processes to start, 1 if none is needed; raise an error if there are fewer devices."
     if "RANK" in os.environ:  # A launcher has set it
         return 1
     wanted, on_cpu = config.n_gpus or 1, config.device_type == "cpu"
@@ -155,7 +155,7 @@ def check_importable(name: str, function: Callable) -> None:
 
 # %% ../../nbs/train/04_launch.ipynb #1a0c4e03
 def launch_processes(function: Callable[..., Any], args: tuple, num_processes: int) -> None:
-    "Call an importable function in new, connected processes, and wait for all; the first error ends them."
+    "Call an importable function in new, connected processes and wait; the first error terminates all of them."
     options = {"min_nodes": 1, "max_nodes": 1, "run_id": "langmlm", "max_restarts": 0, "start_method": "spawn"}
     options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}  # 0: any free port
     handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
@@ -178,7 +178,7 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
 # %% ../../nbs/train/04_launch.ipynb #many49233870
 @contextmanager
 def fail_together() -> Iterator[dict[str, Any]]:
-    "Raise an error of one process in all of them, and one if what they put into the dict is not the same."
+    "Raise an error in all processes if one of them fails, or if the values they put into the dict differ."
     found, error = {}, None
     try:
         yield found
@@ -204,17 +204,17 @@ class StopRequest:
     "Signal that asks a run to stop after the current step."
 
     received: int = 0  # Number of the signal that this process received; 0: none
-    agreed: int = 0  # The same after agreement with the other processes
-    _is_repeated: bool = False  # Whether it came again, from a launcher
+    agreed: int = 0  # Signal number that all processes agreed on; 0: none
+    _is_repeated: bool = False  # Whether a launcher has sent the signal a second time
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         "Handle a signal as Python's handlers do: record the first, raise at the second."
         is_launched = "RANK" in os.environ
         if self.received and (number == signal.SIGHUP or (is_launched and number == signal.SIGTERM)):
-            return  # A shell repeats the first when its terminal ends; a launcher ends its processes with the second
+            return  # Shells repeat SIGHUP when a terminal closes; launchers stop processes with SIGTERM
         if self.received == number and is_launched and not self._is_repeated:
             self._is_repeated = True
-            return  # The launcher passes on what a terminal has sent to all processes
+            return  # The terminal signals all processes, and the launcher forwards it again
         if self.received:
             raise signal_exit(number)
         self.received = number
@@ -232,14 +232,14 @@ class StopRequest:
 
 
 def signal_exit(number: int, message: str = "") -> BaseException:
-    "Create an exception that ends a process with status 128 + `number`, as the signal would have, or a notebook cell."
+    "Create an exception that ends a process with status 128 + `number`, like the signal, or stops a notebook cell."
     return KeyboardInterrupt(message) if number == signal.SIGINT else SystemExit(128 + number)
 
 # %% ../../nbs/train/04_launch.ipynb #75a247a2
 @cache
 def _cpu_group() -> distributed.ProcessGroup:
     "Create a process group that communicates on the CPU."
-    atexit.register(sleep, 0.5)  # Until gloo's threads have released the last tensor, else Python < 3.14 aborts
+    atexit.register(sleep, 0.5)  # Waits for gloo's threads to release the last tensor; otherwise Python < 3.14 aborts
     return distributed.new_group(backend="gloo")
 
 # %% ../../nbs/train/04_launch.ipynb #d1affafa
@@ -257,4 +257,4 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
     if request.received and not request.agreed:
-        raise signal_exit(request.received)  # Received after the last step
+        raise signal_exit(request.received)  # The signal arrived after the last step

@@ -44,18 +44,18 @@ logger = logging.getLogger(__name__)
 def train_step(
     module: nn.Module,  # Returns the sum of the losses of a micro-batch
     optimizer: Optimizer,  # As prepared by Accelerate
-    accelerator: Accelerator,  # That prepared them
-    step_batches: StepBatches,  # Of this process
-    step: int,  # Optimizer steps done before; with the seed, it decides dropout
-    learning_rate: float,  # Of this step
+    accelerator: Accelerator,  # Accelerator of the run
+    step_batches: StepBatches,  # Micro-batches of this process
+    step: int,  # Optimizer steps done before; with `seed`, determines dropout
+    learning_rate: float,  # Learning rate of this step
     config: TrainingConfig,  # `seed` and `max_grad_norm` are used
     set_to_none: bool = True,  # False: zero the gradients in place, where captured CUDA graphs write them
 ) -> Tensor:  # [3] float32 on the device: loss sum of this process, predictions of all processes, gradient norm
-    "Do one optimizer step."
+    "Run one optimizer step."
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     device = accelerator.device
-    predictions = accelerator.reduce(torch.full((), step_batches.predictions, device=device))  # A copy would wait
+    predictions = accelerator.reduce(torch.full((), step_batches.predictions, device=device))  # Does not synchronize
     factor = accelerator.num_processes / predictions.clamp(min=1)
     loss_sum = torch.zeros((), device=device)
     for index, batch in step_batches.batches:
@@ -68,7 +68,7 @@ def train_step(
     grad_norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm or math.inf)
     grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
     if accelerator.scaler:
-        optimizer.step()  # With a loss scale, it skips infinite gradients by itself
+        optimizer.step()  # With a loss scale, it skips steps with infinite gradients
     else:
         step_if_finite(optimizer.optimizer, grad_norm)
     optimizer.zero_grad(set_to_none=set_to_none)
@@ -81,16 +81,16 @@ def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
 
 # %% ../../nbs/train/09_loop.ipynb #be929a14
 def fit(
-    model: PreTrainedModel,  # What checkpoints hold; its weights are trained through `module`
+    model: PreTrainedModel,  # Model that checkpoints save; trained through `module`
     module: nn.Module,  # A `FlatMaskedLM` of the model, as prepared by Accelerate
     optimizer: Optimizer,  # As prepared by Accelerate
-    accelerator: Accelerator,  # That prepared them
-    loader: BatchLoader,  # Of the training split
-    validation: BatchLoader | None,  # Of the validation split; None: evaluations only fill masks
+    accelerator: Accelerator,  # Accelerator of the run
+    loader: BatchLoader,  # Loader of the training split
+    validation: BatchLoader | None,  # Loader of the validation split; None: evaluations only fill masks
     run_folder: RunFolder,  # Where checkpoints and log are written
     state: TrainState,  # Progress of the run, updated in place
     config: TrainingConfig,  # Options of the run
-    sentences: MaskedSentences | None = None,  # Whose masks evaluations fill; None: none
+    sentences: MaskedSentences | None = None,  # Sentences whose masks each evaluation fills; None: no sentences
     set_to_none: bool = True,  # As for `train_step`
     stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
 ) -> History:  # The log, which shows itself as a table
@@ -111,7 +111,7 @@ def fit(
             spike = detect_loss_spike(state, config, accelerator, should_log, **limits) if should_read else None
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
-            if spike:  # Before anything is saved, so that no checkpoint holds weights that are known to be bad
+            if spike:  # Checked before saving, so that no checkpoint contains diverged weights
                 event = _handle(spike, model, optimizer, accelerator, loader.dataset, run_folder, state, config)
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
@@ -129,7 +129,7 @@ def fit(
 # %% ../../nbs/train/09_loop.ipynb #c72fc028
 @contextmanager
 def _whole_steps(optimizer: Optimizer, state: TrainState, run_folder: RunFolder, set_to_none: bool) -> Iterator[None]:
-    "Drop the gradients of an interrupted step; one that was interrupted while it updated the weights is an error."
+    "Drop the gradients of an interrupted step; raise an error if it was interrupted while updating the weights."
     if state.is_updating:
         remedy = f"{run_folder.describe_latest()}: create the task again, with checkpoint_path if there is one"
         raise RuntimeError(f"step {state.step + 1} was interrupted while it updated the weights; {remedy}")
@@ -161,7 +161,7 @@ def _handle(
 def _finish(
     monitor, model: PreTrainedModel, optimizer: Optimizer, run_folder: RunFolder, state: TrainState, stop: StopRequest
 ) -> None:
-    "Save what is missing at the end of a session, and pass on a signal that ended it."
+    "Save what is missing at the end of a session, and raise the exception for a signal that ended it."
     monitor.log_session()
     try:
         run_folder.finish(*gather_run(model, optimizer), state)
@@ -258,7 +258,7 @@ class _Monitor:
 def _monitor(
     model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
 ) -> Iterator[_Monitor]:
-    "Show progress inside the block, leave PyTorch's random generators as they were, and explain a lost connection."
+    "Show progress inside the block, restore PyTorch's random generators, and explain a lost connection."
     monitor = _Monitor(model, loader, run_folder, state)
     try:
         with keep_random_state(run_folder.accelerator.device), monitor.bar:

@@ -34,7 +34,7 @@ _MAX_ROWS = 12
 
 
 def _format(entry: dict, formats: dict[str, str]) -> list[str]:
-    "Return some values of a log entry as text, empty where there is none."
+    "Format some values of a log entry as text; missing values are empty."
     return [text.format(entry[name]) if name in entry else "" for name, text in formats.items()]
 
 
@@ -69,7 +69,7 @@ _TEXT_CELL = "text-align:left;white-space:normal;overflow-wrap:anywhere"
 
 
 def _html_table(rows: list[tuple[str, ...] | list[str]], caption: str, style: str = "") -> str:
-    "Return a table in HTML; the first row is its header, and the style that of its other cells."
+    "Return an HTML table; the first row is the header, and `style` applies to the other cells."
     style = style and f' style="{style}"'
     header = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td{style}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
@@ -83,16 +83,16 @@ class History:
 
     log_history: list[dict] = field(default_factory=list)  # Entries, oldest first, as in `trainer_state.json`
     _live_cell = None  # Number of the notebook cell that displays the table live
-    plot: ClassVar[Callable[..., Any]]  # Defined below; type checkers look here
+    plot: ClassVar[Callable[..., Any]]  # Declared for type checkers; defined below
 
     @property
     def unigram_entropy(self) -> float | None:
-        "The loss to beat in nats, that of a model that knows only the token frequencies; None: not in the log."
+        "Loss to beat in nats, of a model that knows only token frequencies; None if it is not in the log."
         return self.latest("unigram_entropy")[1]
 
     def latest(
         self,
-        name: str,  # Of a value
+        name: str,  # Name of a logged value
     ) -> tuple[int, Any]:  # 0 and None if no entry has it
         "Return step and value of the latest entry that has a value."
         entries = reversed(self.log_history)
@@ -106,7 +106,7 @@ class History:
         return [*joined.values()]
 
     def _captions(self) -> tuple[str, str, list[tuple[str, str, str]]]:
-        "Return what is said below the table and above the filled masks, and the latest of these."
+        "Return the captions of the table and of the filled masks, and the latest filled masks."
         entropy, (step, filled) = self.unigram_entropy, self.latest("filled_masks")
         beat = "" if entropy is None else f"loss to beat: {entropy:.3f}, the unigram entropy"
         return beat, f"filled masks at step {step:,}" if filled else "", format_filled_masks(filled or [])
@@ -137,7 +137,7 @@ class History:
         shown: bool | None = None,  # False: never
     ) -> Callable[[], None] | None:  # None: nothing is displayed
         "Display the table in a notebook, unless `shown` is False; return a function that refreshes it if displayed."
-        refresh = live_display(copy.copy(self), shown)  # The copy has the same log, and no live cell
+        refresh = live_display(copy.copy(self), shown)  # The copy shares the log but has no live cell
         self._live_cell = _current_cell() if refresh else None
         return refresh
 
@@ -158,7 +158,7 @@ def plot(
     "Plot training and evaluation loss over steps, and mark loss spikes and rollbacks."
     if not any("loss" in entry for entry in self.log_history):
         raise ValueError("there is no loss to plot: the run has not reached its first logging step")
-    import matplotlib.pyplot as plt  # Here, since it would slow down the start of every command
+    import matplotlib.pyplot as plt  # Imported here because it would slow down the start of every command
 
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for name, color, label in (("loss", "#4472b0", "training loss"), ("eval_loss", "#55a868", "validation loss")):
@@ -182,7 +182,7 @@ def plot(
 
 # %% ../../nbs/train/03_metrics.ipynb #4278dc73
 def training_flops(
-    config: PreTrainedConfig,  # Of the model
+    config: PreTrainedConfig,  # Architecture of the model
     lengths: np.ndarray,  # [sequences] tokens in each, without padding
     predictions: int,  # Masked positions in all sequences
 ) -> float:
@@ -191,7 +191,7 @@ def training_flops(
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     lengths, gates = lengths.astype(np.float64), 3 if config.model_type == "modernbert" else 2
     reach = Counter(np.inf if kind == "full_attention" else 2 * config.sliding_window + 1 for kind in kinds)
-    # Pairs of a token and one it attends to, in all layers
+    # Pairs of a query and a key, over all layers
     pairs = sum(count * float((lengths * np.minimum(lengths, most)).sum()) for most, count in reach.items())
     projections, rest = 3 * hidden**2, hidden**2 + gates * hidden * intermediate  # Weights before and after attention
     layers = config.num_hidden_layers * projections * tokens + 2 * hidden * pairs
@@ -200,7 +200,7 @@ def training_flops(
     return 6 * (layers + head)
 
 # %% ../../nbs/train/03_metrics.ipynb #ca3d172a
-_PEAK_TFLOPS = {  # The first name that occurs in the name of the GPU counts
+_PEAK_TFLOPS = {  # The first key that is contained in the GPU name is used
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
     "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
 }  # fmt: skip
@@ -217,7 +217,7 @@ def peak_flops(
     if known and precision != "no":
         return known[0] * 1e12
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]
-    size = 512 if device.type == "cpu" else 4096  # A CPU without instructions for bf16 needs seconds for larger ones
+    size = 512 if device.type == "cpu" else 4096  # CPUs without bf16 instructions need seconds for larger matrices
     matrix = torch.full((size, size), 0.5, dtype=dtype, device=device)
     seconds = []
     for _ in range(5):
@@ -234,7 +234,7 @@ class SpeedMeter:
         self,
         device: torch.device,  # Where the model is trained
         precision: str,  # As for `peak_flops`
-        model_config: PreTrainedConfig,  # Decides the number of operations
+        model_config: PreTrainedConfig,  # Determines the number of FLOPs
     ):
         self.device, self.precision, self.model_config = device, precision, model_config
         self.steps = self.tokens = self.computed_tokens = self.padding = 0
@@ -251,7 +251,7 @@ class SpeedMeter:
         self.waited += waited
 
     def exclude(self, seconds: float) -> None:
-        "Leave out seconds that were not spent on training, such as those of an evaluation."
+        "Exclude time that was not spent on training, such as an evaluation."
         self._start += seconds
 
     def reading(self) -> dict[str, float]:  # Keyed as in the log
@@ -291,7 +291,7 @@ class Estimate:
 
     @property
     def duration(self) -> str:
-        "That time in hours and minutes, rounded up."
+        "Total time in hours and minutes, rounded up."
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 

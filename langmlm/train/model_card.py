@@ -35,7 +35,7 @@ def _probes(options: dict[str, Any], mask_token: str) -> list[str]:
 
 
 def _metadata(options: dict[str, Any], mask_token: str, initial_weights: str | None = None) -> str:
-    "Return the metadata of a card in YAML; a folder that a run started from is not named."
+    "Return the YAML metadata of a card, without the name of a local folder that the run started from."
     examples = [{"text": text} for text in _probes(options, mask_token) if text.count(mask_token) == 1]
     is_on_hub = initial_weights is not None and not os.path.exists(initial_weights)
     data = ModelCardData(
@@ -51,8 +51,8 @@ def _metadata(options: dict[str, Any], mask_token: str, initial_weights: str | N
     return data.to_yaml()
 
 # %% ../../nbs/train/12_model_card.ipynb #0913ce9a
-_NAMES = ("optim", "lr_scheduler_type")  # Options with a text that says nothing about the data
-_NOT_SHOWN = re.compile("hub|save|logging|tqdm|n_gpus|use_cpu|eval_steps")  # They do not change the model
+_NAMES = ("optim", "lr_scheduler_type")  # Options whose text cannot reveal anything about the data
+_NOT_SHOWN = re.compile("hub|save|logging|tqdm|n_gpus|use_cpu|eval_steps")  # Options that do not change the model
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_length")
 
 
@@ -66,7 +66,7 @@ def _shown_options(run: dict[str, dict]) -> str:
 
 
 def _training_facts(trainer_state: dict[str, Any]) -> dict[str, str]:
-    "Describe data, length, time and machine of a run; the time is that of the steps, from the logged speed."
+    "Describe data, length, time and machine of a run; the time covers only the steps, from the logged speed."
     run, log, step = trainer_state["langmlm"], trainer_state["log_history"], trainer_state["global_step"]
     data, machine, seen = run["data"], run["environment"], run["data"]["tokens"] * trainer_state["epoch"]
     speeds = [(entry["step"], entry["tokens_per_second"]) for entry in log if entry.get("tokens_per_second")]
@@ -157,10 +157,10 @@ Loss in nats per masked token. {beat}
 # %% ../../nbs/train/12_model_card.ipynb #ea9df1cf
 def make_model_card(
     model: RobertaForMaskedLM,  # Its type and its number of parameters are shown
-    tokenizer: PreTrainedTokenizerBase,  # Has the mask token
-    trainer_state: dict[str, Any],  # Of the last step, from `make_trainer_state`
+    tokenizer: PreTrainedTokenizerBase,  # Provides the mask token
+    trainer_state: dict[str, Any],  # State of the last step, from `make_trainer_state`
 ) -> str:  # Markdown, with metadata in YAML
-    "Describe a finished run; of the text that it was trained on, the card has counts only."
+    "Describe a finished run; the card contains only counts of the training text, never the text itself."
     run, history = trainer_state["langmlm"], History(trainer_state["log_history"])
     options, weights, mask_token = run["config"], run["state"]["initial_weights"], tokenizer.mask_token
     name = options["hub_model_id"] or Path(options["output_dir"] or options["run_name"]).absolute().name
@@ -194,7 +194,7 @@ def _filled_masks(history: History, probes: list[str]) -> str:
 
 # %% ../../nbs/train/12_model_card.ipynb #ffd52fb3
 def _open_repo(api: HfApi, config: TrainingConfig) -> ModelInfo:
-    "Create a repository unless it exists, and describe it; a public one is an error unless it was asked for."
+    "Create a repository unless it exists, and return its info; raise an error if it is public and was not meant to be."
     repo = api.create_repo(config.repo_name, private=config.hub_private_repo, exist_ok=True)
     info = api.model_info(repo.repo_id)
     if config.hub_private_repo and not info.private:
@@ -214,7 +214,7 @@ def check_upload(config: TrainingConfig, mask_token: str = "<mask>") -> None:
             raise PermissionError("the token can only read: make one that can write")
         _open_repo(api, config)
         ModelCard(f"---\n{_metadata(config.without_secrets(), mask_token)}\n---\n").validate()
-    except Exception as error:  # Whatever the client of the Hub raises
+    except Exception as error:  # The Hub client can raise any exception
         remedy = "log in with `hf auth login` or set HF_TOKEN, or leave push_to_hub out and upload final_model later"
         problem = f"push_to_hub=True, but {config.repo_name!r} cannot be uploaded to: {error}; {remedy}"
         raise ConfigError("training_config", [problem]) from error
@@ -229,7 +229,7 @@ def upload_model(folder: Path, config: TrainingConfig) -> bool:
         if kept:
             logger.warning("%s has a README.md, which is not replaced: delete it there to upload the new card", repo.id)
         api.upload_folder(repo_id=repo.id, folder_path=folder, ignore_patterns=kept, commit_message="Upload final_model")
-    except Exception as error:  # Whatever the client of the Hub raises: the model is on the disk
+    except Exception as error:  # The Hub client can raise any exception, and the model is saved
         words = ["hf", "upload", config.repo_name, str(folder), "."] + ["--private"] * config.hub_private_repo
         logger.warning("the upload failed: %s. The model is complete; to upload it: %s", error, shlex.join(words))
         return False

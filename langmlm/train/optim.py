@@ -44,7 +44,7 @@ def _bf16_is_native(device_type: str) -> bool:
     return device_type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-_EPSILON = 1e-7  # Minimum norm that a matrix is divided by
+_EPSILON = 1e-7  # Lower bound of the norm that a matrix is divided by
 
 
 def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
@@ -91,7 +91,7 @@ class _MuonWithAdamW(Optimizer):
         self.muon, self.adamw = muon, adamw
         super().__init__(muon.param_groups + adamw.param_groups, adamw.defaults)
 
-    def __getstate__(self) -> dict:  # `Optimizer` copies only its own attributes
+    def __getstate__(self) -> dict:  # `Optimizer.__getstate__` would omit the wrapped optimizers
         return super().__getstate__() | {"muon": self.muon, "adamw": self.adamw}
 
     @torch.no_grad()
@@ -110,10 +110,10 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "muon")
 def make_optimizer(
     model: nn.Module,  # Its layers are in a module named `encoder` or `layers`
     optim: str = "adamw_torch_fused",  # Element of `OPTIMIZERS`; "adamw_torch" is AdamW without the fused kernel
-    weight_decay: float = 0.01,  # Of matrices; vectors have none
+    weight_decay: float = 0.01,  # Applied to matrices only, not to vectors
     betas: tuple[float, float] = (0.9, 0.98),  # Decay rates of AdamW's first and second moment, at least 0 and below 1
     epsilon: float = 1e-6,  # Added to the denominator of AdamW's update
-) -> Optimizer:  # Its learning rate has to be set before every step
+) -> Optimizer:  # The caller sets its learning rate before every step
     "Create an optimizer with weight decay for matrices only."
     if optim not in OPTIMIZERS:
         raise ValueError(f"optim must be one of {', '.join(OPTIMIZERS)}, got {optim!r}")
@@ -146,7 +146,7 @@ def step_if_finite(
 # %% ../../nbs/train/02_optim.ipynb #b0d99ed6
 def choose_precision(
     device_type: str,  # "cpu", "cuda", or another device type of PyTorch
-    bf16: bool | None = None,  # None: where it is native
+    bf16: bool | None = None,  # None: if the hardware supports it natively
     fp16: bool = False,  # With loss scaling, for GPUs without native bf16
 ) -> str:  # "bf16", "fp16" or "no", as `Accelerator` calls them
     "Choose the precision of matrix products."

@@ -27,7 +27,7 @@ from .sharding import is_sharded_run
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/train/11_recipe.ipynb #5b2d56d9
-_TOKENS, _TOKENS_PER_STEP = 1e6, 2_048  # A budget, and the tokens of its steps
+_TOKENS, _TOKENS_PER_STEP = 1e6, 2_048  # Reference budget in tokens, and its tokens per step
 _LEAST, _MOST = 1_024, 2**19  # Tokens per step
 _MICRO_BATCH = 16_384  # Tokens that are computed at once; larger steps accumulate gradients
 
@@ -35,7 +35,7 @@ _MICRO_BATCH = 16_384  # Tokens that are computed at once; larger steps accumula
 def tokens_per_step(
     total_tokens: float | None,  # Tokens of the whole run; None: `steps` are given
     steps: int | None = None,  # Optimizer steps of the whole run
-) -> float:  # Of all processes together
+) -> float:  # Tokens per step, over all processes
     "Choose the size of a step for a budget."
     if total_tokens is None:
         total_tokens = steps**2 * _TOKENS_PER_STEP**2 / _TOKENS  # Solves steps * tokens_per_step = total_tokens
@@ -43,7 +43,7 @@ def tokens_per_step(
 
 # %% ../../nbs/train/11_recipe.ipynb #8e521bfd
 def _learning_rate(
-    layers: int,  # Of the model
+    layers: int,  # Number of layers of the model
     width: int,  # `hidden_size` of the model
 ) -> float:
     "Choose the peak learning rate for a model."
@@ -51,17 +51,17 @@ def _learning_rate(
 
 # %% ../../nbs/train/11_recipe.ipynb #2469e41c
 _FEW_EPOCHS = 4
-_MUON_TOKENS = 6  # Tokens of a step per unit of width, from which Muon pays
+_MUON_TOKENS = 6  # Tokens per step and unit of width from which Muon pays off
 
 
 def recipe_options(
     config: TrainingConfig,  # Length of the run, and the batch sizes that were given
-    layers: int,  # Of the model
+    layers: int,  # Number of layers of the model
     width: int,  # `hidden_size` of the model
     dataset: TokenizedDataset,  # Only `lengths`, `tokens` and `max_length` are used
-    num_processes: int = 1,  # That share each optimizer step
+    num_processes: int = 1,  # Number of processes that share each optimizer step
     max_steps: int | None = None,  # Length of the run, if it was planned for `budget_minutes`; None: as configured
-    is_new: bool = True,  # False: the model exists, so that its options, the optimizer and the learning rate stay
+    is_new: bool = True,  # False: the model exists; keep its options, optimizer and learning rate
 ) -> tuple[dict, dict]:  # Options of `TrainingConfig` and of `ModelConfig`
     "Choose options for the model, the corpus and the length of the run."
     steps = max_steps or (config.max_steps if config.max_steps > 0 else None)
@@ -80,7 +80,7 @@ def recipe_options(
 
 
 def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDataset) -> dict[str, int]:
-    "Split the tokens that a process takes in a step into micro-batches; a size that was given stays."
+    "Split the tokens of a process in one step into micro-batches; sizes that were given are kept."
     mean = dataset.max_length if config.packing else dataset.tokens / len(dataset.lengths)
     rows = max(1, round(tokens / mean))
     accumulated = math.ceil(rows * mean / _MICRO_BATCH)
@@ -95,7 +95,7 @@ def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDatas
 
 # %% ../../nbs/train/11_recipe.ipynb #34327abb
 def _mean_tokens_per_step(dataset: TokenizedDataset, config: TrainingConfig, num_processes: int = 1) -> float:
-    "Return the tokens in an optimizer step, as the mean of an epoch."
+    "Return the mean number of tokens per optimizer step over an epoch."
     epoch = replace(config, num_train_epochs=1, max_steps=-1, warmup_steps=0, budget_minutes=None)
     return dataset.tokens / plan_batches(dataset, epoch, num_processes).total_steps
 
@@ -108,7 +108,7 @@ def _affordable_tokens(task, minutes: float) -> float:
 
 
 def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
-    "Split a step into the fewest micro-batches that fit into memory; it keeps its number of tokens, about."
+    "Split a step into the fewest micro-batches that fit into memory, with about the same number of tokens."
     task = make_trial(replace(config, max_steps=1, warmup_steps=0, eval_steps=None, probe_sentences=()))
     most = torch.tensor(task.memory().most_sequences(), device=task.accelerator.device)
     most = max(1, task.accelerator.gather(most[None]).min().item())
@@ -121,7 +121,7 @@ def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
 
 
 def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConfig, ModelConfig]) -> None:
-    "Log the options that differ between what was given and what is planned."
+    "Log the options that differ between the given and the planned configs."
     changed = [
         f"{entry.name}={show_value(getattr(planned, entry.name))}"
         for given, planned in pairs
@@ -131,15 +131,15 @@ def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConf
     logger.info("planned: %s", ", ".join(changed) or "all options were given")
 
 # %% ../../nbs/train/11_recipe.ipynb #a5397199
-_TRIAL_STEPS = 1_000  # Of the run that is measured; a recipe chooses its batch size by them
+_TRIAL_STEPS = 1_000  # Length of the measured run, from which a recipe chooses the batch size
 
 
 def plan_run(
-    config: TrainingConfig,  # Its `recipe` and `budget_minutes` are replaced by the options that they lead to
+    config: TrainingConfig,  # `recipe` and `budget_minutes` are replaced by the options that result
     architecture: ModelConfig,  # Likewise, for a new model
     shape: PreTrainedConfig,  # Layers and width of the model
     dataset: TokenizedDataset,  # To train on
-    make_trial: Callable,  # Makes an `MLMTask` from a config, to measure
+    make_trial: Callable,  # Creates an `MLMTask` from a config, for measurements
     is_new: bool = True,  # Whether the model is to be created; False: further pretraining
 ) -> tuple[TrainingConfig, ModelConfig]:
     "Choose the options of a run; they are logged."
@@ -165,7 +165,7 @@ def plan_run(
         logger.info("measuring the speed of a few steps, to plan budget_minutes=%g", config.budget_minutes)
         left_out = {"eval_steps": None, "probe_sentences": (), "warmup_steps": 0}
         trial = replace(choose(_TRIAL_STEPS)[0], budget_minutes=None, max_steps=_TRIAL_STEPS, **left_out)
-        for _ in range(2):  # The second time as planned: with batches of that size, and compiled if the run will be
+        for _ in range(2):  # The second pass measures the planned run: its batch size, compiled if the run will be
             trial = _fit_batch(trial, make_trial) if automatic else trial
             tokens = _affordable_tokens(make_trial(trial), config.budget_minutes)
             planned, model = choose(max(1, round(tokens / tokens_per_step(tokens))))
@@ -192,8 +192,8 @@ def _sample_blocks(dataset: TokenizedDataset) -> Iterator[tuple[np.ndarray, np.n
 def new_model(
     config: PreTrainedConfig,  # From `complete_config`
     initialization: str,  # "random" or "corpus"
-    seed: int,  # Of the random weights
-    tokenizer: PreTrainedTokenizerBase,  # The one that made the dataset
+    seed: int,  # Seed of the random weights
+    tokenizer: PreTrainedTokenizerBase,  # Tokenizer that the dataset was made with
     dataset: TokenizedDataset,  # To train on
 ) -> PreTrainedModel:
     "Create a model with random weights, or with weights from the corpus."

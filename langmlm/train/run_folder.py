@@ -51,11 +51,11 @@ def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
 
 
 def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
-    "Raise a `FileExistsError` if the folder belongs to another run than the one that is resumed."
+    "Raise a `FileExistsError` if the folder belongs to a run other than the resumed one."
     if run_folder.exists() and not run_folder.is_dir():
         raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
     checkpoints = list_checkpoints(run_folder)
-    taken = checkpoints or (run_folder / "final_model").exists()  # A log alone is of a run that was killed at once
+    taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
     if taken and not resumes_here:
         remedy = ", or resume it with checkpoint_path" if checkpoints else ""
@@ -69,10 +69,10 @@ class RunFolder:
 
     def __init__(
         self,
-        config: TrainingConfig,  # Has the folder, and when to save
+        config: TrainingConfig,  # Determines the folder and when to save
         accelerator: Accelerator,  # The main process writes
         tokenizer: PreTrainedTokenizerBase,  # Saved with every checkpoint
-        plan: BatchPlan,  # Has the ends of epochs and the last step
+        plan: BatchPlan,  # Provides the ends of epochs and the last step
         description: dict[str, dict],  # From `describe_run`
         start: StartingPoint,  # What the run started from
     ):
@@ -80,8 +80,8 @@ class RunFolder:
         self.plan, self.description, self.start = plan, description, start
         self.precision = description["environment"]["precision"]  # As Accelerate names it
         self._opened = False  # Whether this object has written to the folder
-        self._save_failed = False  # Whether the last checkpoint could not be written
-        self._logged: int | None = None  # Entries in the log file; None: unknown, so that it is written anew
+        self._save_failed = False  # Whether writing the last checkpoint failed
+        self._logged: int | None = None  # Entries in the log file; None: unknown, so it is rewritten
 
     @contextmanager
     def hold(
@@ -113,7 +113,7 @@ class RunFolder:
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
 def save(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
-    "Write a checkpoint, after all metrics were read, and prune old ones; if the disk fails, log an error and return."
+    "Write a checkpoint once all metrics are read, and prune old ones; log an error if the disk fails."
     trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
 
@@ -156,7 +156,7 @@ def _describe_space(folder: Path, model: PreTrainedModel, optimizer: Optimizer) 
     return f"a checkpoint needs about {needed / 1e6:,.1f} MB, {free}"
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
-_TEXT_TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")  # Those of Accelerate whose `log` takes text
+_TEXT_TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")  # Accelerate trackers whose `log` accepts text
 
 
 @patch
@@ -165,7 +165,7 @@ def save_log(self: RunFolder, state: TrainState) -> None:
     entries = [entry for entry in state.log_history[-3:] if entry["step"] == state.step]
     values = {name: value for entry in entries for name, value in entry.items()}
     numbers = {name: value for name, value in values.items() if name != "step" and not isinstance(value, (dict, list))}
-    own = [filled for filled in values.get("filled_masks", []) if "held_out" not in filled]  # Not text of the corpus
+    own = [filled for filled in values.get("filled_masks", []) if "held_out" not in filled]  # Excludes corpus text
     filled = format_filled_masks(own)
     lines = [f"    {text} -> {found}" for text, _, found in filled]  # Indented: code in Markdown, which keeps `<mask>`
     try:
@@ -185,13 +185,13 @@ def save_log(self: RunFolder, state: TrainState) -> None:
 # %% ../../nbs/train/10_run_folder.ipynb #9c7c539d
 @patch
 def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
-    "Write the entries that are not in the log file; the first time all of them, into a new file."
+    "Append the new entries to the log file; the first time, rewrite it with all entries."
     entries = log_history[self._logged or 0 :]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries).encode()
     if self._logged is None:
         write_file(self.path / _LOG, lines)
     else:
-        with open(self.path / _LOG, "ab", buffering=0) as file:  # One call, so that a kill leaves no part of a line
+        with open(self.path / _LOG, "ab", buffering=0) as file:  # A single write, so that a kill leaves no partial line
             if file.write(lines) < len(lines):
                 raise OSError(errno.ENOSPC, "not all of it could be written")
     self._logged = len(log_history)
@@ -210,7 +210,7 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
         card = _make_card(model, self.tokenizer, trainer_state)
         is_safe = self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer)
         missing += [] if is_safe else [folder.name]
-    if is_safe or self.config.save_strategy == "no":  # It may have failed while the checkpoint was saved
+    if is_safe or self.config.save_strategy == "no":  # Retries a write that may have failed with the checkpoint
         self._write_trainer_state(trainer_state)
     if is_last:
         try:  # The processes stay connected, since the caller may continue with them
@@ -229,7 +229,7 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state:
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9
 def _make_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer_state: dict) -> str | None:
-    "Describe the run in a model card; an error in it must not cost the model."
+    "Return the model card of the run; on an error, log it and return None, so that the model is still saved."
     try:
         return make_model_card(model, tokenizer, trainer_state)
     except Exception:
@@ -239,7 +239,7 @@ def _make_card(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train
 
 @patch
 def _write_trainer_state(self: RunFolder, trainer_state: dict) -> None:
-    "Write `trainer_state.json`, and the log if it may be another one; errors are logged: checkpoints have the same content."
+    "Write `trainer_state.json`, and the log if it may be outdated; only log errors: checkpoints have the same content."
     if self.accelerator.is_main_process:
         try:
             write_json(self.path / TRAINER_STATE, trainer_state)
@@ -271,7 +271,7 @@ def rollback_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # L
 
 @patch
 def _split_steps(self: RunFolder, steps: Iterable[int], state: TrainState) -> tuple[list[int], list[int]]:
-    "Return the regular steps, those that an uninterrupted run saves at too, after those of stops before all of them."
+    "Return the steps of stops before the first regular step, and the regular steps (also saved without any stop)."
     if self.config.save_strategy == "no":
         return [], sorted(steps)
     rollbacks = {entry["step"] for entry in state.log_history if "rollback" in entry}
@@ -281,7 +281,7 @@ def _split_steps(self: RunFolder, steps: Iterable[int], state: TrainState) -> tu
 
 @patch
 def _needed_for_rollback(self: RunFolder, state: TrainState) -> list[int]:
-    "Return the steps of the checkpoints that stay, whatever the limit, while a rollback may need them."
+    "Return the steps of checkpoints that are kept regardless of the limit because a rollback may need them."
     if self.config.on_loss_spike != "rollback" or state.step == self.plan.total_steps:
         return []
     stops, regular = self._split_steps({*map(checkpoint_step, list_checkpoints(self.path)), state.step}, state)

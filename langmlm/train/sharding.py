@@ -44,7 +44,7 @@ def check_sharding(config: TrainingConfig) -> None:
 
 # %% ../../nbs/train/14_sharding.ipynb #ea332fcb
 def shard_module(module: FlatMaskedLM, device: torch.device) -> None:
-    "Split the weights of a model, the same in all processes, over them."
+    "Shard the weights of a model, which are equal in all processes, over these processes."
     module.to(device)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for layer in module.layers[:-1]:
@@ -53,7 +53,7 @@ def shard_module(module: FlatMaskedLM, device: torch.device) -> None:
 
 
 def shard_like(value: Tensor, weight: Tensor) -> Tensor:
-    "Return the share of a whole tensor that corresponds to that of a weight; all of it if that is not sharded."
+    "Shard a full tensor like a weight; return it unchanged if the weight is not sharded."
     if not isinstance(weight, DTensor):
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
@@ -74,7 +74,7 @@ def _gather(values: dict[str, Tensor], device: torch.device | None) -> dict[str,
 
 # %% ../../nbs/train/14_sharding.ipynb #4db514a7
 def gather_model(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    "Return a whole copy of a sharded model, on a device of every process or on the CPU of the main process."
+    "Return a full copy of a sharded model, on `device` in every process, or only on the CPU of the main process."
     if not _is_sharded(model) or not (weights := _gather(dict(model.named_parameters()), device)):
         return model
     with init_empty_weights():
@@ -85,7 +85,7 @@ def gather_model(model: nn.Module, device: torch.device | None = None) -> nn.Mod
 
 
 def gather_run(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
-    "Return a whole copy of a sharded model, and of the state of its optimizer as `.state`, in the main process."
+    "Return full copies of a sharded model and of its optimizer state (as `.state`), in the main process."
     if not _is_sharded(model):
         return model, optimizer
     whole, weights = gather_model(model), dict(model.named_parameters())

@@ -42,9 +42,9 @@ def _sliding_medians(losses: np.ndarray, window: int) -> np.ndarray:
 
 # %% ../../nbs/train/08_spikes.ipynb #1bfb1d09
 _WINDOWS = {16: 4.0, 64: 2.0}  # Steps in a window -> multiples of the noise that its median may rise
-_MIN_RISE = 0.1  # Least rise that counts, as a share of the lowest median
-_FIRST_STEPS = 5  # Steps whose second lowest loss is the loss that the run began with
-_MIN_RISE_FROM_START = 0.25  # Least rise above that loss that counts, as a share of it
+_MIN_RISE = 0.1  # Minimum rise of a spike, as a fraction of the lowest median
+_FIRST_STEPS = 5  # The initial loss is the second lowest of this many steps
+_MIN_RISE_FROM_START = 0.25  # Minimum rise of a spike above the initial loss, as a fraction of it
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LossSpike:
     "A loss that diverges or is not finite."
 
     onset: int  # Steps done when the loss was still normal
-    reason: str  # In words
+    reason: str  # Description for the log
     finite: bool = True  # False: a loss or a gradient is infinite or NaN
 
 
@@ -111,14 +111,14 @@ def detect_loss_spike(
     if spike := _find_spike(state.recent_losses()):
         return spike
     spike = _find_loss_above_uniform(state, vocab_size, warmup_steps)
-    if spike and config.on_loss_spike == "warn":  # The run continues: one report is enough
+    if spike and config.on_loss_spike == "warn":  # The run continues, so report each spike only once
         is_reported = any("loss_spike" in entry and entry["step"] > spike.onset for entry in state.log_history)
         return None if is_reported else spike
     return spike
 
 # %% ../../nbs/train/08_spikes.ipynb #beb67665
 def checkpoints_for_rollback(steps: Sequence[int], last_check: int) -> list[int]:
-    "Return the steps, of those of checkpoints, that a rollback may need, given the latest check without a spike."
+    "Return the checkpoint steps that a rollback may need, given the step of the latest check without a spike."
     stable = [step for step in steps if step <= last_check - max(_WINDOWS)]
     return stable[-1:] + list(steps[len(stable) : len(stable) + 1])
 
@@ -130,10 +130,10 @@ def handle_loss_spike(
     accelerator: Accelerator,  # All processes must call this function
     state: TrainState,  # Losses, rollbacks and the factor of the learning rate are updated
     config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
-    checkpoints: Sequence[Path],  # Those that a rollback may use, as the main process sees them
+    checkpoints: Sequence[Path],  # Checkpoints that a rollback may use, as listed by the main process
     initial_model: Callable[[], PreTrainedModel],  # Creates the weights that the run started with
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
-    "Do what `on_loss_spike` says: roll back, warn or ignore; raise a `FloatingPointError` if the run cannot continue."
+    "Apply `on_loss_spike`: roll back, warn or ignore; raise a `FloatingPointError` if the run cannot continue."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
     learning_rate, source = config.learning_rate * state.learning_rate_factor, stable or state.initial_weights
     advice = f"resume with checkpoint_path={str(source)!r} and" if source else "start a new run with"
@@ -141,7 +141,7 @@ def handle_loss_spike(
     if config.on_loss_spike == "rollback":
         to_step, is_last = checkpoint_step(stable) if stable else 0, state.rollbacks >= config.max_rollbacks
         with fail_together():  # The disk of another machine may lack the checkpoint
-            if not is_last:  # Before a checkpoint is renamed: what fails here can be resumed
+            if not is_last:  # Restore before renaming checkpoints, so that a failure here can be resumed
                 _restore_weights(model, optimizer, stable, source, initial_model)
         if accelerator.is_main_process:
             set_aside_newer(config.run_folder, to_step)
@@ -157,7 +157,7 @@ def handle_loss_spike(
         return {"rollback": facts | {"learning_rate_factor": state.learning_rate_factor, "reason": spike.reason}}
     if not spike.finite:
         raise FloatingPointError(message)
-    state.losses.clear()  # Later losses are compared with each other: one warning for one spike
+    state.losses.clear()  # Later losses are only compared with each other, so each spike is reported once
     logger.warning("step %d: %s", state.step, message)
     return {"loss_spike": {"onset": spike.onset, "reason": spike.reason}}
 
@@ -175,7 +175,7 @@ def _restore_weights(
     source: Path | str | None,
     initial_model: Callable[[], PreTrainedModel],
 ) -> None:
-    "Restore weights and optimizer from a stable checkpoint, else from what the run started with."
+    "Restore weights and optimizer from a stable checkpoint, or else the state at the start of the run."
     before = load_model(source) if source else initial_model()
     current = model.state_dict()
     model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
@@ -192,8 +192,8 @@ def _count_rollback(state: TrainState, to_step: int) -> None:
     state.learning_rate_factor /= 2
 
 # %% ../../nbs/train/08_spikes.ipynb #a10d659d
-_PLATEAU_STEPS, _LEAST_STEPS = 1_000, 100  # After warm-up, and of a run whose last losses are worth a diagnosis
-_MIN_GAIN = 0.02  # Least distance below the unigram entropy that counts, as a share of it
+_PLATEAU_STEPS, _LEAST_STEPS = 1_000, 100  # After warm-up; minimum length of a run that is diagnosed at its end
+_MIN_GAIN = 0.02  # Minimum distance below the unigram entropy, as a fraction of it
 
 
 def should_diagnose(step: int, total_steps: int, config: TrainingConfig) -> bool:

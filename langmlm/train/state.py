@@ -42,9 +42,9 @@ class TrainState:
     rollbacks: int = 0  # Rollbacks after loss spikes
     learning_rate_factor: float = 1.0  # Halved by each rollback
     initial_weights: str | None = None  # Folder or Hub name that the run started from; None: it created its weights
-    initialization: str = "random"  # How it created them: "random" or "corpus"
+    initialization: str = "random"  # Initialization of new weights: "random" or "corpus"
     pending: list[Tensor] = field(default_factory=list, repr=False)  # [3] on the device, of steps not read yet
-    is_updating: bool = False  # Whether a step has begun to update the weights, and is not counted yet
+    is_updating: bool = False  # Whether a step is updating the weights and is not counted yet
     history_length: ClassVar[int] = 256  # Latest steps whose losses are kept
 
     def add(self, metrics: Tensor) -> None:
@@ -54,7 +54,7 @@ class TrainState:
         self.is_updating = False
 
     def is_non_finite_on_cpu(self) -> bool:
-        "Return whether the latest gradient norm is infinite or NaN; False on a GPU, where looking would wait for it."
+        "Return whether the latest gradient norm is infinite or NaN; False on a GPU, where reading it synchronizes."
         return self.pending[-1].device.type == "cpu" and not self.pending[-1][2].isfinite()
 
     def read_metrics(self, accelerator: Accelerator) -> None:
@@ -72,7 +72,7 @@ class TrainState:
         return (self.losses + unlogged)[-self.history_length :]
 
     def mark_logged(self) -> None:
-        "Move the losses of all steps that were read to `losses`, after an entry about them was logged."
+        "Move the losses of logged steps from `unlogged` to `losses`."
         self.losses = self.recent_losses()
         self.unlogged.clear()
 
@@ -83,10 +83,10 @@ def describe_run(
     tokenizer: PreTrainedTokenizerBase,  # Likewise
     config: TrainingConfig,  # All its options are stored
     plan: BatchPlan,  # From `plan_batches`
-    mask: str,  # Name of the function that masks, part of the identity
-    accelerator: Accelerator,  # Just created: its precision changes with the next Accelerator of the process
+    mask: str,  # Name of the masking function, part of the identity
+    accelerator: Accelerator,  # Most recent one: a newer Accelerator changes its precision
 ) -> dict[str, dict[str, Any]]:
-    "Describe a run: what must be equal to resume it, its options, what decides rounding, and the size of its data."
+    "Describe a run: what must match to resume it, its options, what affects rounding, and the size of its data."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     options = ("seed", "packing", "fill_batches", "mlm_probability", "whole_word_masking")
     identity = {
@@ -178,11 +178,11 @@ _FREE = (
 
 
 def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], plan: BatchPlan) -> None:
-    "Log what may differ from the checkpoint's run, and does."
+    "Log the permitted differences between a resumed run and its checkpoint."
     saved = trainer_state["langmlm"]
     others = ("python", "batch plan")
     decisive = {name: value for name, value in description["environment"].items() if name not in others}
-    if saved["environment"].get("batch plan", 1) != plan.version:  # The first version is not in checkpoints
+    if saved["environment"].get("batch plan", 1) != plan.version:  # Checkpoints of version 1 do not store it
         logger.warning(
             "the checkpoint is from a version of langmlm that made other batches: the run continues with the "
             "new ones, so some sequences of the present epoch are seen twice in it and others not at all"
@@ -197,7 +197,7 @@ def _log_changes(trainer_state: dict[str, Any], description: dict[str, dict], pl
 
 
 def _list_changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    "Describe the values that both dicts have and that differ; of fingerprints, the beginning is enough."
+    "Describe the values that differ between two dicts with common keys; fingerprints are shortened."
 
     def brief(value: Any) -> str:
         is_digest = isinstance(value, str) and len(value) >= 32 and set(value) <= set("0123456789abcdef")

@@ -56,7 +56,7 @@ def measure_steps(task: Any, steps: int) -> Estimate:
 
 # %% ../../nbs/train/15_trial.ipynb #0fdac5e3
 class _PeakMemory(TorchDispatchMode):
-    "Counts the bytes of all tensors that exist, inside the block."
+    "Track the bytes of all live tensors inside the block."
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ class _PeakMemory(TorchDispatchMode):
 # %% ../../nbs/train/15_trial.ipynb #1ff2bd43
 def measure_peak(
     module: nn.Module,  # A `FlatMaskedLM`, not wrapped by Accelerate
-    sequences: int,  # Of the trial batch, at least 1
+    sequences: int,  # Sequences in the trial batch, at least 1
     length: int,  # Tokens in each
     predictions: int,  # Masked positions in each
 ) -> int:
@@ -102,18 +102,18 @@ def measure_peak(
 
 # %% ../../nbs/train/15_trial.ipynb #614804bd
 _BYTES_PER_PARAMETER = 16
-_USED_SHARE = 0.8  # Of the free memory; the rest is for what an estimate leaves out
+_USED_SHARE = 0.8  # Share of the free memory; the rest covers what the estimate omits
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    "Bytes that an optimizer step needs, and those that are free; prints as a sentence."
+    "Bytes that an optimizer step needs, and free bytes; prints as a sentence."
 
     parameters: int  # Weights, gradients and optimizer state
-    per_batch: int  # Of the activations and logits: what does not depend on the number of sequences
-    per_sequence: int  # Of the activations and logits: what a sequence of full length adds
+    per_batch: int  # Activations and logits, the part independent of the number of sequences
+    per_sequence: int  # Activations and logits that each sequence of full length adds
     sequences: int  # In a micro-batch
-    free: int  # On the device, with what the weights take already
+    free: int  # Free memory of the device, plus what the weights already use
 
     @property
     def needed(self) -> int:
@@ -168,7 +168,7 @@ def estimate_memory(task: Any) -> StepMemory:
 
 # %% ../../nbs/train/15_trial.ipynb #mem0code1
 def explain_memory(config: TrainingConfig, share: float = 0.5) -> str:
-    "Name settings to change if a share of a micro-batch fits into memory. The first keeps the size of the step."
+    "Return settings to change if only a share of a micro-batch fits into memory; the first keeps the step size."
     size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
     smaller = max(1, int(size * share))
     steps = math.ceil(size * accumulated / smaller)
