@@ -207,10 +207,14 @@ def _format_or_text(name: str) -> tuple[str, str | None]:
 
 def _known_formats(part: str, names: dict[Any, str]) -> list:
     "Return the files of a folder with a known extension that are not hidden; `names`: path -> name in the folder."
-    known = [path for path, name in names.items() if not _HIDDEN.search(name) and detect_format(name)[0]]
-    others, taken = Counter(), {*known}
-    for name in (name for path, name in names.items() if path not in taken):
-        others["hidden" if _HIDDEN.search(name) else os.path.splitext(name)[1] or "without extension"] += 1
+    known, others = [], Counter()
+    for path, name in names.items():
+        if _HIDDEN.search(name):
+            others["hidden"] += 1
+        elif detect_format(name)[0]:
+            known.append(path)
+        else:
+            others[os.path.splitext(name)[1] or "without extension"] += 1
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(5)) or "none"
     if not known:
         problem = f"the folder has no file with extension .{', .'.join(FORMATS)}"
