@@ -6,6 +6,7 @@ As a script, this file runs pytest in several processes that are forks, too, and
 
 import atexit
 import ctypes
+import faulthandler
 import fcntl
 import json
 import multiprocessing
@@ -220,6 +221,7 @@ def become_python(client: socket.socket, python: str) -> NoReturn:
     os.chdir(facts["folder"])
     os.environ.clear()
     os.environ.update(facts["variables"])
+    faulthandler.enable()  # Its report goes to the file with the number 2
     sys.stdin = open(0, closefd=False)
     sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in os.environ, line_buffering=os.isatty(1))
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
