@@ -296,7 +296,7 @@ class ModelConfig(Options):
     attention_probs_dropout_prob: float = 0.1  # From 0 to 0.99
     layer_norm_eps: float = 1e-5  # Added to the variance in layer norms
     initializer_range: float = 0.02  # Standard deviation of the random initialization
-    initialization: str = "random"  # "random", or "corpus": embeddings, positions and output bias from the dataset
+    initialization: str = "random"  # "random", or "corpus": computed from the dataset, to learn sooner
     type_vocab_size: int = 1  # Token types; RoBERTa has one
     tie_word_embeddings: bool = True  # The MLM head shares the weights of the embedding
     classifier_dropout: float | None = None  # For fine-tuning later; not used in pretraining

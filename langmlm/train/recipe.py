@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -178,13 +179,9 @@ def plan_run(
     return planned, model
 
 # %% ../../nbs/train/11_recipe.ipynb #6a3b683c
-_SAMPLED_TOKENS = 20_000_000
-
-
-def _sample_blocks(dataset: TokenizedDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Iterate over evenly spaced sequences of at most about 20 million tokens."
-    count = min(len(dataset), math.ceil(_SAMPLED_TOKENS * len(dataset) / dataset.tokens))
-    logger.info("initial weights are computed from %s sequences", f"{count:,}")
+def _sample_blocks(dataset: TokenizedDataset, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Iterate over evenly spaced sequences of at most about a number of tokens."
+    count = min(len(dataset), math.ceil(tokens * len(dataset) / dataset.tokens))
     for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).astype(np.int64), math.ceil(count / 1_000)):
         yield dataset.flat(rows), dataset.lengths[rows]
 
@@ -199,6 +196,7 @@ def new_model(
     "Create a model with random weights, or with weights from the corpus."
     model = build_model(config, seed)
     if initialization == "corpus":
-        sample = _sample_blocks(dataset)
-        initialize_from_corpus(model, token_counts(dataset), sample, tokenizer.all_special_ids, seed)
+        logger.info("initial weights are computed from the corpus")
+        sample, special_ids = partial(_sample_blocks, dataset), tokenizer.all_special_ids
+        initialize_from_corpus(model, token_counts(dataset), sample, special_ids, tokenizer.mask_token_id, seed)
     return model
