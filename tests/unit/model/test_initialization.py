@@ -254,7 +254,7 @@ def test_predicts_before_training(family: str):
         model = build_model(FAMILIES[family](**FIXED | IDS, **SIZES))
         with pytest.MonkeyPatch.context() as patch:
             if not predicts:
-                patch.setattr(initialization, "predict_from_contexts", lambda *_: None)
+                patch.setattr(initialization, "_predict_from_contexts", lambda *_: None)
             initialize(model, corpus)
         assert model.training
         masked = torch.arange(12) == torch.from_numpy(generator.integers(1, 11, (400, 1)))
