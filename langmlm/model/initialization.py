@@ -241,6 +241,11 @@ def _predict_from_contexts(
 _COUNTED_TOKENS, _FITTED_TOKENS = 20_000_000, 300_000  # Of the corpus, for neighbor counts and for the regression
 
 
+def _has_dropout(config: PreTrainedConfig) -> bool:
+    "Whether pretraining uses dropout; each model type has its own names."
+    return any(value for name, value in config.to_dict().items() if "dropout" in name and name != "classifier_dropout")
+
+
 @torch.no_grad()
 def initialize_from_corpus(
     model: PreTrainedModel,  # With random weights, changed in place
@@ -250,7 +255,7 @@ def initialize_from_corpus(
     mask_id: int,  # Id of the mask token
     seed: int = 42,  # Seed of the randomized parts
 ) -> None:
-    "Set embeddings, positions, attention, output bias and head from a corpus; all other weights stay random."
+    "Set weights from a corpus; those of most layers stay random."
     config, occurrences = model.config, np.zeros(model.config.vocab_size)
     occurrences[: len(counts)] = counts
     occurrences[list(special_ids)] = 0
@@ -263,5 +268,7 @@ def initialize_from_corpus(
         weight[counted] = found[counted]
     attend = attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors
     attend(model)
-    _predict_from_contexts(model, sample_blocks(_FITTED_TOKENS), torch.from_numpy(occurrences).float(), special_ids, mask_id, seed)
+    if not _has_dropout(config):
+        sample, known = sample_blocks(_FITTED_TOKENS), torch.from_numpy(occurrences).float()
+        _predict_from_contexts(model, sample, known, special_ids, mask_id, seed)
     decoder.bias.copy_(torch.from_numpy(np.log((occurrences + 0.5) / (occurrences + 0.5).sum())))

@@ -21,13 +21,14 @@ from langmlm.model.roberta import build_model
 VOCABULARY, SPECIAL, MASK = 120, range(5), 4
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 128}
 FIXED = {"vocab_size": VOCABULARY, "max_position_embeddings": 66, "pad_token_id": 1, "attn_implementation": "eager"}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
 FAMILIES = {"roberta": RobertaConfig, "bert": BertConfig, "modernbert": ModernBertConfig}
 
 
 def make_model(**changes) -> RobertaForMaskedLM:
     "A stock model with random weights."
-    return build_model(RobertaConfig(**FIXED, **SIZES | changes))
+    return build_model(RobertaConfig(**FIXED, **SIZES | NO_DROPOUT | changes))
 
 
 @pytest.fixture
@@ -113,6 +114,22 @@ def test_what_changes(corpus, tied: bool):
     assert not words[1].any()  # The padding row stays zero
 
 
+@pytest.mark.parametrize("name", NO_DROPOUT)
+def test_with_dropout_the_first_layer_stays_random(corpus, name: str):
+    model, before = make_model(**{name: 0.1}), make_model().state_dict()
+    initialize(model, corpus)
+    for suffix in (
+        "layer.0.attention.self.value.weight",
+        "layer.0.attention.output.dense.weight",
+        "lm_head.dense.weight",
+    ):
+        key = next(key for key in before if key.endswith(suffix))
+        assert torch.equal(model.state_dict()[key], before[key])
+    assert not torch.equal(
+        model.roberta.embeddings.word_embeddings.weight, before["roberta.embeddings.word_embeddings.weight"]
+    )
+
+
 def test_bias_is_the_logarithm_of_frequencies(corpus):
     model = make_model()
     initialize(model, corpus)
@@ -176,7 +193,7 @@ def test_rotated_heads_attend_to_their_offset(heads: int):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contexts_equal_a_loop(family: str):
     "Hidden states of the neighbors, zeros where there are none, and the mean of the sequence; tokens are hidden first."
-    model = build_model(FAMILIES[family](**FIXED | IDS, **SIZES)).eval()
+    model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES)).eval()
     lengths, offsets = np.array([1, 7, 2, 30]), [-1, 1, -2, 2]
     ids = np.random.default_rng(1).integers(5, VOCABULARY, lengths.sum())
     ids[[1, 7]] = 0, 2
@@ -226,7 +243,7 @@ def test_values_and_outputs_multiply_to_the_maps(corpus, family: str, heads: int
     "Of each neighbor, and of the mean for the heads that are left; as well as their rank allows."
     maps = torch.randn(len(offsets := [-1] if heads < 4 else [-1, 1]) + 1, 64, 64)
     monkeypatch.setattr(initialization, "_fit_contexts", lambda *_: maps / 8)
-    model = build_model(FAMILIES[family](**FIXED | IDS, **SIZES | {"num_attention_heads": heads}))
+    model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES | {"num_attention_heads": heads}))
     initialize(model, corpus)
     layer = model.model.layers[0].attn if family == "modernbert" else model.base_model.encoder.layer[0].attention
     values = layer.Wqkv.weight[128:] if family == "modernbert" else layer.self.value.weight
@@ -251,7 +268,7 @@ def test_predicts_before_training(family: str):
     corpus = [(rows.ravel(), np.full(400, 12))]
     losses = []
     for predicts in (False, True):
-        model = build_model(FAMILIES[family](**FIXED | IDS, **SIZES))
+        model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES))
         with pytest.MonkeyPatch.context() as patch:
             if not predicts:
                 patch.setattr(initialization, "_predict_from_contexts", lambda *_: None)
