@@ -47,7 +47,7 @@ CONTENDERS = {  # Name -> options of training_config and model_config; the share
     RANDOM_LAYER: (RECIPE, {}, 0.25),
     "with half the learning rate": (RECIPE | {"learning_rate": 1e-3}, {}, 0.25),
     "with twice the learning rate": (RECIPE | {"learning_rate": 4e-3}, {}, 0.25),
-    "with AdamW": (RECIPE | {"optim": "adamw_torch_fused"}, {}, 0.25),
+    "with Muon": (RECIPE | {"optim": "muon"}, {}, 0.25),
 }  # fmt: skip
 
 
