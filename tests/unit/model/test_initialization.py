@@ -136,9 +136,7 @@ def test_bias_is_the_logarithm_of_frequencies(corpus):
     shares = model.lm_head.decoder.bias.exp()
     assert shares.sum().item() == pytest.approx(1)
     occurrences = counts(corpus)
-    assert (shares[20] / shares[30]).item() == pytest.approx(
-        (occurrences[20] + 0.5) / (occurrences[30] + 0.5), rel=1e-4
-    )
+    assert (shares[20] / shares[30]).item() == pytest.approx((occurrences[20] + 0.5) / (occurrences[30] + 0.5), rel=1e-4)
     assert shares[0] == shares[115]  # As if it never occurred: it is never predicted
 
 
@@ -174,10 +172,8 @@ def test_a_single_token(corpus):
 @pytest.mark.parametrize("heads", [1, 3, 4])
 def test_rotated_heads_attend_to_their_offset(heads: int):
     "In global and local layers of a ModernBERT; the constant part of the tokens changes no probability."
-    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
     sizes = {"hidden_size": 32 * heads, "num_attention_heads": heads, "num_hidden_layers": 3, "intermediate_size": 64}
-    fixed = {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "attn_implementation": "eager"}
-    model = build_model(ModernBertConfig(**ids, **sizes, **fixed)).eval()
+    model = build_model(ModernBertConfig(**FIXED | IDS, **sizes)).eval()
     attend_by_rotation(model)
     with torch.no_grad():
         attentions = model(torch.randint(5, VOCABULARY, (2, 40)), output_attentions=True).attentions
@@ -262,9 +258,7 @@ def test_values_and_outputs_multiply_to_the_maps(corpus, family: str, heads: int
 def test_predicts_before_training(family: str):
     "Where each token follows from its neighbor, the initial loss is far below that of the token frequencies."
     generator = np.random.default_rng(0)
-    rows = (
-        5 + (generator.integers(0, 100, (400, 1)) + 7 * np.arange(12)) % 100
-    )  # Each token is followed by one 7 higher
+    rows = 5 + (generator.integers(0, 100, (400, 1)) + 7 * np.arange(12)) % 100  # Each token is followed by one 7 higher
     corpus = [(rows.ravel(), np.full(400, 12))]
     losses = []
     for predicts in (False, True):
