@@ -153,7 +153,7 @@ def _read_contexts(
     special_ids: Tensor,  # Never hidden
     mask_id: int,  # Stands for hidden tokens
     seed: int,  # Seed of the choice of hidden tokens
-) -> Iterator[tuple[Tensor, Tensor]]:  # [tokens, neighbors + 1, hidden size], the last one the mean; [tokens] hidden ids
+) -> Iterator[tuple[Tensor, Tensor]]:  # [tokens, neighbors, hidden size], zeros where there is none; [tokens] hidden ids
     "Hide tokens, and yield the hidden states from which to predict them."
     generator = torch.Generator().manual_seed(seed)
     for ids, lengths in blocks:
@@ -162,12 +162,10 @@ def _read_contexts(
         position = index - (lengths.cumsum(0) - lengths)[sequence]
         is_hidden = (torch.rand(len(ids), generator=generator) < _HIDDEN_SHARE) & ~torch.isin(ids, special_ids)
         states = _embed(model, ids.masked_fill(is_hidden, mask_id), position)
-        means = torch.zeros(len(lengths), states.shape[1]).index_add_(0, sequence, states) / lengths[:, None]
         for chosen in is_hidden.nonzero().split(4_096):  # [tokens, 1]
             near, known = position[chosen] + torch.tensor(offsets), lengths[sequence[chosen]]
             exists = ((near >= 0) & (near < known))[..., None]  # [tokens, neighbors, 1]
-            neighbors = states[(chosen + torch.tensor(offsets)).clamp(0, len(ids) - 1)] * exists
-            yield torch.cat([neighbors, means[sequence[chosen]]], 1), ids[chosen[:, 0]]
+            yield states[(chosen + torch.tensor(offsets)).clamp(0, len(ids) - 1)] * exists, ids[chosen[:, 0]]
 
 # %% ../../nbs/model/05_initialization.ipynb #pred0004
 _RIDGE = 1e-2  # Penalty of the regression, in units of the mean square of the inputs
@@ -177,8 +175,8 @@ def _fit_contexts(
     contexts: Iterable[tuple[Tensor, Tensor]],  # From `_read_contexts`
     targets: Tensor,  # [vocab_size, hidden size] what to predict for a token
     weights: Tensor,  # [vocab_size] weight of a token as a target
-) -> Tensor | None:  # [parts, hidden size, hidden size]; hidden states @ maps have a norm of about 1. None: no contexts
-    "Fit a linear map for each part of the contexts; their sum predicts the target."
+) -> Tensor | None:  # [neighbors, hidden size, hidden size]; hidden states @ maps have a norm of about 1. None: no contexts
+    "Fit a linear map for each neighbor; their sum predicts the target."
     squares = products = sums = total = 0
     for states, ids in contexts:
         states, weight = states.flatten(1), weights[ids]
@@ -230,11 +228,10 @@ def _predict_from_contexts(
     if maps is None:
         return
     values, outputs = _values_and_outputs(model)
-    for linear, chosen in zip(maps, [*([head] for head in range(len(offsets))), range(near, heads)]):
+    for head, linear in enumerate(maps):
         left, singular, right = torch.linalg.svd(linear * math.sqrt(width))
-        left, right = left * singular.sqrt(), singular.sqrt()[:, None] * right
-        for columns, head in zip(torch.arange(width).split(width // heads), chosen):
-            values[head], outputs[:, head] = left[:, columns].T, right[columns].T
+        rank, scale = width // heads, singular.sqrt()
+        values[head], outputs[:, head] = (left * scale)[:, :rank].T, (scale[:, None] * right)[:rank].T
     model.get_submodule(_HEADS.get(config.model_type, "lm_head.dense")).weight.add_(torch.eye(width))
 
 # %% ../../nbs/model/05_initialization.ipynb #746bedce

@@ -51,7 +51,7 @@ def _learning_rate(
     return float(f"{2e-3 * math.sqrt(4 / layers * 256 / width):.3g}")
 
 # %% ../../nbs/train/11_recipe.ipynb #2469e41c
-_FEW_EPOCHS = 4
+_FEW_EPOCHS = 10
 _MUON_TOKENS = 6  # Tokens per step and unit of width from which Muon pays off
 
 

@@ -188,7 +188,7 @@ def test_rotated_heads_attend_to_their_offset(heads: int):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contexts_equal_a_loop(family: str):
-    "Hidden states of the neighbors, zeros where there are none, and the mean of the sequence; tokens are hidden first."
+    "Hidden states of the neighbors, zeros where there are none; tokens are hidden first."
     model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES)).eval()
     lengths, offsets = np.array([1, 7, 2, 30]), [-1, 1, -2, 2]
     ids = np.random.default_rng(1).integers(5, VOCABULARY, lengths.sum())
@@ -203,7 +203,7 @@ def test_contexts_equal_a_loop(family: str):
         inputs = model.base_model.embeddings(torch.from_numpy(masked[row])[None])[0]
         for here in np.flatnonzero(is_hidden[row]):
             near = [inputs[here + offset] if 0 <= here + offset < length else 0 * inputs[0] for offset in offsets]
-            expected.append(torch.stack([*near, inputs.mean(0)]))
+            expected.append(torch.stack(near))
     torch.testing.assert_close(states, torch.stack(expected))
 
 
@@ -236,8 +236,8 @@ def test_rare_targets_count_more():
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_and_outputs_multiply_to_the_maps(corpus, family: str, heads: int, monkeypatch: pytest.MonkeyPatch):
-    "Of each neighbor, and of the mean for the heads that are left; as well as their rank allows."
-    maps = torch.randn(len(offsets := [-1] if heads < 4 else [-1, 1]) + 1, 64, 64)
+    "Of each neighbor, as well as their rank allows; the other heads stay random."
+    maps = torch.randn(1 if heads < 4 else 2, 64, 64)
     monkeypatch.setattr(initialization, "_fit_contexts", lambda *_: maps / 8)
     model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES | {"num_attention_heads": heads}))
     initialize(model, corpus)
@@ -245,13 +245,11 @@ def test_values_and_outputs_multiply_to_the_maps(corpus, family: str, heads: int
     values = layer.Wqkv.weight[128:] if family == "modernbert" else layer.self.value.weight
     output = layer.Wo.weight if family == "modernbert" else layer.output.dense.weight
     products = [output[:, rows] @ values[rows] for rows in torch.arange(64).split(64 // heads)]
-    groups = [*([product] for product in products[: len(offsets)]), products[len(offsets) :]]
-    for linear, group in zip(maps, groups):
-        if group:
-            rank = len(group) * 64 // heads
-            left, singular, right = torch.linalg.svd(linear)
-            best = left[:, :rank] * singular[:rank] @ right[:rank]
-            torch.testing.assert_close(sum(group).T, best, atol=1e-4, rtol=1e-3)
+    for linear, product in zip(maps, products):
+        left, singular, right = torch.linalg.svd(linear)
+        best = left[:, : 64 // heads] * singular[: 64 // heads] @ right[: 64 // heads]
+        torch.testing.assert_close(product.T, best, atol=1e-4, rtol=1e-3)
+    assert all(product.norm() < 1 for product in products[len(maps) :])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -273,4 +271,4 @@ def test_predicts_before_training(family: str):
         with torch.no_grad():
             labels = ids.where(masked, -100)
             losses.append(model.eval()(ids.where(~masked, MASK), labels=labels).loss.item())
-    assert losses[1] < losses[0] - 0.3 and losses[0] > 4.5  # ln(100) is 4.6
+    assert losses[1] < losses[0] - 0.2 and losses[0] > 4.5  # ln(100) is 4.6

@@ -81,7 +81,7 @@ def test_model_options(data, tmp_path: Path):
     model = tasks.create_mlm(**data, model_config=given, training_config=settings).model
     assert model.config.hidden_dropout_prob == 0.2 and not model.lm_head.decoder.bias.any()
     assert not hasattr(model.config, "initialization")
-    longer = settings | {"num_train_epochs": 9}
+    longer = settings | {"num_train_epochs": 11}
     assert tasks.create_mlm(**data, model_config=ARCHITECTURE, training_config=longer).model.config.hidden_dropout_prob
 
 
