@@ -227,11 +227,11 @@ def _predict_from_contexts(
     model.train(was_training)
     if maps is None:
         return
-    values, outputs = _values_and_outputs(model)
+    (values, outputs), rank = _values_and_outputs(model), width // heads
     for head, linear in enumerate(maps):
         left, singular, right = torch.linalg.svd(linear * math.sqrt(width))
-        rank, scale = width // heads, singular.sqrt()
-        values[head], outputs[:, head] = (left * scale)[:, :rank].T, (scale[:, None] * right)[:rank].T
+        left, right = left * singular.sqrt(), singular.sqrt()[:, None] * right
+        values[head], outputs[:, head] = left[:, :rank].T, right[:rank].T
     model.get_submodule(_HEADS.get(config.model_type, "lm_head.dense")).weight.add_(torch.eye(width))
 
 # %% ../../nbs/model/05_initialization.ipynb #746bedce

@@ -260,7 +260,8 @@ def test_predicts_before_training(family: str):
     corpus = [(rows.ravel(), np.full(400, 12))]
     losses = []
     for predicts in (False, True):
-        model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **SIZES))
+        wider = SIZES | {"hidden_size": 128}  # Heads of 32 dimensions: room for maps of 100 tokens
+        model = build_model(FAMILIES[family](**FIXED | IDS | NO_DROPOUT, **wider))
         with pytest.MonkeyPatch.context() as patch:
             if not predicts:
                 patch.setattr(initialization, "_predict_from_contexts", lambda *_: None)
@@ -271,4 +272,4 @@ def test_predicts_before_training(family: str):
         with torch.no_grad():
             labels = ids.where(masked, -100)
             losses.append(model.eval()(ids.where(~masked, MASK), labels=labels).loss.item())
-    assert losses[1] < losses[0] - 0.2 and losses[0] > 4.5  # ln(100) is 4.6
+    assert losses[1] < losses[0] - 0.3 and losses[0] > 4.5  # ln(100) is 4.6
