@@ -90,6 +90,7 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, help="of langmlm's pretraining, instead of the preset's budget")
     parser.add_argument("--megabytes", type=int, help="of raw text, instead of the preset's sample")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of all pretraining, instead of the preset's")
     parser.add_argument("--until", choices=CONTENDERS, default=CONTENDERS[-1], help="last model to pretrain, in this order")
     parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
@@ -146,6 +147,8 @@ def main() -> None:
         preset = replace(preset, megabytes=arguments.megabytes)
     if arguments.train_examples:
         preset = replace(preset, train_examples=arguments.train_examples)
+    if arguments.precision:
+        preset = replace(preset, precision=arguments.precision)
     options, model = (
         {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
         for pairs in (arguments.option, arguments.model)
@@ -306,7 +309,7 @@ def pretrain_all(preset: Preset, options: dict, prepared: dict, place: Place, pi
         )
 
     changes = {"options": options}
-    settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options}
+    settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options, "precision": preset.precision}
     speed = pieces.get("speed", settings, lambda: measure_speed("langmlm", preset, prepared, place, changes))
     steps = whole_points(count_steps(preset, speed, bool(options.get("recipe"))))
     yield "langmlm", (own := make("langmlm", "langmlm", steps, changes))
