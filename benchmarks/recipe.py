@@ -67,7 +67,7 @@ def prepare(work: Path, file: Path, megabytes: float) -> dict:
     options = {"vocab_size": VOCABULARY, "max_length": MAX_LENGTH, "validation_fraction": HELD_OUT}
     tasks.create_tokenizer(str(work / "text.txt"), options | folders).train()
     dataset = open_dataset(folders["path_to_save_dataset"])
-    entropy = unigram_entropy(dataset, range(5), VOCABULARY)
+    entropy = unigram_entropy(dataset, range(5))
     return {"bytes": size, "documents": len(kept), "tokens": dataset.tokens, "unigram_entropy": entropy}
 
 

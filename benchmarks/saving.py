@@ -29,6 +29,7 @@ from langmlm.text.corpus import docstrings
 from langmlm.tokens.tokenizer import TokenizerConfig, train_tokenizer
 from langmlm.train.config import TrainingConfig
 from langmlm.train.loop import train_step
+from langmlm.train.sharding import gather_run
 
 RESULT = Path(__file__).parent / "results" / "saving.json"
 SAVE_STEPS = 100
@@ -69,7 +70,7 @@ def time_step(task: MLMTask) -> float:
 def time_save(task: MLMTask) -> float:
     "Save a checkpoint; return its seconds."
     task.state.read_metrics(task.accelerator)
-    return timed(lambda: task.run_folder.save(task.model, task.optimizer, task.state))
+    return timed(lambda: task.run_folder.save(*gather_run(task.model, task.optimizer), task.state))
 
 
 def main() -> None:

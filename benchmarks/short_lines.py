@@ -62,7 +62,7 @@ def prepare(work: Path, kind: str, file: Path) -> dict:
     from langmlm.data.dataset import open_dataset, unigram_entropy
 
     dataset = open_dataset(folders["path_to_save_dataset"])
-    entropy = unigram_entropy(dataset, range(5), VOCABULARY)
+    entropy = unigram_entropy(dataset, range(5))
     sizes = {"documents": len(lines), "sequences": len(dataset), "tokens": dataset.tokens}
     return sizes | {"mean_length": dataset.tokens / len(dataset), "unigram_entropy": entropy}
 

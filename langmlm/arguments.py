@@ -25,6 +25,7 @@ from fastcore.docments import docments
 
 from . import __version__
 from .config import ConfigError, ModelConfig, TokenizerConfig, describe_unknown, show_value
+from .disk import name_in_errors, write_file
 from .train.config import TrainingConfig
 
 # %% ../nbs/arguments.ipynb #ec95beed
@@ -260,8 +261,6 @@ def _file_number(file: Path) -> int:
 def save_options(run_folder: Path, call: dict[str, Any]) -> Path:
     "Write the arguments of `create_mlm` to a configuration file unless the latest one is the same; return the file."
     import yaml
-
-    from langmlm.disk import name_in_errors, write_file
 
     heading = f"# The options of this run. Run it again: langmlm train --config FILE\n# langmlm {__version__}\n"
     plain = json.loads(json.dumps(call, default=os.fspath))  # Paths become text, tuples become lists

@@ -20,6 +20,7 @@ from typing import Any
 
 from .arguments import collect_arguments, list_options, make_parser, parse_words, read_options, save_options
 from .config import ConfigError, ModelConfig, TokenizerConfig
+from .disk import lock_folder
 from .folders import describe_folder, find_model, list_checkpoints, plot_runs, recorded_paths
 from .train.config import TrainingConfig
 
@@ -101,8 +102,9 @@ def _call_in_process(function: Callable, *arguments: Any) -> None:
 # %% ../nbs/cli.ipynb #spc80342
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
-    from langmlm.disk import lock_folder
+    from langmlm.tasks import check_stop_at_step
 
+    check_stop_at_step(stop_at_step)
     task = _create(call)
     if _run_in_processes(task, _start, call, stop_at_step):
         return

@@ -118,10 +118,9 @@ class Options:
         return self
 
     def expand_home(self, *names: str) -> None:
-        "Expand `~` in the named paths while a config is being created."
+        "Expand `~` in the named paths, and convert them to strings, while a config is being created."
         paths = {name: getattr(self, name) for name in names}
-        home = {name: path for name, path in paths.items() if path is not None and os.fspath(path).startswith("~")}
-        self.assign(**{name: os.path.expanduser(path) for name, path in home.items()})
+        self.assign(**{name: os.path.expanduser(path) for name, path in paths.items() if path is not None})
 
     def fill_in(self, chosen: dict[str, Any]) -> Self:
         "Return a copy that uses chosen values for the options that were not given."

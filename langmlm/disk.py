@@ -231,9 +231,9 @@ def check_replaceable(
     if not target.is_dir():
         return
     try:
-        is_older = (read_manifest(target) or {"kind": None})["kind"] == kind is not None
+        is_older = kind is not None and (read_manifest(target) or {}).get("kind") == kind
         entries = unlisted_files(target) if is_older else [path.name for path in sorted(target.iterdir())]
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise FileExistsError(f"{name} cannot be replaced: {error}: name another folder, or empty this one") from None
     if entries := [entry for entry in entries if not _BY_OTHERS.fullmatch(entry)]:
         if kind is None:
@@ -377,7 +377,6 @@ def name_in_errors(
 @contextmanager
 def atomic_folder(
     target: Path,  # Name of the finished folder; an older result of the same kind is replaced
-    within: Path | None = None,  # Parent of the temporary folder, if on the same file system; None: beside `target`
 ) -> Iterator[Path]:  # Empty folder to write into
     "Write a folder atomically: after an interruption, `target` is either complete or unchanged."
     target = Path(os.path.realpath(target))
@@ -385,10 +384,8 @@ def atomic_folder(
     with _hold_name(target) as is_held:
         if not is_held:
             raise RuntimeError(f"{str(target)!r} is being written by another process: wait until that has ended")
-        parent = within if within and within.stat().st_dev == target.parent.stat().st_dev else target.parent
-        for folder in dict.fromkeys((target.parent, parent)):
-            _clean_up(folder, target.name)
-        partial = _temporary_name(parent / target.name, "partial")
+        _clean_up(target.parent, target.name)
+        partial = _temporary_name(target, "partial")
         partial.mkdir()
         try:
             with name_in_errors(target):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import TokenizerConfig
+from .disk import MANIFEST, find_damage, read_json, read_manifest
 from .train.config import TrainingConfig
 
 # %% ../nbs/folders.ipynb #r000005b
@@ -41,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 def read_facts(folder: Path) -> dict[str, Any]:
     "Return the manifest of a folder, empty if it is missing or damaged."
-    from langmlm.disk import read_manifest
-
     with suppress(ValueError, OSError):
         return read_manifest(folder) or {}
     return {}
@@ -50,8 +49,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def list_own_checkpoints(folder: Path) -> list[Path]:
     "List the checkpoints of a run, without those that the Trainer of transformers saves beside a model."
-    from langmlm.disk import MANIFEST
-
     checkpoints = list_checkpoints(folder)
     is_model = (folder / "config.json").is_file() and not any((path / MANIFEST).is_file() for path in checkpoints)
     return [] if is_model else checkpoints
@@ -71,8 +68,6 @@ def find_model(name: str | PathLike) -> str:
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
     "Return lines that describe a folder and its content, and one sentence per damaged file."
-    from langmlm.disk import MANIFEST, find_damage
-
     parts = [*list_own_checkpoints(folder), *filter(Path.is_dir, [folder / "final_model"])]
     if parts or (folder / "log.jsonl").is_file():
         rows = {"kind": "run", "parts": ", ".join(part.name for part in parts) or "none yet"}
@@ -105,26 +100,21 @@ def _align(rows: dict[str, Any]) -> list[str]:
     return [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()]
 
 
+def _read_if_present(file: Path) -> dict[str, Any]:
+    "Read a JSON file; a missing one is empty."
+    return read_json(file) if file.is_file() else {}
+
+
 def _describe_model(folder: Path) -> dict[str, Any]:
     "Describe the model in a folder, if there is one."
-    from langmlm.disk import read_json
-
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = _read_if_present(folder / "config.json")
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     return {name: config[name] for name in ("model_type", *sizes, "max_position_embeddings") if name in config}
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    "Read the state of a run, empty if there is none."
-    from langmlm.disk import read_json
-
-    file = folder / "trainer_state.json"
-    return read_json(file) if file.is_file() else {}
-
-
 def _describe_training(folder: Path) -> dict[str, Any]:
     "Describe the state of a run, with the options that differ from the defaults."
-    if not (state := _read_state(folder)):
+    if not (state := _read_if_present(folder / "trainer_state.json")):
         return {}
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     rows = {"step": f"{state['global_step']:,} of {state['max_steps']:,}", "epoch": f"{state['epoch']:.2f}"}
@@ -136,7 +126,7 @@ def _describe_training(folder: Path) -> dict[str, Any]:
 # %% ../nbs/folders.ipynb #paths002
 def recorded_paths(folder: Path) -> dict[str, str]:
     "Return the tokenizer and dataset paths recorded in a run or checkpoint, {} if there are none."
-    return _read_state(folder).get("langmlm", {}).get("paths", {})
+    return _read_if_present(folder / "trainer_state.json").get("langmlm", {}).get("paths", {})
 
 # %% ../nbs/folders.ipynb #r0000011
 def _read_losses(folder: Path) -> list[dict[str, Any]]:

@@ -13,18 +13,15 @@ from fastcore.imports import in_notebook
 from tqdm.auto import tqdm
 
 # %% ../nbs/progress.ipynb #c0421d10
-def progress_bar(total: int | None, description: str, unit: str, initial: int = 0, shown: bool | None = None) -> tqdm:
-    "Create a progress bar; with `shown=None`, it is shown in notebooks and terminals only."
-    if shown is None:
-        disable = False if in_notebook() else None  # tqdm: None disables the bar outside terminals
-    else:
-        disable = not shown
+def progress_bar(total: int | None, description: str, unit: str, initial: int = 0, disable: bool | None = None) -> tqdm:
+    "Create a progress bar; with `disable=None`, it is shown in notebooks and terminals only."
+    disable = False if disable is None and in_notebook() else disable  # tqdm: None disables the bar outside terminals
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=disable)
 
 # %% ../nbs/progress.ipynb #0384c751
-def live_display(value: Any, shown: bool | None = None) -> Callable[[], None] | None:
+def live_display(value: Any, disable: bool | None = None) -> Callable[[], None] | None:
     "Display a value if running in a notebook; return a function that refreshes the display, else None."
-    if shown is False or not in_notebook():
+    if disable or not in_notebook():
         return None
     from IPython.display import display
 

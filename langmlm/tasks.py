@@ -84,9 +84,8 @@ class TokenizerTask:
 def _clean_up(path: str | PathLike) -> None:
     "Delete leftovers of killed jobs beside a result, and restore what they were replacing."
     target = Path(os.path.realpath(path))
-    name = re.escape(target.name) + r"(\.part-\d+-of-\d+)?"
     if process_rank()[0] == 0:
-        for action in clean_up_interrupted(target.parent, rf"{name}|\.{name}\.[0-9a-f]{{12}}\.unfinished"):
+        for action in clean_up_interrupted(target.parent, re.escape(target.name) + r"(\.part-\d+-of-\d+)?"):
             logger.warning("%s: %s", path, action)
 
 # %% ../nbs/tasks.ipynb #9be27d10
@@ -199,7 +198,7 @@ class MLMTask:
         stop_at_step: int | None = None,  # Step to end this session at, with a checkpoint; None: the last
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
-        _check_stop(stop_at_step, self.state.step)
+        check_stop_at_step(stop_at_step, self.state.step)
         if self.accelerator.is_main_process:
             _log_size(self)
         check_memory(self)
@@ -218,7 +217,7 @@ def __repr__(self: MLMTask) -> str:
     return f"MLMTask({str(self.run_folder.path)!r}, {progress}: {self.arithmetic().size()})"
 
 
-def _check_stop(stop_at_step: int | None, step: int) -> None:
+def check_stop_at_step(stop_at_step: int | None, step: int = 0) -> None:
     "Raise an error if `stop_at_step` is invalid, and log if that step is already done."
     if stop_at_step is not None and not (isinstance(stop_at_step, int) and stop_at_step > 0):
         raise ValueError(f"stop_at_step must be an integer of at least 1, got {stop_at_step!r}")
@@ -449,6 +448,7 @@ class _LaunchedMLMTask:
 
     def train(self, stop_at_step: int | None = None) -> History:
         "Start the processes and train to the end; another call resumes the run."
+        check_stop_at_step(stop_at_step)
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
         level = logging.getLogger("langmlm").getEffectiveLevel()
         launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)

@@ -100,20 +100,13 @@ def pytest_configure(config: pytest.Config) -> None:
 # The report
 
 
-@pytest.hookimpl(tryfirst=True)  # Before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no worker is left alone with it at the end.
-
-    Tests of a file share tokenizers and runs, so one worker gets them all, except for long ones and notebooks.
-    """
-
+    "Begin with what takes long, so that no worker is left alone with it at the end."
     sizes = {path: path.stat().st_size for path in {item.path for item in items}}
 
     def order(item: pytest.Item) -> tuple:
         is_long = item.get_closest_marker("slow") is not None
         folder = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
-        if folder in ("unit", "integration") and not is_long:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).with_suffix("").as_posix()))
         return not is_long, {"integration": 0, "book": 1}.get(folder, 2), -sizes[item.path]
 
     items.sort(key=order)

@@ -37,7 +37,7 @@ def main() -> int:
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         words = ["-k", *words]
-    # The next group of checks goes to the worker that is free: the long ones come first (see tests/conftest.py)
+    # The next check goes to the worker that is free: the long ones come first (see tests/conftest.py)
     options = ["-p", "no:cacheprovider", "--dist", "loadgroup", "--no-loadscope-reorder"]
     options += ["--durations", "10", "-o", "tmp_path_retention_policy=failed"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

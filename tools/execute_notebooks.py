@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import tempfile
-from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -17,19 +16,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbdev.clean import nbdev_clean
 from nbdev.process import extract_directives
+from package import read_settings
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_TIMEOUT = 1_500  # Seconds; catches hangs only
 # Without the version of matplotlib in figures, they change only when their content does
 KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
-
-
-def skip_flags() -> set[str]:
-    "Return the directives of cells that tests skip, from settings.ini."
-    config = ConfigParser(delimiters=["="])
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return set(config["DEFAULT"]["tst_flags"].split())
 
 
 def is_skipped(cell: nbformat.NotebookNode, flags: set[str]) -> bool:
@@ -99,7 +92,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    flags = skip_flags()
+    flags = set(read_settings(ROOT)["tst_flags"].split())
     stale = []
     for path in arguments.paths or notebook_paths(ROOT / "nbs"):
         print(path, flush=True)

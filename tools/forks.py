@@ -26,6 +26,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
+from unittest import mock
 
 from sandbox import ROOT, TIME_LIMIT, environment, last_lines
 
@@ -82,14 +83,8 @@ def fork_server() -> multiprocessing.context.ForkServerContext:
         server.ensure_running = resource_tracker.ensure_running
         return context
     context.set_forkserver_preload(["tools.preload"])
-    before = dict(os.environ)
-    os.environ.clear()  # The server has the environment of its start
-    os.environ.update(environment(ROOT))
-    try:
+    with mock.patch.dict(os.environ, environment(ROOT), clear=True):  # The server has the environment of its start
         forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     return context
 
 

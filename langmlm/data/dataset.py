@@ -200,6 +200,8 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
         raise ValueError(f"{name} cannot be opened: {error}") from error
     if not sizes:
         raise ValueError(f"{name} has no files")
+    if None in sizes.values():
+        raise ValueError(f"{name} is on a server that does not tell the sizes of files: copy the folder to this machine")
     target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), sizes, version]))
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # The processes of a machine share the copy
@@ -315,12 +317,9 @@ def token_counts(
 def unigram_entropy(
     dataset: TokenizedDataset,  # Counted once, by `token_counts`
     special_ids: Iterable[int],  # Never predicted, so not counted
-    vocab_size: int,  # All ids are smaller
 ) -> float:  # In nats per token, the unit of the training loss
     "Return the entropy of the token frequencies."
-    found = token_counts(dataset)
-    counts = np.zeros(max(vocab_size, len(found)))
-    counts[: len(found)] = found
-    counts[list(special_ids)] = 0
-    shares = counts[counts > 0] / counts.sum()
+    counts = token_counts(dataset)
+    counts = counts[(counts > 0) & ~np.isin(np.arange(len(counts)), list(special_ids))]
+    shares = counts / counts.sum()
     return abs(float((shares * np.log(shares)).sum()))

@@ -63,7 +63,7 @@ class _BlockAttention(torch.autograd.Function):
         ctx.options, ctx.weights = (blocks, dropout, scale), []
         generator = dropout_generator() if dropout else None
         output = torch.empty_like(value)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(query.device.type, enabled=False):
             for block in blocks:
                 q, k, v = (_as_rows(tensor, block) for tensor in (query, key, value))
                 logits = (q * scale) @ k.mT

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from .roberta import first_position
+from .roberta import first_position, fixed_seed
 
 # %% ../../nbs/model/05_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
@@ -57,8 +57,7 @@ def embed_neighbors(
     contexts, totals = table.sum(0) ** _CONTEXT_EXPONENT, table.sum(1, keepdim=True)
     shares = contexts / contexts.sum().clamp(min=1e-9)
     table.div_(totals.clamp(min=1e-9)).div_(shares.clamp(min=1e-9)).clamp_(min=1).log_()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with fixed_seed(seed):
         left, values, _ = torch.svd_lowrank(table, q=min(width, *table.shape))
         rotation = torch.linalg.qr(torch.randn(width, width)).Q[: len(values)]
     embedding, counted = left * values.sqrt(), totals[:, 0] > 0

@@ -6,6 +6,8 @@
 __all__ = ['complete_config', 'build_model', 'linear_cross_entropy', 'FlatMaskedLM']
 
 # %% ../../nbs/model/01_roberta.ipynb #927d64af
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,15 +18,11 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    BertConfig,
-    BertForMaskedLM,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
+    AutoConfig,
+    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 from transformers.activations import gelu
 
@@ -88,11 +86,6 @@ def _find_size_error(config: PreTrainedConfig) -> str | None:
     return f"the model has {parameters:.2g} parameters, {needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
 
 # %% ../../nbs/model/01_roberta.ipynb #mtyp0001
-_MODEL_CLASSES = {  # Of new models
-    "roberta": (RobertaConfig, RobertaForMaskedLM),
-    "bert": (BertConfig, BertForMaskedLM),
-    "modernbert": (ModernBertConfig, ModernBertForMaskedLM),
-}
 _NOT_IN_CONFIGS = ("model_type", "initialization")  # They select the class and the initial weights
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
@@ -106,7 +99,7 @@ def complete_config(
     values = {"vocab_size": len(tokenizer), "max_position_embeddings": positions, **_special_ids(tokenizer)}
     given = {name: value for name, value in asdict(config).items() if value is not None and name not in _NOT_IN_CONFIGS}
     renamed = {new: value for name, value in (values | given).items() for new in option_names(config.model_type, name)}
-    completed = _MODEL_CLASSES[config.model_type][0](**renamed)
+    completed = AutoConfig.for_model(config.model_type, **renamed)
     if errors := find_mismatches(completed, tokenizer, max_length):
         hint = "(left out, it follows the tokenizer and the dataset)"
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
@@ -114,15 +107,22 @@ def complete_config(
         raise ConfigError("model_config", [error])
     return completed
 
+# %% ../../nbs/model/01_roberta.ipynb #seed0001
+@contextmanager
+def fixed_seed(seed: int) -> Iterator[None]:
+    "Compute on the CPU with random numbers from a seed, inside the block; PyTorch's generators stay as they were."
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the GPUs
+        yield
+
 # %% ../../nbs/model/01_roberta.ipynb #423f275d
 def build_model(
     config: PreTrainedConfig,  # From `complete_config`
     seed: int = 42,  # Seed of the random initialization
 ) -> PreTrainedModel:  # A `RobertaForMaskedLM`, or the class of another `model_type`
     "Create a stock model with random weights that depend on the seed alone; the global generator is not advanced."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _MODEL_CLASSES[config.model_type][1](config)
+    with fixed_seed(seed):
+        return AutoModelForMaskedLM.from_config(config)
 
 # %% ../../nbs/model/01_roberta.ipynb #29a4ae47
 LOGITS_ROWS = {"cpu": 512}  # Predictions per chunk, by device type

@@ -344,7 +344,8 @@ def open_corpus(
         shown = ", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         text = "data_path names the same file more than once, perhaps by a link; it is read once, where it comes first: %s"
         logger.warning(text, shown)
-    sources = list(map(str, data_path)) if isinstance(data_path, (list, tuple)) else [next(iter(parts.values())).name]
+    entries = data_path if isinstance(data_path, (list, tuple)) else [data_path]
+    sources = [str(entry) if isinstance(entry, (str, PathLike)) else "data_path" for entry in entries]
     if isinstance(mixing, Sequence) and len(mixing) != len(sources):
         error = f"mixing must have a weight for each of the {len(sources)} entries of data_path, got {list(mixing)}"
         raise ConfigError("tokenizer_config", [error])

@@ -225,7 +225,7 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
     return known
 
 # %% ../../nbs/text/01_files.ipynb #454cb4c7
-_HIDDEN = re.compile(r"(^|/)\.")
+_HIDDEN = re.compile(r"(^|/)\.[^/]")  # Not the folder itself, "."
 _ARCHIVES = ("zip", "tar", "tgz", "tbz2", "txz", "tzst", "7z", "rar")
 
 
@@ -270,12 +270,6 @@ def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     return not is_hidden and fnmatch(name, pattern) and _matches(names[1:], patterns[1:])
 
 # %% ../../nbs/text/01_files.ipynb #95549c02
-_PACKAGES = {  # Protocol -> package that fsspec needs for it
-    "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs",
-    "abfs": "adlfs", "sftp": "paramiko", "ssh": "paramiko",
-}  # fmt: skip
-
-
 def _remote_files(part: str) -> list[SourceFile]:
     "Find the files that a URL refers to."
     if re.search(r"(^|::)(zip|tar|libarchive)://", part):
@@ -284,9 +278,7 @@ def _remote_files(part: str) -> list[SourceFile]:
         filesystem, path = url_to_fs(part, **(_web_options(part) if part.startswith(_WEB) else {}))
         return [_remote_file(filesystem, path) for path in _remote_paths(filesystem, path, part)]
     except ImportError as error:
-        protocol = part.split("://")[0]
-        package = _PACKAGES.get(protocol, protocol)
-        raise ImportError(f"data_path {part!r} needs another package: pip install {package} ({error})") from error
+        raise ImportError(f"data_path {part!r} needs another Python package: {error}") from error
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

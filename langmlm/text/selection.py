@@ -24,6 +24,9 @@ from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest, xxh3_128_hexdig
 from ..disk import name_in_errors
 
 # %% ../../nbs/text/04_selection.ipynb #2be833f7
+_LEVELS = 10  # Levels per factor of e in the sampled share of the text
+
+
 def _split_into_pieces(document: str, limit: int = 10_000) -> Iterator[str]:
     "Split a document into pieces of at most `limit` characters, before a space if the second half has one."
     start = 0
@@ -58,9 +61,6 @@ class SpooledTexts:
             position += _HEADER.size + size
 
 # %% ../../nbs/text/04_selection.ipynb #5d1e0c7b
-_LEVELS = 10  # Levels per factor of e in the sampled share of the text
-
-
 class TextSample:
     "A uniform sample of pieces of documents, in a temporary file; sizes are in bytes of UTF-8."
 
@@ -90,9 +90,9 @@ class TextSample:
 
     def shrink(self, max_bytes: int) -> None:
         "Drop levels until the sample has at most `max_bytes` bytes."
-        self.lowest, self.bytes = self.find_level(max_bytes)
+        self.lowest, self.bytes = self._find_level(max_bytes)
 
-    def find_level(self, max_bytes: int) -> tuple[int, int]:
+    def _find_level(self, max_bytes: int) -> tuple[int, int]:
         "Return the lowest level from which the pieces have at most `max_bytes` bytes in total, and their bytes."
         level, size = self.lowest, self.bytes
         while size > max_bytes:
@@ -100,9 +100,10 @@ class TextSample:
             level += 1
         return level, size
 
-    def pieces(self, level: int = 0) -> Iterator[str]:
-        "Read the pieces of the sample at or above a level, in the order of the text."
-        return (piece for number, piece in self._spool if number >= max(level, self.lowest))
+    def pieces(self, max_bytes: int | None = None) -> Iterator[str]:
+        "Read the sample, or a uniform part of at most `max_bytes` bytes, in the order of the text."
+        lowest = self.lowest if max_bytes is None else self._find_level(max_bytes)[0]
+        return (piece for level, piece in self._spool if level >= lowest)
 
 # %% ../../nbs/text/04_selection.ipynb #c107fbe8
 def affordable_bytes(sample: TextSample, words_of: Callable, limit: int, probe_bytes: int = 8_000_000) -> int:
@@ -112,7 +113,7 @@ def affordable_bytes(sample: TextSample, words_of: Callable, limit: int, probe_b
     points = []  # Bytes of text, and of its distinct words
     for probe in (probe_bytes // 4, probe_bytes):
         size, words = 0, set()
-        for piece in sample.pieces(sample.find_level(probe)[0]):
+        for piece in sample.pieces(probe):
             size += len(piece.encode())
             words.update(words_of(piece))
         points.append((size, sum(map(len, words))))
@@ -132,7 +133,8 @@ def count_reads(document: str, weight: float) -> int:
 def choose_weights(sizes: list[int], alpha: float) -> list[float]:
     "Choose the weights of sources from their sizes in bytes and the exponent of their shares."
     powers = [size**alpha if size else 0.0 for size in sizes]
-    return [power / sum(powers) * sum(sizes) / max(1, size) for power, size in zip(powers, sizes)]
+    total = max(1.0, sum(powers))  # 0 only without any text
+    return [power / total * sum(sizes) / max(1, size) for power, size in zip(powers, sizes)]
 
 # %% ../../nbs/text/04_selection.ipynb #f96f8f42
 HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("index", "<i8")])  # Of one document
@@ -278,7 +280,6 @@ def _find_candidates(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]
         keys ^= keys >> np.uint64(32)
     order = np.argsort(keys, kind="stable")
     begins = np.append(True, keys[order[1:]] != keys[order[:-1]])
-    later = np.flatnonzero(~begins)
+    firsts, later = np.flatnonzero(begins), np.flatnonzero(~begins)
     for places in np.array_split(later, range(2**15, len(later), 2**15)):
-        first = np.searchsorted(np.flatnonzero(begins), places, "right") - 1
-        yield order[places], order[np.flatnonzero(begins)[first]]
+        yield order[places], order[firsts[np.searchsorted(firsts, places) - 1]]

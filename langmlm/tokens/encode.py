@@ -283,7 +283,7 @@ def _split_one(flags: np.ndarray, capacity: int, split_on: str = "token", stride
     candidates = []
     for kind in _FALLBACKS[split_on]:
         points = np.where(_find_split_points(flags, kind), np.arange(len(flags)), -1)
-        last = np.maximum.accumulate(points).tolist()  # The last split point up to each token
+        last = np.maximum.accumulate(points)  # The last split point up to each token
         candidates.append((last, 4 if kind == "token" else max(4, capacity // 4)))
     begin = 0
     while begin + capacity < len(flags):

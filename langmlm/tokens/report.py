@@ -24,20 +24,17 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/tokens/03_report.ipynb #9b38858b
 _UNUSUAL = re.compile("[\0-\x08\v\f\x0e-\x1f\x7f-\x9f\xad\ufeff\ufffd-\uffff\ue000-\uf8ff\U000f0000-\U0010ffff]")
 _ACCENTS = re.compile("[\u0300-\u036f\u3099\u309a]")  # Combining marks, also those of Japanese
-_FIRST_BYTES = b"\xc2\xee\xef\xf3\xf4"  # First UTF-8 bytes of the characters above that are not ASCII
-_CLASSES = bytes(
-    0 if chr(byte) in "\t\n\r " else 2 if byte in _FIRST_BYTES or byte < 32 or byte == 127 else 1 for byte in range(256)
-)
+_ORDINARY = bytes([*b"\t\n\r", *range(32, 127)])  # ASCII that is never unusual
+_IS_IN_WORD = bytes(byte not in b"\t\n\r " for byte in range(256))
 
 
 def count_text(documents: list[str]) -> tuple[int, int, Counter]:
     "Count the bytes, the words and, by code point such as `U+0000`, the unusual characters of at least one document."
     text = "\n".join(documents)
     data = text.encode()
-    classes = np.frombuffer(data.translate(_CLASSES), np.uint8)
-    dark = classes > 0
-    words = np.count_nonzero(dark[1:] > dark[:-1]) + bool(len(dark) and dark[0])
-    unusual = Counter(_UNUSUAL.findall(text)) if (classes == 2).any() else Counter()
+    in_word = np.frombuffer(b"\0" + data.translate(_IS_IN_WORD), bool)
+    words = np.count_nonzero(in_word[1:] > in_word[:-1])
+    unusual = Counter(_UNUSUAL.findall(data.translate(None, _ORDINARY).decode()))
     if not unicodedata.is_normalized("NFC", text):  # Accents that form a single character with their letter
         apart = "\n".join(document for document in documents if not unicodedata.is_normalized("NFC", document))
         unusual |= Counter(_ACCENTS.findall(apart)) - Counter(_ACCENTS.findall(unicodedata.normalize("NFC", apart)))

@@ -220,7 +220,7 @@ def _write_shards(
 
     batches = ((batch, batch.characters) for batch in _read_batches(corpus, position, shard_characters, marks))
     done = sum(record["statistics"]["bytes"] for record in before)
-    with progress_bar(corpus.size, "Tokenizing", "B", done, None if turn[0] == 0 else False) as bar:
+    with progress_bar(corpus.size, "Tokenizing", "B", done, turn[0] != 0 or None) as bar:
         bar.unit_scale = True  # Megabytes
         for batch, result in map_in_order(tokenize_missing, batches, config.num_workers):
             bar.update(result.statistics["bytes"] if result else batch.characters)
@@ -300,7 +300,7 @@ def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
     return job | splits.get("train", dict.fromkeys(counts, 0)) | {"splits": splits, "statistics": statistics}
 
 # %% ../../nbs/tokens/05_shards.ipynb #7a4e4f7a
-def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: Path | None = None) -> Report:
+def _save_dataset(target: Path, job: dict, shards: _Shards, total: int) -> Report:
     "Write a dataset folder from all shards of a corpus."
     if missing := sorted(set(range(total)) - shards.keys()):
         raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged")
@@ -309,7 +309,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int, within: 
         raise TextError(f"the documents contain no text for the training split (validation_fraction={job['validation_fraction']})")
     if job["validation_fraction"] and "validation" not in manifest["splits"]:
         logger.warning("validation_fraction=%s selects no document: no validation split", job["validation_fraction"])
-    with atomic_folder(target, within) as partial:
+    with atomic_folder(target) as partial:
         for split, facts in manifest["splits"].items():
             facts |= _write_split(partial / split, _shard_files(shards, f"{split}.arrow"), job["vocab_size"])
         manifest["content"] = manifest["splits"]["train"]["content"]
@@ -338,9 +338,9 @@ def _number_shards(job: dict, folders: list[Path], manifests: dict[Path, dict]) 
     return job | {"key": hash_json({name: value for name, value in job.items() if name != "key"})}, shards, total
 
 # %% ../../nbs/tokens/05_shards.ipynb #395458fc
-def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any], within: Path) -> None:
+def _save_part(target: Path, job: dict, shards: _Shards, facts: dict[str, Any]) -> None:
     "Write a part folder from the shards of one machine."
-    with atomic_folder(target, within) as partial:
+    with atomic_folder(target) as partial:
         for record in shards.values():
             shutil.copytree(record["folder"], partial / record["folder"].name, copy_function=link_or_copy)
         write_manifest(partial, "dataset part", _summarize(job, shards) | facts)
@@ -431,9 +431,9 @@ def write_dataset(
             work.wait_until(lambda: all(work.has_told(other, "done") for other in range(ranks)))
             shards = _read_shards(work.path)
             if config.shard:
-                _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read, work.path)
+                _save_part(target, job, shards, {"part": [part, parts], "shards": total} | read)
             else:
-                _save_dataset(target, job, shards, total, work.path)
+                _save_dataset(target, job, shards, total)
     return Report(read_finished(target, job["key"]))
 
 # %% ../../nbs/tokens/05_shards.ipynb #310729d1

@@ -241,5 +241,5 @@ def reuse_or_train_tokenizer(corpus: Corpus, config: TokenizerConfig, source: st
         work.wait_until(lambda: work.has_told(0, "trained"))
         yield load_tokenizer(trained)
         if work.rank == 0:
-            with atomic_folder(target, within=work.path) as partial:
+            with atomic_folder(target) as partial:
                 shutil.copytree(trained, partial, dirs_exist_ok=True)

@@ -32,9 +32,9 @@ from transformers.utils import logging as transformers_logging
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
 from ..disk import read_json, remove_folder, unlisted_files, write_file, write_json, write_manifest
 from ..folders import checkpoint_step, list_checkpoints, list_own_checkpoints, read_facts
-from ..model.roberta import MODEL_TYPES
+from ..model.roberta import MODEL_TYPES, fixed_seed
 from ..tokens.tokenizer import write_tokenizer_files
-from .sharding import shard_like
+from .sharding import OptimizerState, shard_like
 
 # %% ../../nbs/train/05_checkpoint.ipynb #6ae3ee24
 logger = logging.getLogger(__name__)
@@ -68,16 +68,12 @@ def save_checkpoint(
     run_folder: Path,  # The checkpoint becomes `checkpoint-<step>` in it
     model: PreTrainedModel,  # Model to save
     tokenizer: PreTrainedTokenizerBase,  # Tokenizer of the model
-    optimizer: Optimizer,  # Whose state is saved
+    optimizer_state: OptimizerState,  # As `gather_run` returns it
     trainer_state: dict,  # Content of `trainer_state.json`; its `global_step` names the folder
 ) -> Path:  # The new checkpoint
     "Save everything that stock `transformers` and a resumed run need."
     folder = run_folder / f"checkpoint-{trainer_state['global_step']}"
-    tensors = {
-        f"{name}:{key}": torch.as_tensor(value)
-        for name, weight in model.named_parameters()
-        for key, value in optimizer.state.get(weight, {}).items()
-    }
+    tensors = {f"{name}:{key}": value for name, state in optimizer_state.items() for key, value in state.items()}
     with atomic_folder(folder) as partial:
         save_file(tensors, partial / _OPTIMIZER)
         _write_model(partial, model, tokenizer)
@@ -103,12 +99,7 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     with _without_progress_bars():
         model.save_pretrained(folder, save_original_format=False)  # True restores names like `LayerNorm.gamma`
     write_tokenizer_files(tokenizer, folder)
-    _share(folder)
-
-
-def _share(folder: Path) -> None:
-    "Give tensor files the permissions of the config; safetensors makes them readable by their owner only."
-    for file in folder.glob("*.safetensors"):
+    for file in folder.glob("*.safetensors"):  # safetensors makes them readable by their owner only
         with suppress(OSError):  # Not every file system has permissions
             shutil.copymode(folder / "config.json", file)
 
@@ -194,8 +185,7 @@ def load_model(
     try:
         # Under FSDP, transformers would leave the weights out in all processes but the first
         everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
-        with _without_progress_bars(), everywhere, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # For weights that are missing in the checkpoint
+        with _without_progress_bars(), everywhere, fixed_seed(0):  # For weights that are missing in the checkpoint
             options = {"dtype": torch.float32, "output_loading_info": True}
             load = AutoModelForMaskedLM.from_pretrained
             model, loading = load(name, trust_remote_code=False, weights_only=True, **options)

@@ -8,9 +8,8 @@ __all__ = ['evaluate']
 # %% ../../nbs/train/07_evaluate.ipynb #a1c35dee
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,22 @@ from ..model.roberta import LOGITS_ROWS, MOST_LOGITS_ROWS, FlatMaskedLM
 from ..tokens.encode import token_bytes
 from .sharding import gather_model
 
+# %% ../../nbs/train/07_evaluate.ipynb #5c2693e8
+def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
+    "Restore PyTorch's random generators, on the CPU and on a device, at the end of a block."
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
 # %% ../../nbs/train/07_evaluate.ipynb #b6a3a330
 @contextmanager
 def _evaluation_mode(module: nn.Module, accelerator: Accelerator) -> Iterator[FlatMaskedLM]:
     "Disable dropout and gradients in a block; then restore the mode and the random generators."
-    flat_model, device = accelerator.unwrap_model(module), accelerator.device
-    if (whole := gather_model(flat_model.model, device)) is not flat_model.model:
-        flat_model = FlatMaskedLM(whole).train(flat_model.training)
-    training, devices = flat_model.training, [device] if device.type == "cuda" else []
+    flat_model = accelerator.unwrap_model(module)
+    if (whole := gather_model(flat_model.model, accelerator.device)) is not flat_model.model:
+        flat_model = FlatMaskedLM(whole)
+    training = flat_model.training
     flat_model.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), torch.random.fork_rng(devices):
+        with torch.no_grad(), accelerator.autocast(), keep_random_state(accelerator.device):
             yield flat_model
     finally:
         flat_model.train(training)
@@ -68,9 +72,9 @@ def evaluate(
     module: nn.Module,  # A `FlatMaskedLM`, as prepared by Accelerate; its mode is restored at the end
     loader: BatchLoader,  # Of the validation split
     accelerator: Accelerator,  # Sums the results of all processes
-) -> dict[str, float]:  # `eval_loss` in nats, `eval_accuracy` from 0 to 1, `eval_perplexity`, `eval_runtime` in seconds
+) -> dict[str, float]:  # `eval_loss` in nats, `eval_accuracy` from 0 to 1, `eval_perplexity`
     "Measure masked loss, accuracy and perplexity, over all processes."
-    began, own = perf_counter(), torch.zeros(3, dtype=torch.float64)
+    own = torch.zeros(3, dtype=torch.float64)
     with _evaluation_mode(module, accelerator) as flat_model:
         for batch in loader.load_in_order():
             chunks = _predict(flat_model, batch, accelerator.device)
@@ -78,9 +82,8 @@ def evaluate(
     loss, correct, predictions = accelerator.reduce(own.float().to(accelerator.device)).tolist()
     if not predictions:
         raise ValueError(_NO_PREDICTIONS)
-    mean, perplexity = loss / predictions, math.exp(min(loss / predictions, 700.0))
-    measured = {"eval_loss": mean, "eval_accuracy": correct / predictions, "eval_perplexity": perplexity}
-    return measured | {"eval_runtime": round(perf_counter() - began, 3)}
+    mean = loss / predictions
+    return {"eval_loss": mean, "eval_accuracy": correct / predictions, "eval_perplexity": math.exp(min(mean, 700.0))}
 
 # %% ../../nbs/train/07_evaluate.ipynb #f2b7a885
 def check_validation(loader: BatchLoader) -> None:

@@ -271,7 +271,7 @@ def extend_tokenizer(
     both = (model, tokenizer), (extended, extended_tokenizer)
     tokens = [sum(int(lengths.sum()) for _, lengths in encode_documents(sample.pieces(), some)) for _, some in both]
     capacity = min(tokenizer.model_max_length, longest_input(model.config)) - 2
-    texts = [_cut(text, tokenizer, capacity) for text in sample.pieces(sample.find_level(_LOSS_BYTES)[0])]
+    texts = [_cut(text, tokenizer, capacity) for text in sample.pieces(_LOSS_BYTES)]
     losses = [_loss_per_byte(*pair, texts) for pair in both]
     save_model(path_to_save, extended, extended_tokenizer)
     words = [extended_tokenizer.convert_tokens_to_string([unit]) for unit in units]

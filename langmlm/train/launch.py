@@ -105,8 +105,8 @@ def explain_inexact(device: torch.device, precision: str, head_size: int, compil
         reason = f"a GPU of compute capability {capability[0]}.{capability[1]} (8.0 is needed)"
     elif precision == "no":
         reason = "float32 (bf16=True and fp16=True are exact)"
-    elif head_size % 8 or head_size > 256:
-        reason = f"heads of {head_size} dimensions (multiples of 8 up to 256 are exact)"
+    elif head_size > 128 and (head_size % 8 or head_size > 256):
+        reason = f"heads of {head_size} dimensions (up to 128, and multiples of 8 up to 256, are exact)"
     else:
         return None
     return f"the attention kernel for {reason} adds in no fixed order: two runs, or a resumed run, differ by rounding"

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -27,7 +27,7 @@ from ..data.dataset import TokenizedDataset, unigram_entropy
 from ..data.loader import BatchLoader, StepBatches
 from ..progress import progress_bar
 from .config import TrainingConfig
-from .evaluate import MaskedSentences, evaluate, fill_masks
+from .evaluate import MaskedSentences, evaluate, fill_masks, keep_random_state
 from .launch import StopRequest, signal_exit, stop_on_signals
 from .metrics import History, SpeedMeter, format_filled_masks
 from .optim import learning_rate_at, step_if_finite
@@ -58,8 +58,10 @@ def train_step(
     predictions = accelerator.reduce(torch.full((), step_batches.predictions, device=device))  # Does not synchronize
     factor = accelerator.num_processes / predictions.clamp(min=1)
     loss_sum = torch.zeros((), device=device)
+    # For a CPU, `torch.manual_seed` also formats a stack trace for each kind of device: up to a millisecond
+    set_seed = torch.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
     for index, batch in step_batches.batches:
-        torch.manual_seed(int(random_bits(config.seed, step, index)[0]) >> 1)
+        set_seed(int(random_bits(config.seed, step, index)[0]) >> 1)
         is_last = index == step_batches.batches[-1][0]
         with nullcontext() if is_last else accelerator.no_sync(module):
             loss = module(**vars(batch.to(device)))
@@ -73,11 +75,6 @@ def train_step(
         step_if_finite(optimizer.optimizer, grad_norm)
     optimizer.zero_grad(set_to_none=set_to_none)
     return torch.stack([loss_sum, predictions.float(), grad_norm])
-
-# %% ../../nbs/train/09_loop.ipynb #5c2693e8
-def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
-    "Restore PyTorch's random generators, on the CPU and on a device, at the end of a block."
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 # %% ../../nbs/train/09_loop.ipynb #be929a14
 def fit(
@@ -195,17 +192,16 @@ class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
     def __init__(self, model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
-        special_ids, vocab_size = run_folder.tokenizer.all_special_ids, model.config.vocab_size
-        self._unigram_entropy = unigram_entropy(loader.dataset, special_ids, vocab_size)
+        self._unigram_entropy = unigram_entropy(loader.dataset, run_folder.tokenizer.all_special_ids)
         self._config = run_folder.config
-        accelerator, hidden = run_folder.accelerator, run_folder.config.disable_tqdm
-        shown = False if not accelerator.is_main_process else None if hidden is None else not hidden
+        accelerator = run_folder.accelerator
+        disable = not accelerator.is_main_process or run_folder.config.disable_tqdm
         self._state, self._plan, self._is_main_process = state, run_folder.plan, accelerator.is_main_process
         self._new_meter = partial(SpeedMeter, accelerator.device, run_folder.precision, model.config)
         self._session, self._recent = self._new_meter(), self._new_meter()  # `_recent`: since the last log entry
-        self.bar = progress_bar(self._plan.total_steps, "Training", " steps", state.step, shown)
+        self.bar = progress_bar(self._plan.total_steps, "Training", " steps", state.step, disable)
         self.history = History(state.log_history)
-        self._refresh = self.history.display_live(shown)
+        self._refresh = self.history.display_live(disable)
 
     def add(self, batches: StepBatches, waited: float) -> None:
         "Count a step."

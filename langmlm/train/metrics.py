@@ -27,13 +27,13 @@ from transformers import PreTrainedConfig
 from ..progress import live_display
 
 # %% ../../nbs/train/03_metrics.ipynb #aba7abd8
-_COLUMNS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
-_EVALUATION_COLUMNS = {"eval_loss": "{:.3f}", "eval_accuracy": "{:.1%}", "eval_perplexity": "{:,.1f}"}  # If logged
+FORMATS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
+FORMATS |= {"eval_loss": "{:.3f}", "eval_accuracy": "{:.1%}", "eval_perplexity": "{:,.1f}"}  # Columns only if logged
 _EVENTS = {"rollback": "rollback to step {[to_step]:,}", "loss_spike": "loss spike"}
-_MAX_ROWS = 12
+MAX_ROWS = 12
 
 
-def _format(entry: dict, formats: dict[str, str]) -> list[str]:
+def format_entry(entry: dict, formats: dict[str, str]) -> list[str]:
     "Format some values of a log entry as text; missing values are empty."
     return [text.format(entry[name]) if name in entry else "" for name, text in formats.items()]
 
@@ -41,14 +41,14 @@ def _format(entry: dict, formats: dict[str, str]) -> list[str]:
 def _tabulate(steps: list[dict]) -> list[list[str]]:
     "Return the header and the rows of a table: the first step, the latest steps, and all steps with events."
     logged = {name for entry in steps for name in entry}
-    formats = _COLUMNS | {name: text for name, text in _EVALUATION_COLUMNS.items() if name in logged}
+    formats = {name: text for name, text in FORMATS.items() if name in logged or not name.startswith("eval_")}
     header = [*formats, "event"] if logged & _EVENTS.keys() else [*formats]
-    hidden = range(1, len(steps) - _MAX_ROWS + 2) if len(steps) > _MAX_ROWS else ()
+    hidden = range(1, len(steps) - MAX_ROWS + 2) if len(steps) > MAX_ROWS else ()
     table = [header]
     for number, entry in enumerate(steps):
-        event = ", ".join(filter(None, _format(entry, _EVENTS)))
+        event = ", ".join(filter(None, format_entry(entry, _EVENTS)))
         if number not in hidden or event:
-            table.append([*_format(entry, formats), event][: len(header)])
+            table.append([*format_entry(entry, formats), event][: len(header)])
         elif table[-1][0] != "...":
             table.append(["..."] * len(header))
     return table
@@ -134,10 +134,10 @@ class History:
 
     def display_live(
         self,
-        shown: bool | None = None,  # False: never
+        disable: bool | None = None,  # True: never
     ) -> Callable[[], None] | None:  # None: nothing is displayed
-        "Display the table in a notebook, unless `shown` is False; return a function that refreshes it if displayed."
-        refresh = live_display(copy.copy(self), shown)  # The copy shares the log but has no live cell
+        "Display the table in a notebook, unless `disable` is True; return a function that refreshes it if displayed."
+        refresh = live_display(copy.copy(self), disable)  # The copy shares the log but has no live cell
         self._live_cell = _current_cell() if refresh else None
         return refresh
 
@@ -169,7 +169,7 @@ def plot(
     if unigram_entropy is not None:
         axes.axhline(unigram_entropy, color="#888888", linestyle="--", label=f"unigram entropy: {unigram_entropy:.2f}")
     for entry in self.log_history:
-        for text in filter(None, _format(entry, _EVENTS)):
+        for text in filter(None, format_entry(entry, _EVENTS)):
             axes.axvline(entry["step"], color="#c44e52", linewidth=1)
             position = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"}
             axes.text(entry["step"], 0.03, text, fontsize="small", color="#c44e52", **position)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
 from .. import __version__
 from ..config import ConfigError
 from .config import TrainingConfig
-from .metrics import History, format_filled_masks
+from .metrics import FORMATS, MAX_ROWS, History, format_entry, format_filled_masks
 
 # %% ../../nbs/train/12_model_card.ipynb #77e92da3
 logger = logging.getLogger(__name__)
@@ -87,9 +87,7 @@ def _training_facts(trainer_state: dict[str, Any]) -> dict[str, str]:
     }
 
 # %% ../../nbs/train/12_model_card.ipynb #c1c415dd
-_CURVE = {"step": "{:,}", "loss": "{:.3f}", "eval_loss": "{:.3f}", "eval_accuracy": "{:.1%}"}
 _TITLES = {"step": "step", "loss": "training loss", "eval_loss": "validation loss", "eval_accuracy": "accuracy"}
-_MAX_ROWS = 12
 
 
 def _table(*rows: list[str]) -> str:
@@ -102,10 +100,10 @@ def _loss_table(history: History) -> str:
     "Tabulate the losses of evenly spaced steps, the first and the last included."
     evaluated = [entry for entry in history.steps() if "eval_loss" in entry]
     entries = evaluated or [entry for entry in history.steps() if "loss" in entry]
-    names = [name for name in _CURVE if any(name in entry for entry in entries)]
-    chosen = np.unique(np.linspace(0, len(entries) - 1, min(_MAX_ROWS, len(entries))).round().astype(int))
-    rows = [[_CURVE[name].format(entries[i][name]) if name in entries[i] else "" for name in names] for i in chosen]
-    return _table([_TITLES[name] for name in names], *rows) if rows else ""
+    formats = {name: FORMATS[name] for name in _TITLES if any(name in entry for entry in entries)}
+    chosen = np.unique(np.linspace(0, len(entries) - 1, min(MAX_ROWS, len(entries))).round().astype(int))
+    rows = [format_entry(entries[index], formats) for index in chosen]
+    return _table([_TITLES[name] for name in formats], *rows) if rows else ""
 
 # %% ../../nbs/train/12_model_card.ipynb #f9ee3ff6
 _CARD = """---
@@ -220,8 +218,8 @@ def check_upload(config: TrainingConfig, mask_token: str = "<mask>") -> None:
         raise ConfigError("training_config", [problem]) from error
 
 # %% ../../nbs/train/12_model_card.ipynb #7c917b9d
-def upload_model(folder: Path, config: TrainingConfig) -> bool:
-    "Upload a model, and return whether it worked; a failure is logged with the command that uploads it by hand."
+def upload_model(folder: Path, config: TrainingConfig) -> None:
+    "Upload a model; a failure is logged with the command that uploads it by hand."
     api = HfApi(token=config.hub_token)
     try:
         repo = _open_repo(api, config)
@@ -232,6 +230,5 @@ def upload_model(folder: Path, config: TrainingConfig) -> bool:
     except Exception as error:  # The Hub client can raise any exception, and the model is saved
         words = ["hf", "upload", config.repo_name, str(folder), "."] + ["--private"] * config.hub_private_repo
         logger.warning("the upload failed: %s. The model is complete; to upload it: %s", error, shlex.join(words))
-        return False
-    logger.info("uploaded %s to %s/%s", folder, api.endpoint, repo.id)
-    return True
+    else:
+        logger.info("uploaded %s to %s/%s", folder, api.endpoint, repo.id)

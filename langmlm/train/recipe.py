@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
-import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ModelConfig, show_value
@@ -103,16 +103,14 @@ def _mean_tokens_per_step(dataset: TokenizedDataset, config: TrainingConfig, num
 # %% ../../nbs/train/11_recipe.ipynb #79308908
 def _affordable_tokens(task, minutes: float) -> float:
     "Measure how many tokens all processes can train on in a number of minutes."
-    seconds = torch.tensor(task.estimate().seconds_per_step, device=task.accelerator.device)
-    slowest = task.accelerator.gather(seconds[None]).max().item()
+    slowest = max(gather_object([task.estimate().seconds_per_step]))
     return task.arithmetic().tokens_per_step * minutes * 60 / slowest
 
 
 def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
     "Split a step into the fewest micro-batches that fit into memory, with about the same number of tokens."
     task = make_trial(replace(config, max_steps=1, warmup_steps=0, eval_steps=None, probe_sentences=()))
-    most = torch.tensor(task.memory().most_sequences(), device=task.accelerator.device)
-    most = max(1, task.accelerator.gather(most[None]).min().item())
+    most = max(1, min(gather_object([task.memory().most_sequences()])))
     sequences = config.per_device_train_batch_size * config.gradient_accumulation_steps
     rows = config.gradient_accumulation_steps * task.loader.plan.token_budget / task.dataset.max_length
     size = {"per_device_train_batch_size": max(1, sequences // math.ceil(rows / most))}

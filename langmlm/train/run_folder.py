@@ -13,13 +13,13 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
-from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
@@ -31,6 +31,7 @@ from .config import TrainingConfig
 from .launch import fail_together, start_trackers
 from .metrics import format_filled_masks
 from .model_card import check_upload, make_model_card, upload_model
+from .sharding import OptimizerState
 from .spikes import checkpoints_for_rollback
 from .state import TrainState, make_trainer_state
 
@@ -112,43 +113,41 @@ class RunFolder:
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch
-def save(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
+def save(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerState, state: TrainState) -> None:
     "Write a checkpoint once all metrics are read, and prune old ones; log an error if the disk fails."
     trainer_state = make_trainer_state(state, self.description, self.plan, self.accelerator)
     keep = {state.step, *self._needed_for_rollback(state)}
 
     def write() -> None:
-        save_checkpoint(self.path, model, self.tokenizer, optimizer, trainer_state)
+        save_checkpoint(self.path, model, self.tokenizer, optimizer_state, trainer_state)
         self._write_trainer_state(trainer_state)
         if self.config.save_total_limit:
             prune_checkpoints(self.path, self.config.save_total_limit, keep)
 
-    self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer)
+    self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer_state)
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
-def _write(self: RunFolder, name: str, write: Callable, model: PreTrainedModel, optimizer: Optimizer) -> bool:
+def _write(self: RunFolder, name: str, write: Callable, model: PreTrainedModel, optimizer_state: OptimizerState) -> bool:
     "Write something in the main process, and return in all processes whether it worked; disk errors are logged."
-    began, is_main_process = perf_counter(), self.accelerator.is_main_process
-    try:
-        with fail_together():
-            if is_main_process:
+    began, is_saved = perf_counter(), True
+    with fail_together():  # An error that is not of the disk ends the run, in all processes
+        try:
+            if self.accelerator.is_main_process:
                 write()
                 logger.info("saved %s in %.1f s", self.path / name, perf_counter() - began)
-    except Exception as error:
-        if is_main_process:
+        except Exception as error:
             if (found := disk_error(error)) is None:
                 raise
-            space = _describe_space(self.path, model, optimizer)
+            is_saved, space = False, _describe_space(self.path, model, optimizer_state)
             logger.error("%s could not be saved in %r: %s (%s)", name, str(self.path), found.strerror or found, space)
-        return False
-    return True
+    return broadcast_object_list([is_saved])[0]
 
 
-def _describe_space(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> str:
+def _describe_space(folder: Path, model: PreTrainedModel, optimizer_state: OptimizerState) -> str:
     "Say how much space a checkpoint needs and how much is free."
-    states = [torch.as_tensor(value) for state in optimizer.state.values() for value in state.values()]
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *states])
+    tensors = [*model.parameters(), *(value for state in optimizer_state.values() for value in state.values())]
+    needed = sum(tensor.nbytes for tensor in tensors)
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
     except OSError as error:
@@ -198,17 +197,18 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
-def finish(self: RunFolder, model: PreTrainedModel, optimizer: Optimizer, state: TrainState) -> None:
+def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerState, state: TrainState) -> None:
     "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
     missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
     if self._save_failed:
-        self.save(model, optimizer, state)
+        self.save(model, optimizer_state, state)
         missing += [f"checkpoint-{state.step}"] if self._save_failed else []
     is_last, is_safe = state.step == self.plan.total_steps, False
     if is_last:
         folder = self.path / "final_model"
         card = _make_card(model, self.tokenizer, trainer_state)
-        is_safe = self._write(folder.name, lambda: save_model(folder, model, self.tokenizer, card, state.step), model, optimizer)
+        write = partial(save_model, folder, model, self.tokenizer, card, state.step)
+        is_safe = self._write(folder.name, write, model, optimizer_state)
         missing += [] if is_safe else [folder.name]
     if is_safe or self.config.save_strategy == "no":  # Retries a write that may have failed with the checkpoint
         self._write_trainer_state(trainer_state)

@@ -7,8 +7,6 @@ __all__ = []
 
 # %% ../../nbs/train/14_sharding.ipynb #b486f72b
 import os
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -84,11 +82,12 @@ def gather_model(model: nn.Module, device: torch.device | None = None) -> nn.Mod
     return whole.to(device)
 
 
-def gather_run(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
-    "Return full copies of a sharded model and of its optimizer state (as `.state`), in the main process."
-    if not _is_sharded(model):
-        return model, optimizer
-    whole, weights = gather_model(model), dict(model.named_parameters())
-    copies = dict(whole.named_parameters())
-    state = {name: _gather(optimizer.state.get(weight, {}), None) for name, weight in weights.items()}
-    return whole, SimpleNamespace(state={copies[name]: values for name, values in state.items()})
+OptimizerState = dict[str, dict[str, Tensor]]  # Full tensors by the name of their weight, then by their own
+
+
+def gather_run(model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, OptimizerState]:
+    "Return the full model and the full optimizer state; of a sharded run, in the main process only."
+    states = {name: optimizer.state.get(weight, {}) for name, weight in model.named_parameters()}
+    if _is_sharded(model):
+        states = {name: _gather(state, None) for name, state in states.items()}
+    return gather_model(model), states

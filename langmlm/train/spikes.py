@@ -142,7 +142,8 @@ def handle_loss_spike(
         to_step, is_last = checkpoint_step(stable) if stable else 0, state.rollbacks >= config.max_rollbacks
         with fail_together():  # The disk of another machine may lack the checkpoint
             if not is_last:  # Restore before renaming checkpoints, so that a failure here can be resumed
-                _restore_weights(model, optimizer, stable, source, initial_model)
+                saved = load_model(source) if source else initial_model()
+                _restore_weights(model, optimizer, saved, stable)
         if accelerator.is_main_process:
             set_aside_newer(config.run_folder, to_step)
         accelerator.wait_for_everyone()
@@ -168,17 +169,10 @@ def _stable_checkpoint(checkpoints: Sequence[Path], onset: int, accelerator: Acc
     return broadcast_object_list([next(older, None) if accelerator.is_main_process else None])[0]
 
 
-def _restore_weights(
-    model: PreTrainedModel,
-    optimizer: Optimizer,
-    stable: Path | None,
-    source: Path | str | None,
-    initial_model: Callable[[], PreTrainedModel],
-) -> None:
-    "Restore weights and optimizer from a stable checkpoint, or else the state at the start of the run."
-    before = load_model(source) if source else initial_model()
+def _restore_weights(model: PreTrainedModel, optimizer: Optimizer, saved: PreTrainedModel, stable: Path | None) -> None:
+    "Copy the weights of a saved model, and restore the optimizer from a stable checkpoint, or else as it was at first."
     current = model.state_dict()
-    model.load_state_dict({name: shard_like(value, current[name]) for name, value in before.state_dict().items()})
+    model.load_state_dict({name: shard_like(value, current[name]) for name, value in saved.state_dict().items()})
     optimizer.state.clear()
     if stable:
         load_optimizer(stable, optimizer, model)

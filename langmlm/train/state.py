@@ -9,8 +9,7 @@ __all__ = ['TrainState']
 import copy
 import logging
 import platform
-from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import accelerate
@@ -116,10 +115,8 @@ def describe_run(
         "optim": config.optim,  # Both implementations of AdamW round differently
         "batch plan": plan.version,
     }
-    given = config.without_secrets().items()
-    given = {name: fspath(value) if isinstance(value, PathLike) else value for name, value in given}
     data = {"documents": (dataset.manifest or {}).get("documents"), "sequences": len(dataset), "tokens": dataset.tokens}
-    return {"identity": identity, "config": given, "environment": environment, "data": data}
+    return {"identity": identity, "config": config.without_secrets(), "environment": environment, "data": data}
 
 # %% ../../nbs/train/06_state.ipynb #776176c7
 _SAVED = ("unlogged", "losses", "rollbacks", "learning_rate_factor", "initial_weights", "initialization")
@@ -226,4 +223,4 @@ def keep_global_batch(
     adapted = batches // num_processes
     message = "resuming with %d processes: the global batch stays the same with gradient_accumulation_steps=%d, not %d"
     logger.info(message, num_processes, adapted, given)
-    return replace(config, gradient_accumulation_steps=adapted)
+    return config.change(gradient_accumulation_steps=adapted)

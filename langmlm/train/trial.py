@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode  # Private; the public memory statistics cover GPUs only
 
 from .config import TrainingConfig
-from .loop import keep_random_state, train_step
+from .evaluate import keep_random_state
+from .loop import train_step
 from .metrics import Estimate
 from .sharding import is_sharded_run
 

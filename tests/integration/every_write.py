@@ -32,6 +32,7 @@ from langmlm.folders import list_checkpoints
 from langmlm.model.roberta import ModelConfig, build_model, complete_config
 from langmlm.tokens.tokenizer import load_tokenizer
 from langmlm.train.checkpoint import prune_checkpoints, save_checkpoint, save_model
+from langmlm.train.sharding import gather_run
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -219,11 +220,11 @@ def save(folder: Path, *steps: int) -> None:
     "Save checkpoints with weights of their own, pruning all but the newest, and the final model."
     tokenizer = load_tokenizer(folder / "tokenizer")
     model = build_model(complete_config(ModelConfig(**ARCHITECTURE), tokenizer, 16), seed=0)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer_state = gather_run(model, torch.optim.AdamW(model.parameters()))[1]
     for step in steps:
         model.lm_head.bias.data += step
         state = {"global_step": step, "log_history": [], "langmlm": {}}
-        save_checkpoint(folder / "run", model, tokenizer, optimizer, state)
+        save_checkpoint(folder / "run", model, tokenizer, optimizer_state, state)
         prune_checkpoints(folder / "run", save_total_limit=1)
     save_model(folder / "run" / "final_model", model, tokenizer)
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -58,9 +57,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def write_result(target: Path, text: str, **options) -> None:
+def write_result(target: Path, text: str) -> None:
     "Write a folder with one file and its manifest."
-    with atomic_folder(target, **options) as partial:
+    with atomic_folder(target) as partial:
         (partial / "weights").write_text(text)
         write_manifest(partial, "checkpoint")
 
@@ -96,18 +95,6 @@ def test_a_new_folder_replaces_the_old_one(tmp_path: Path):
         write_manifest(partial, "checkpoint")
     write_result(tmp_path / "a" / "result", "new")
     assert names(tmp_path / "a") == ["result"] and names(tmp_path / "a" / "result") == [MANIFEST, "weights"]
-
-
-def test_temporary_folder_elsewhere(tmp_path: Path):
-    "`within` names the parent of the temporary folder, which is cleaned up as well."
-    (tmp_path / "work").mkdir()
-    with atomic_folder(tmp_path / "result", within=tmp_path / "work") as partial:
-        assert partial.parent == tmp_path / "work"
-        (partial / "weights").write_text("new")
-    with pytest.raises(OSError, match="No space left"):
-        with atomic_folder(tmp_path / "result", within=tmp_path / "work"):
-            raise FULL
-    assert names(tmp_path / "work") == [] and names(tmp_path / "result") == ["weights"]
 
 
 CALLS = {
@@ -173,27 +160,15 @@ def test_links_as_targets(tmp_path: Path):
     "A link stays a link; the folder that it points to is replaced, by a folder beside it."
     (tmp_path / "big").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "big" / "result")
-    (tmp_path / "work").mkdir()
     with pytest.raises(FileExistsError, match="is a symbolic link to nothing"):
         check_replaceable(tmp_path / "link", "checkpoint", "output_dir")
     write_result(tmp_path / "big" / "result", "old")
     with atomic_folder(tmp_path / "link") as partial:
         assert partial.parent == tmp_path / "big"
         write_manifest(partial, "checkpoint", {"step": 1})
-    write_result(tmp_path / "link", "new", within=tmp_path / "work")
+    write_result(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "big" / "result" / "weights").read_text() == "new"
-    assert names(tmp_path / "big") == ["result"] and names(tmp_path) == ["big", "link", "work"]
-
-
-def test_temporary_folder_on_another_disk(tmp_path: Path):
-    "A rename does not cross file systems, so the temporary folder is beside the target then."
-    folders = [path for path in (Path("/dev/shm"), Path("/var/tmp"), Path.home()) if os.access(path, os.W_OK)]
-    other = next((path for path in folders if path.stat().st_dev != tmp_path.stat().st_dev), None)
-    if other is None:
-        pytest.skip("there is no second file system to write to")
-    with tempfile.TemporaryDirectory(dir=other) as folder:
-        with atomic_folder(tmp_path / "result", within=Path(folder)) as partial:
-            assert partial.parent == tmp_path
+    assert names(tmp_path / "big") == ["result"] and names(tmp_path) == ["big", "link"]
 
 
 def test_a_name_that_is_being_written(tmp_path: Path):

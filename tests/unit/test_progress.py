@@ -16,20 +16,20 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("shown", "in_notebook", "stream", "visible"),
+    ("disable", "in_notebook", "stream", "visible"),
     [
         (None, False, io.StringIO, False),
         (None, False, Terminal, True),
         (None, True, io.StringIO, True),
-        (True, False, io.StringIO, True),
-        (False, True, Terminal, False),
-        (False, False, Terminal, False),
+        (False, False, io.StringIO, True),
+        (True, True, Terminal, False),
+        (True, False, Terminal, False),
     ],
 )
-def test_where_bars_are_shown(shown, in_notebook: bool, stream: type, visible: bool):
-    "By default in notebooks and terminals only; `shown` decides otherwise."
+def test_where_bars_are_shown(disable, in_notebook: bool, stream: type, visible: bool):
+    "By default in notebooks and terminals only; `disable` decides otherwise."
     with patch("langmlm.progress.in_notebook", lambda: in_notebook), patch("sys.stderr", stream()) as written:
-        with progress_bar(10, "Training", " steps", initial=3, shown=shown) as bar:
+        with progress_bar(10, "Training", " steps", initial=3, disable=disable) as bar:
             assert (not bar.disable) == visible
             bar.update(7)
             bar.refresh()
@@ -39,7 +39,7 @@ def test_where_bars_are_shown(shown, in_notebook: bool, stream: type, visible: b
 def test_what_a_bar_shows():
     "Description, unit, and how much was done before."
     with patch("sys.stderr", io.StringIO()) as written:
-        with progress_bar(10, "Training", " steps", initial=3, shown=True) as bar:
+        with progress_bar(10, "Training", " steps", initial=3, disable=False) as bar:
             assert (bar.n, bar.total) == (3, 10)
             bar.update(4)
             bar.refresh()
@@ -49,16 +49,16 @@ def test_what_a_bar_shows():
 def test_unknown_total():
     "A bar without a total counts."
     with patch("sys.stderr", io.StringIO()):
-        with progress_bar(None, "Reading", " documents", shown=True) as bar:
+        with progress_bar(None, "Reading", " documents", disable=False) as bar:
             bar.update(5)
     assert bar.total is None and bar.n == 5
 
 
 def test_no_live_display_outside_of_notebooks():
     "There is nothing to refresh, and the value is not asked for its form."
-    assert live_display(object()) is None is live_display(object(), shown=True)
+    assert live_display(object()) is None is live_display(object(), disable=False)
     with patch("langmlm.progress.in_notebook", lambda: True):
-        assert live_display(object(), shown=False) is None
+        assert live_display(object(), disable=True) is None
 
 
 def test_live_display_in_a_notebook():

@@ -209,7 +209,7 @@ def test_what_a_killed_job_left(work: Path, tmp_path: Path):
     paths = {"path_to_save_tokenizer": tmp_path / "tk", "path_to_save_dataset": tmp_path / "ds"}
     task = create_tokenizer("data.txt", OPTIONS | paths)
     task.train()
-    for name in (".tk.0a1b2c3d.partial", "..tk.0123456789ab.unfinished.0a1b2c3d.partial", ".ds.0a1b2c3d.replaced"):
+    for name in (".tk.0a1b2c3d.partial", ".ds.0a1b2c3d.replaced"):
         (tmp_path / name).mkdir()
     (tmp_path / "ds").rename(tmp_path / ".ds.0a1b2c3d.replaced")
     (tmp_path / ".mine.0a1b2c3d.partial").touch()
@@ -276,6 +276,8 @@ def test_a_run_in_other_processes(work: Path, tmp_path: Path):
     task = create_mlm("tokenizer", "tokenized_dataset", SMALL, settings)
     with pytest.raises(AttributeError, match="has no arithmetic: leave n_gpus out to use that"):
         task.arithmetic()
+    with pytest.raises(ValueError, match="^stop_at_step must be an integer of at least 1, got 0"):
+        task.train(stop_at_step=0)
 
 
 def test_resumed_run_keeps_its_options(work: Path):

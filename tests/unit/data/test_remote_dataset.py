@@ -47,6 +47,16 @@ def test_new_version(storage, data, tmp_path: Path):
     assert open_dataset("memory://bucket/dataset").max_length == 16 and len(copies(tmp_path)) == 2
 
 
+def test_server_without_sizes(storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Such as a web server: without the sizes of its files, a new version would not be noticed."
+    find = type(storage).find
+    no_sizes = lambda *args, **options: {name: {"size": None} for name in find(*args, **options)}  # noqa: E731
+    monkeypatch.setattr(type(storage), "find", no_sizes)
+    with pytest.raises(ValueError, match="does not tell the sizes of files: copy the folder"):
+        open_dataset("memory://bucket/dataset")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_interrupted_copy(storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A copy is complete or absent."
     with monkeypatch.context() as patch:

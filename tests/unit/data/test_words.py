@@ -120,9 +120,9 @@ word_starts = lru_cache(find_word_starts)  # Called for each of hundreds of sequ
 
 def words_of(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> list[list[int]]:
     "The ordinary ids of a sequence, grouped into words."
-    starts, words = word_starts(tokenizer), [[]]
+    starts, special, words = word_starts(tokenizer), {*tokenizer.all_special_ids}, [[]]
     for id in ids:
-        if id not in tokenizer.all_special_ids:
+        if id not in special:
             words += [[]] if starts[id] else []
             words[-1].append(int(id))
     return [word for word in words if word]

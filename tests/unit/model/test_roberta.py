@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -114,9 +115,11 @@ def test_saved_as_a_stock_model(model: RobertaForMaskedLM, batch: MaskedBatch, t
 
 
 def test_build_model(model: RobertaForMaskedLM):
-    "The random initialization depends on the seed alone, and does not advance the global generator."
+    "The random initialization depends on the seed alone, and leaves generators and the default device alone."
     state = torch.random.get_rng_state()
-    same, other = build_model(model.config), build_model(model.config, seed=7)
+    with torch.device("meta"), patch("torch.cuda.manual_seed_all") as seed_gpus:
+        same, other = build_model(model.config), build_model(model.config, seed=7)
+    seed_gpus.assert_not_called()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(same.lm_head.dense.weight, model.lm_head.dense.weight)
     assert not torch.equal(other.lm_head.dense.weight, model.lm_head.dense.weight)

@@ -198,8 +198,8 @@ def test_web_server(server: str, tmp_path: Path):
 
 @pytest.mark.parametrize("address, package", [("s3://bucket/a.txt", "s3fs"), ("https://example.org/a.txt", "aiohttp")])
 def test_missing_package_is_named(address: str, package: str):
-    "The error for a protocol whose package is missing has the command that installs it."
+    "The error for a protocol whose package is missing names it."
     absent = {package: None, "fsspec.implementations.http": None}
     with patch.dict(sys.modules, absent), patch.dict("fsspec.registry._registry", clear=True):
-        with pytest.raises(ImportError, match=f"pip install {package}"):
+        with pytest.raises(ImportError, match=rf"needs another Python package: .*{package}"):
             open_corpus(address)

@@ -266,7 +266,7 @@ def test_special_files(kind: str, part: str, tmp_path: Path):
 
 
 def test_folder_that_cannot_be_listed(tmp_path: Path):
-    "A sub-folder without permission is an error, unless it is hidden."
+    "A folder without permission is an error, unless it is hidden."
     for name in ("data/a.txt", "data/closed/b.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("storm\n")
@@ -278,8 +278,9 @@ def test_folder_that_cannot_be_listed(tmp_path: Path):
         return scandir(path)
 
     with patch.object(os, "scandir", no_permission):
-        with pytest.raises(PermissionError, match="data/closed"):
-            find_files(tmp_path / "data")
+        for folder in ("data", "data/closed"):
+            with pytest.raises(PermissionError, match="data/closed"):
+                find_files(tmp_path / folder)
         (tmp_path / "data" / "closed").rename(tmp_path / "data" / ".closed")
         assert len(find_files(tmp_path / "data")) == 1
 

@@ -10,7 +10,7 @@ from datasets import load_from_disk
 from langmlm import tasks
 from langmlm.arguments import collect_arguments
 from langmlm.config import ConfigError, TokenizerConfig
-from langmlm.text.corpus import Corpus, open_corpus
+from langmlm.text.corpus import Corpus, TextError, open_corpus
 from langmlm.text.selection import choose_weights, count_reads
 from langmlm.tokens import shards as module
 from langmlm.text.selection import hash_documents, select_validation
@@ -87,6 +87,20 @@ def test_documents_are_read_as_often_as_they_should(sources: dict, tokenizer, co
         (large, fewer), (small, more) = named.values()
         assert 0.3 < fewer / large < 0.5 and 2 < more / small < 2.8  # A fifth is held out
         assert all(f"{before:,} tokens, {after:,} in an epoch" in repr(report) for before, after in named.values())
+
+
+def test_names_of_sources(sources: dict):
+    "A source is named as in `data_path`: a folder after itself, not after its first file."
+    file, folder = sources
+    assert open_corpus(folder, mixing=0.3).sources == [str(folder)]
+    assert open_corpus(str(file), mixing=0.3).sources == [str(file)]
+    assert open_corpus(iter(["a text"])).sources == ["data_path"]
+
+
+def test_text_without_documents(tmp_path: Path):
+    (tmp_path / "empty.txt").write_text(" \n \n")
+    with pytest.raises(TextError, match="no text"):
+        tasks.create_tokenizer(tmp_path / "empty.txt", {"mixing": 0.3, "path_to_save_tokenizer": tmp_path / "t"}).train()
 
 
 def test_repeated_documents_are_no_duplicates(sources: dict, tokenizer, config, tmp_path: Path):

@@ -40,11 +40,12 @@ def test_accents_behind_their_letter():
     assert count_text([*composed, *decomposed])[2] == {"U+0301": 1, "U+3099": 1}
 
 
-def test_unusual_characters_begin_with_known_bytes():
-    "The table of bytes finds every character that the regular expression finds."
-    for number in [*range(0xD800), *range(0xE000, 0x11000), *range(0xF0000, 0x110000, 97)]:
-        if module._UNUSUAL.fullmatch(chr(number)):
-            assert module._CLASSES[chr(number).encode()[0]] == 2, hex(number)
+def test_every_unusual_character_is_counted():
+    "Also those between ordinary characters, which are left out before the search."
+    numbers = [*range(0xD800), *range(0xE000, 0x11000), *range(0xF0000, 0x110000, 97)]
+    unusual = [number for number in numbers if module._UNUSUAL.fullmatch(chr(number))]
+    _, _, found = count_text(["a".join(map(chr, numbers))])
+    assert len(unusual) > 6_000 and {found[f"U+{number:04X}"] for number in unusual} == {1}
 
 
 def test_count_lengths():

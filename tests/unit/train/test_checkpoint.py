@@ -37,6 +37,7 @@ from langmlm.train.checkpoint import (
     save_model,
     set_aside_newer,
 )
+from langmlm.train.sharding import gather_run
 
 OPTIMIZER = "optimizer.safetensors"
 PACKAGE = Path(langmlm.__file__).parent
@@ -100,7 +101,8 @@ def save_step(
     run: tasks.MLMTask, folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int = 1
 ) -> Path:
     "Save a model and its optimizer as a checkpoint."
-    return save_checkpoint(folder, model, run.tokenizer, optimizer, {"global_step": step, "log_history": []})
+    state = gather_run(model, optimizer)[1]
+    return save_checkpoint(folder, model, run.tokenizer, state, {"global_step": step, "log_history": []})
 
 
 def same_tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -242,7 +244,8 @@ def test_failed_saves_leave_nothing(run: tasks.MLMTask, folder: Path, function: 
     "Neither a new checkpoint nor a part of it; an older one of the same step stays."
     before = sorted(path.name for path in folder.iterdir())
     for step in (6, 40):
-        parts = folder, run.model, run.tokenizer, run.optimizer, {"global_step": step, "log_history": []}
+        state = gather_run(run.model, run.optimizer)[1]
+        parts = folder, run.model, run.tokenizer, state, {"global_step": step, "log_history": []}
         with patch(f"langmlm.train.checkpoint.{function}", side_effect=error), pytest.raises(type(error)):
             save_checkpoint(*parts)
         assert sorted(path.name for path in folder.iterdir()) == before and is_intact(folder / "checkpoint-6")

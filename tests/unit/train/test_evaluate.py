@@ -37,10 +37,8 @@ def run(start_run: Callable) -> tasks.MLMTask:
 
 
 def measure(run: tasks.MLMTask, **changes) -> dict[str, float]:
-    "Evaluate, with a changed loader; the time, which differs every time, is checked and left out."
-    measured = evaluate(run.module, replace(run.validation, **changes), run.accelerator)
-    assert 0 <= measured.pop("eval_runtime") < 600
-    return measured
+    "Evaluate, with a changed loader."
+    return evaluate(run.module, replace(run.validation, **changes), run.accelerator)
 
 
 def test_equals_stock_transformers(run: tasks.MLMTask, tmp_path: Path):

@@ -21,6 +21,7 @@ from langmlm.data.dataset import TokenizedDataset, unigram_entropy
 from langmlm.data.masking import IGNORE_INDEX, BatchSizes
 from langmlm.train.config import TrainingConfig
 from langmlm.train.evaluate import fill_masks, find_worst_tokens, mask_sentences
+from langmlm.train.sharding import gather_run
 
 PROBES = ["Return the <mask> of the file.", "<mask> a <mask>"]
 
@@ -43,7 +44,7 @@ def run(start_run: Callable) -> tasks.MLMTask:
 
 def test_equals_stock_transformers(run: tasks.MLMTask):
     "Tokens and probabilities of the user's sentences are those of the pipeline of `transformers`."
-    run.run_folder.save(run.model, run.optimizer, run.state)
+    run.run_folder.save(*gather_run(run.model, run.optimizer), run.state)
     folder = run.run_folder.path / f"checkpoint-{run.state.step}"
     fill = pipeline("fill-mask", model=str(folder), top_k=3)
     filled = fill_masks(run.module, run.sentences, run.accelerator)
@@ -172,7 +173,7 @@ def test_log(start_run: Callable, caplog: pytest.LogCaptureFixture):
     evaluated = [entry for entry in entries if "filled_masks" in entry]
     assert [entry["step"] for entry in evaluated] == [6, 12] and all("eval_loss" in entry for entry in evaluated)
     assert [len(entry["filled_masks"]) for entry in evaluated] == [4, 4]
-    entropy = unigram_entropy(run.dataset, run.tokenizer.all_special_ids, 500)
+    entropy = unigram_entropy(run.dataset, run.tokenizer.all_special_ids)
     assert {entry["unigram_entropy"] for entry in entries} == {entropy} == {history.unigram_entropy}
     assert f"loss to beat: {entropy:.3f}" in str(history) and "filled masks at step 12" in str(history)
     assert any(f"(unigram entropy {entropy:.3f})" in message for message in caplog.messages)

@@ -17,6 +17,8 @@ from forks import forked_python
 
 from langmlm.data.masking import mask_batch
 from langmlm.model.attention import _has_flash_attention
+from langmlm.model import triton_attention
+from langmlm.model.triton_attention import has_triton_kernel
 from langmlm.train.config import TrainingConfig
 from langmlm.train.launch import (
     StopRequest,
@@ -84,7 +86,8 @@ def test_sharding_is_an_error(monkeypatch: pytest.MonkeyPatch, variable: str, na
         ("cuda", (8, 0), "bf16", 64, None),
         ("cuda", (9, 0), "fp16", 256, None),
         ("cuda", (9, 0), "no", 64, "float32"),
-        ("cuda", (9, 0), "bf16", 20, "heads of 20 dimensions"),
+        ("cuda", (9, 0), "bf16", 20, None),
+        ("cuda", (9, 0), "bf16", 132, "heads of 132 dimensions"),
         ("cuda", (9, 0), "bf16", 264, "heads of 264 dimensions"),
         ("cuda", (7, 5), "fp16", 64, "a GPU of compute capability 7.5"),
         ("cuda", (7, 0), "no", 64, "a GPU of compute capability 7.0"),
@@ -104,14 +107,16 @@ def test_compiled_runs_on_a_cpu():
 
 
 def test_inexact_is_where_the_kernels_are_missing(monkeypatch: pytest.MonkeyPatch):
-    "It agrees with the choice of the kernel in the chapter on attention."
+    "It agrees with the choice of the kernel: Triton's, else FlashAttention, else PyTorch's for jagged tensors."
+    monkeypatch.setattr(triton_attention, "_ENABLED", True)
     for capability in ((7, 5), (8, 0)):
         for dtype, precision in ((torch.float16, "fp16"), (torch.float32, "no")):
-            for head_size in (8, 20, 64, 256, 264):
+            for head_size in (8, 20, 64, 132, 136, 256, 264):
                 monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+                monkeypatch.setattr(triton_attention, "_is_supported_device", lambda: capability >= (8, 0))
                 query = SimpleNamespace(dtype=dtype, shape=(5, 2, head_size), is_cuda=True)
                 exact = explain_inexact(torch.device("cuda"), precision, head_size) is None
-                assert exact == _has_flash_attention(query)
+                assert exact == (has_triton_kernel(query, head_size) or _has_flash_attention(query))
 
 
 def test_use_cpu():

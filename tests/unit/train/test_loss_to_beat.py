@@ -17,8 +17,8 @@ def test_stored_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     "Log and diagnosis use the counts of the manifest, which are right, and read no ids for them."
     caplog.set_level(logging.INFO, "langmlm")
     run = tiny_run(tmp_path, max_steps=100, logging_steps=50, learning_rate=1e-9)
-    special, size = run.tokenizer.all_special_ids, run.model.config.vocab_size
-    counted = unigram_entropy(TokenizedDataset(load_from_disk(tmp_path / "dataset")["train"]), special, size)
+    rows = TokenizedDataset(load_from_disk(tmp_path / "dataset")["train"])
+    counted = unigram_entropy(rows, run.tokenizer.all_special_ids)
     monkeypatch.setattr(TokenizedDataset, "blocks", None)
     history = run.train()
     assert [entry["unigram_entropy"] for entry in history.log_history] == [counted] * 2
@@ -32,7 +32,7 @@ def test_stored_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
 def test_dataset_of_another_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "The ids of a dataset without counts are counted once, whatever the number of entries and sessions."
     run = tiny_run(tmp_path, max_steps=6, logging_steps=2)
-    expected = unigram_entropy(run.dataset, run.tokenizer.all_special_ids, run.model.config.vocab_size)
+    expected = unigram_entropy(run.dataset, run.tokenizer.all_special_ids)
     DatasetDict(train=load_from_disk(tmp_path / "dataset")["train"]).save_to_disk(tmp_path / "foreign")
     settings = {"max_steps": 6, "logging_steps": 2, "bf16": False, "output_dir": tmp_path / "other"}
     other = tasks.create_mlm(tmp_path / "tokenizer", tmp_path / "foreign", LIMITS, settings)
@@ -47,6 +47,6 @@ def test_evaluations(tmp_path: Path):
     "Entries of evaluations have it, too: the entropy of the training split."
     run = tiny_run(tmp_path, 150, {"validation_fraction": 0.2}, max_steps=5, logging_steps=100, eval_steps=2)
     entries = run.train().log_history
-    expected = unigram_entropy(run.dataset, run.tokenizer.all_special_ids, run.model.config.vocab_size)
+    expected = unigram_entropy(run.dataset, run.tokenizer.all_special_ids)
     assert {entry["step"] for entry in entries if "eval_loss" in entry} == {2, 4, 5}
     assert [entry["unigram_entropy"] for entry in entries] == [expected] * len(entries)

@@ -107,7 +107,7 @@ def test_live_display_is_not_repeated():
     history, displayed = History(ENTRIES[:2]), []
     cell = patch.object(metrics, "_current_cell", lambda: 5)
     show = patch.object(
-        metrics, "live_display", lambda value, shown: lambda: displayed.append(DisplayFormatter().format(value))
+        metrics, "live_display", lambda value, disable: lambda: displayed.append(DisplayFormatter().format(value))
     )
     with cell, show:
         refresh = history.display_live()
@@ -124,7 +124,7 @@ def test_live_display_is_not_repeated():
 def test_live_display_outside_of_notebooks():
     "Nothing is displayed, and a notebook that hides the live table shows the returned one."
     history = History(ENTRIES)
-    assert history.display_live() is None is history.display_live(shown=False)
+    assert history.display_live() is None is history.display_live(disable=True)
     with patch.object(metrics, "_current_cell", lambda: 5):
         assert "text/html" in DisplayFormatter().format(history)[0]
 

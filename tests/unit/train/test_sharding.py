@@ -46,5 +46,5 @@ def test_whole_models_are_returned_as_they_are():
     model, value = torch.nn.Linear(3, 2), torch.ones(2, 3)
     optimizer = torch.optim.AdamW(model.parameters())
     assert gather_model(model) is model and gather_model(model, torch.device("cpu")) is model
-    assert gather_run(model, optimizer) == (model, optimizer)
+    assert gather_run(model, optimizer) == (model, {"weight": {}, "bias": {}})
     assert shard_like(value, model.weight) is value

@@ -19,6 +19,7 @@ from langmlm.folders import checkpoint_step, list_checkpoints
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
 from langmlm.train.config import TrainingConfig
+from langmlm.train.sharding import gather_run
 from langmlm.train.spikes import (
     _WINDOWS,
     LossSpike,
@@ -346,7 +347,7 @@ def do_steps(run: tasks.MLMTask, losses: list[float]) -> None:
 def save_at(run: tasks.MLMTask, *steps: int) -> None:
     "Save checkpoints as if those steps were done."
     for run.state.step in steps:
-        run.run_folder.save(run.model, run.optimizer, run.state)
+        run.run_folder.save(*gather_run(run.model, run.optimizer), run.state)
 
 
 def handle(run: tasks.MLMTask, spike: LossSpike) -> dict:

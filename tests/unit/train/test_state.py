@@ -17,6 +17,7 @@ from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import find_starting_point
 from langmlm.train.config import TrainingConfig
+from langmlm.train.sharding import gather_run
 from langmlm.train.state import TrainState, describe_run, keep_global_batch, make_trainer_state, restore_state
 
 LOSS_HISTORY = 256  # Latest steps whose losses are remembered
@@ -121,7 +122,7 @@ def run(start_run: Callable) -> tasks.MLMTask:
 @pytest.fixture(scope="module")
 def checkpoint(run: tasks.MLMTask) -> Path:
     "A checkpoint of that run."
-    run.run_folder.save(run.model, run.optimizer, run.state)
+    run.run_folder.save(*gather_run(run.model, run.optimizer), run.state)
     return run.config.run_folder / "checkpoint-7"
 
 
@@ -336,7 +337,8 @@ def test_global_batch_is_kept(processes: int, given: int, expected: int):
     "Twelve micro-batches of four processes; another number of accumulation steps is a choice, and compared later."
     saved = {"identity": {"gradient_accumulation_steps x processes": 12}, "config": {"gradient_accumulation_steps": 3}}
     config = TrainingConfig(gradient_accumulation_steps=given)
-    assert keep_global_batch(config, {"langmlm": saved}, processes).gradient_accumulation_steps == expected
+    kept = keep_global_batch(config, {"langmlm": saved}, processes)
+    assert kept.gradient_accumulation_steps == expected and kept.given == {"gradient_accumulation_steps"}
     assert keep_global_batch(config, None, processes) is config
 
 
