@@ -278,7 +278,7 @@ def _remote_files(part: str) -> list[SourceFile]:
         filesystem, path = url_to_fs(part, **(_web_options(part) if part.startswith(_WEB) else {}))
         return [_remote_file(filesystem, path) for path in _remote_paths(filesystem, path, part)]
     except ImportError as error:
-        raise ImportError(f"data_path {part!r} needs another Python package: {error}") from error
+        raise ImportError(f"data_path {part!r} needs another package, install it with pip: {error}") from error
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

@@ -201,5 +201,5 @@ def test_missing_package_is_named(address: str, package: str):
     "The error for a protocol whose package is missing names it."
     absent = {package: None, "fsspec.implementations.http": None}
     with patch.dict(sys.modules, absent), patch.dict("fsspec.registry._registry", clear=True):
-        with pytest.raises(ImportError, match=rf"needs another Python package: .*{package}"):
+        with pytest.raises(ImportError, match=rf"needs another package, install it with pip: .*{package}"):
             open_corpus(address)
