@@ -143,12 +143,8 @@ def main() -> None:
     preset = PRESETS[arguments.preset]
     if arguments.minutes:
         preset = replace(preset, minutes=arguments.minutes, tokens=None)
-    if arguments.megabytes:
-        preset = replace(preset, megabytes=arguments.megabytes)
-    if arguments.train_examples:
-        preset = replace(preset, train_examples=arguments.train_examples)
-    if arguments.precision:
-        preset = replace(preset, precision=arguments.precision)
+    given = {name: getattr(arguments, name) for name in ("megabytes", "train_examples", "precision")}
+    preset = replace(preset, **{name: value for name, value in given.items() if value})
     options, model = (
         {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
         for pairs in (arguments.option, arguments.model)

@@ -270,6 +270,12 @@ def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
     return not is_hidden and fnmatch(name, pattern) and _matches(names[1:], patterns[1:])
 
 # %% ../../nbs/text/01_files.ipynb #95549c02
+_PACKAGES = {  # Protocol -> package that fsspec needs for it
+    "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs",
+    "abfs": "adlfs", "sftp": "paramiko", "ssh": "paramiko",
+}  # fmt: skip
+
+
 def _remote_files(part: str) -> list[SourceFile]:
     "Find the files that a URL refers to."
     if re.search(r"(^|::)(zip|tar|libarchive)://", part):
@@ -278,7 +284,9 @@ def _remote_files(part: str) -> list[SourceFile]:
         filesystem, path = url_to_fs(part, **(_web_options(part) if part.startswith(_WEB) else {}))
         return [_remote_file(filesystem, path) for path in _remote_paths(filesystem, path, part)]
     except ImportError as error:
-        raise ImportError(f"data_path {part!r} needs another package, install it with pip: {error}") from error
+        package = _PACKAGES.get(part.split("://")[0])
+        remedy = f": pip install {package}" if package else ""  # Else only fsspec knows, and says it in its error
+        raise ImportError(f"data_path {part!r} needs another package{remedy} ({error})") from error
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

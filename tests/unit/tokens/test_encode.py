@@ -90,8 +90,7 @@ def in_one_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def test_long_documents_are_encoded_as_in_one_piece(normalizer: str, words: str, monkeypatch: pytest.MonkeyPatch):
     "Whatever a tokenizer does at the beginning and end of a text, pieces have the ids of the whole."
     tokenizer = train(NORMALIZERS[normalizer], WORDS[words])
-    encode, empty, short = Encoder(tokenizer), in_one_piece(tokenizer, ""), TEXTS["English"][:20]
-    last = in_one_piece(tokenizer, short)  # Nothing is carried over to the next document
+    encode, empty = Encoder(tokenizer), in_one_piece(tokenizer, "")
     monkeypatch.setattr(module, "_CONTEXT", 64)
     for text in (*(text * 10 for text in TEXTS.values()), "".join(TEXTS.values()) * 4):  # More have the same splits
         whole = in_one_piece(tokenizer, text)
@@ -99,9 +98,9 @@ def test_long_documents_are_encoded_as_in_one_piece(normalizer: str, words: str,
             monkeypatch.setattr(module, "_CACHE_CHARACTERS", characters // 2)
             monkeypatch.setattr(module, "_MAX_CHARACTERS", characters)
             assert "".join(encode._split(text)) == text
-            ids, lengths = encode([text, "", short])
-            assert ids.tolist() == whole + empty + last
-            assert lengths.tolist() == [len(whole), len(empty), len(last)]
+            ids, lengths = encode([text, "", text])
+            assert ids.tolist() == whole + empty + whole
+            assert lengths.tolist() == [len(whole), len(empty), len(whole)]
 
 
 def test_long_documents_are_split(monkeypatch: pytest.MonkeyPatch):

@@ -43,6 +43,11 @@ def save(run: tasks.MLMTask, *steps: int) -> list[list[int]]:
     return left
 
 
+def finish(run: tasks.MLMTask) -> None:
+    "End the session of a run."
+    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+
+
 def names(folder: Path) -> list[str]:
     "The entries of a folder, hidden ones included."
     return sorted(path.name for path in folder.iterdir())
@@ -227,14 +232,14 @@ def test_disk_errors(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapt
             OSError, match="checkpoint-15 could not be saved in .*the weights of step 15 are in memory only"
         ):
             with patch(f"langmlm.train.checkpoint.{function}", side_effect=error):
-                run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+                finish(run)
     with patch("shutil.disk_usage", side_effect=OSError(2, "No such file or directory")):
         with patch("langmlm.train.checkpoint.save_file", side_effect=FULL_IN_RUST):
             run.run_folder.save(*gather_run(run.model, run.optimizer), run.state)
     assert "the free space is unknown: No such file or directory" in caplog.text
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)  # There is space now
+    finish(run)  # There is space now
     assert names(tmp_path / "run") == ["checkpoint-15", TRAINER_STATE]
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)  # And nothing is missing any more
+    finish(run)  # And nothing is missing any more
 
 
 def test_needed_space(start_run: Callable, caplog: pytest.LogCaptureFixture):
@@ -266,7 +271,7 @@ def test_failed_pruning(start_run: Callable, tmp_path: Path, caplog: pytest.LogC
     with patch("langmlm.train.checkpoint.remove_folder", side_effect=OSError(30, "Read-only file system")):
         assert save(run, 5, 10)[-1] == [5, 10]
     assert "could not be deleted" in caplog.text
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+    finish(run)
     assert save(run, 15) == [[15]]
 
 
@@ -385,7 +390,7 @@ def test_trackers(start_run: Callable, tmp_path: Path, caplog: pytest.LogCapture
     assert "the trackers did not get the entry of step 20: ConnectionError('the server is away')" in caplog.text
     assert read_log(tmp_path / "run") == run.state.log_history and len(run.state.log_history) == 5
     run.state.step = run.loader.plan.total_steps
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+    finish(run)
     tracker.finish.assert_called_once()
     assert "the trackers could not be closed: ConnectionError('the server is away')" in caplog.text
     assert (tmp_path / "run" / "final_model").is_dir()
@@ -398,13 +403,13 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
     "Before the last step nothing is written; after it, the final model; what fails is retried by the next session."
     run = start_run()
     save(run, 3)
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+    finish(run)
     assert names(tmp_path / "run") == ["checkpoint-3", TRAINER_STATE]
     last = run.loader.plan.total_steps
     with patch("langmlm.train.checkpoint.save_file", side_effect=FULL):
         save(run, last)
         with pytest.raises(OSError) as caught:
-            run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+            finish(run)
     assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == last  # That of the final model
     folder = tmp_path / "run"
     assert str(caught.value) == (
@@ -414,9 +419,9 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
     )
     with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
         with pytest.raises(OSError, match=r"^final_model could not be saved"):
-            run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+            finish(run)
     assert is_intact(tmp_path / "run" / f"checkpoint-{last}")
-    run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+    finish(run)
     assert (tmp_path / "run" / "final_model" / "model.safetensors").exists()
 
 
@@ -432,7 +437,7 @@ def test_nothing_was_ever_saved(start_run: Callable):
         save(run, run.state.step)
         message = rf"checkpoint-{run.state.step} and final_model could not be saved .*\(there is no checkpoint\)"
         with pytest.raises(OSError, match=message):
-            run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+            finish(run)
     assert not (run.run_folder.path / TRAINER_STATE).exists()  # It would be of weights that are nowhere
 
 
@@ -450,7 +455,7 @@ def test_other_processes(start_run: Callable, tmp_path: Path, monkeypatch: pytes
     with patch("langmlm.train.run_folder.broadcast_object_list", return_value=[False]):  # The disk is full
         save(run, 10)
         with pytest.raises(OSError, match="checkpoint-10 could not be saved"):
-            run.run_folder.finish(*gather_run(run.model, run.optimizer), run.state)
+            finish(run)
     error.append("process 0 on a failed: TypeError: not JSON")
     with pytest.raises(RuntimeError, match="process 0 on a failed: TypeError"):
         save(run, 15)
