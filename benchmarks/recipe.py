@@ -29,7 +29,6 @@ VOCABULARY, MAX_LENGTH, HELD_OUT, POINTS = 8_192, 512, 0.04, 8
 MODEL = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 RECIPE = {"recipe": "efficient"}
-RANDOM_LAYER = "without predictions of the first layer"
 CONTENDERS = {  # Name -> options of training_config and model_config; the share of the time that an ablation gets
     "recipe": (RECIPE, {}, 1),
     "defaults": ({}, {}, 1),
@@ -44,7 +43,6 @@ CONTENDERS = {  # Name -> options of training_config and model_config; the share
     "with the default batch size": (
         RECIPE | {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}, {}, 0.25
     ),
-    RANDOM_LAYER: (RECIPE, {}, 0.25),
     "with half the learning rate": (RECIPE | {"learning_rate": 1e-3}, {}, 0.25),
     "with twice the learning rate": (RECIPE | {"learning_rate": 4e-3}, {}, 0.25),
     "with Muon": (RECIPE | {"optim": "muon"}, {}, 0.25),
@@ -159,10 +157,6 @@ def run(work: Path, name: str, seconds: float, connection) -> None:
     "Do one run in a process of its own."
     logging.disable(logging.INFO)
     config, model, share = CONTENDERS[name]
-    if name == RANDOM_LAYER:
-        from langmlm.model import initialization
-
-        initialization._predict_from_contexts = lambda *_: None
     with tempfile.TemporaryDirectory() as folder:
         arguments = seconds * share, str(Path(folder) / "run")
         result = train_with_trainer(work, *arguments) if config is None else train(work, config, model, *arguments)

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import partial
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -177,9 +176,12 @@ def plan_run(
     return planned, model
 
 # %% ../../nbs/train/11_recipe.ipynb #6a3b683c
-def _sample_blocks(dataset: TokenizedDataset, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Iterate over evenly spaced sequences of at most about a number of tokens."
-    count = min(len(dataset), math.ceil(tokens * len(dataset) / dataset.tokens))
+_SAMPLED_TOKENS = 20_000_000  # For initial weights
+
+
+def _sample_blocks(dataset: TokenizedDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Iterate over evenly spaced sequences of at most about 20 million tokens."
+    count = min(len(dataset), math.ceil(_SAMPLED_TOKENS * len(dataset) / dataset.tokens))
     for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).astype(np.int64), math.ceil(count / 1_000)):
         yield dataset.flat(rows), dataset.lengths[rows]
 
@@ -195,6 +197,5 @@ def new_model(
     model = build_model(config, seed)
     if initialization == "corpus":
         logger.info("initial weights are computed from the corpus")
-        sample, special_ids = partial(_sample_blocks, dataset), tokenizer.all_special_ids
-        initialize_from_corpus(model, token_counts(dataset), sample, special_ids, tokenizer.mask_token_id, seed)
+        initialize_from_corpus(model, token_counts(dataset), _sample_blocks(dataset), tokenizer.all_special_ids, seed)
     return model
