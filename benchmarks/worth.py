@@ -2,7 +2,7 @@
 
     python benchmarks/worth.py --texts TEXT ... --labeled TABLE ... --preset cpu
 
-Pretrains langmlm, and the Trainer of transformers with the same tokens and with the same time, on raw text without the
+Pretrains langmlm, and the Trainer of transformers for the same time and with the same tokens, on raw text without the
 validation and test rows of the labeled tables; then fine-tunes the models, the same architecture from scratch, and a
 bag of words. Every finished piece is stored in --work, and the same command resumes where it was stopped. Results are
 written to results/worth_<preset>.json.
@@ -30,7 +30,7 @@ SEED = 42
 POINTS = 12  # Of a learning curve
 TYPICAL_STEPS = 1_000  # Of the run whose speed is measured; a recipe chooses the size of a step by them
 SEEDS = (0, 1, 2)  # Of the fine-tuning
-CONTENDERS = ("langmlm", "trainer-same-tokens", "trainer-same-time")
+CONTENDERS = ("langmlm", "trainer-same-time", "trainer-same-tokens")
 SENTENCES = (  # Not in the texts
     "The government of the United <mask> has decided.",
     "This package contains the documentation and the <mask> files.",
@@ -304,15 +304,17 @@ def pretrain_all(preset: Preset, options: dict, prepared: dict, place: Place, pi
             f"pretrain-{name}", settings, lambda: pretrain(name, peer, preset, steps, prepared, place, changes)
         )
 
-    changes = {"options": options}
-    settings = {"model": preset.model, "batch_size": preset.batch_size, "options": options, "precision": preset.precision}
-    speed = pieces.get("speed", settings, lambda: measure_speed("langmlm", preset, prepared, place, changes))
-    steps = whole_points(count_steps(preset, speed, bool(options.get("recipe"))))
+    def speed(peer: str, changes: dict) -> dict:
+        settings = {key: getattr(preset, key) for key in ("model", "batch_size", "precision")} | changes
+        return pieces.get(f"speed-{peer}", settings, lambda: measure_speed(peer, preset, prepared, place, changes))
+
+    changes, other = {"options": options}, trainer(preset)
+    steps = whole_points(count_steps(preset, speed("langmlm", changes), bool(options.get("recipe"))))
     yield "langmlm", (own := make("langmlm", "langmlm", steps, changes))
-    steps = whole_points(own["tokens"] / rows)
-    yield "trainer-same-tokens", (same := make("trainer-same-tokens", trainer(preset), steps, {}))
-    steps = whole_points(steps * own["seconds"] / same["seconds"])
-    yield "trainer-same-time", make("trainer-same-time", trainer(preset), steps, {})
+    few = speed(other, {})
+    steps = whole_points(few["steps"] * own["seconds"] / few["seconds"])
+    yield "trainer-same-time", make("trainer-same-time", other, steps, {})
+    yield "trainer-same-tokens", make("trainer-same-tokens", other, whole_points(own["tokens"] / rows), {})
 
 
 def count_steps(preset: Preset, speed: dict, by_recipe: bool) -> float:
