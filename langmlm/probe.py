@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> 
 
 # %% ../nbs/probe.ipynb #85f68f17
 def _drop_duplicates(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    "Remove repeated rows, and texts of the test split from all others; then texts of the validation split from `data`."
+    "Remove texts of the test split from the others, and of the validation split from `data`; only the test split keeps repeated rows."
     kept = {name: rows for name, rows in tables.items() if name == "test_data"}
     for name in [name for name in ("validation_data", "data") if name in tables]:
         taken, others = {text for rows in kept.values() for text in rows.text}, " or ".join(kept)
@@ -227,8 +228,9 @@ class _FineTuning:
     def _logits(self, model: PreTrainedModel, indices: np.ndarray) -> torch.Tensor:
         device = model.device
         bf16 = choose_precision(device.type) == "bf16"  # With bf16 kernels, each new shape may trigger a compilation
+        multiple = math.gcd(16, self.tokenizer.model_max_length)  # No row becomes longer than the model allows
         rows = {name: [values[index] for index in indices] for name, values in self.inputs.items()}
-        batch = self.tokenizer.pad(rows, return_tensors="pt", pad_to_multiple_of=16 if bf16 else None)
+        batch = self.tokenizer.pad(rows, return_tensors="pt", pad_to_multiple_of=multiple if bf16 else None)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return model(**batch.to(device)).logits.float()
 
@@ -266,7 +268,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
             torch.manual_seed(0)
             options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
         raise ConfigError("evaluate", [problem]) from error
     finally:
@@ -292,7 +294,7 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
 class Evaluation:
     "Scores of a model and of its baselines; prints as a table with a verdict."
 
-    examples: int  # Labeled examples, without duplicates and after sampling
+    examples: int  # Labeled examples after sampling; only a test split has duplicates
     train_examples: int  # Training examples in one run
     classes: int  # Different labels
     truncated: int  # Texts that are longer than the model can read

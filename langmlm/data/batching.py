@@ -7,7 +7,7 @@ __all__ = ['pack_sequences', 'random_uniform', 'shuffled_order', 'BatchPlan', 'F
 
 # %% ../../nbs/data/02_batching.ipynb #b17c9982
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -207,7 +207,7 @@ class FlatBatch:
 
 def make_flat_batch(
     dataset,  # Anything with `.lengths` and `.flat(rows)`, such as a `TokenizedDataset`
-    rows: Iterable[int],  # Indices of the sequences
+    rows: Sequence[int] | np.ndarray,  # Indices of the sequences
     pad_token_id: int,  # Positions are counted from `pad_token_id + 1`
 ) -> FlatBatch:
     "Concatenate sequences of a dataset, the shortest first."

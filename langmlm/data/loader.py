@@ -42,7 +42,7 @@ class StepBatches:
 MaskFunction = Callable[[FlatBatch, int, MaskingRules], MaskedBatch]  # Takes a batch, its epoch, and rules
 
 
-def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str) -> MaskedBatch:
+def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str, vocab_size: int) -> None:
     "Raise an error unless a function has masked a batch as `mask_batch` does."
     where = f"mask={name} must return a MaskedBatch"
     if not isinstance(masked, MaskedBatch):
@@ -58,7 +58,9 @@ def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str) -> MaskedBat
         raise ValueError(f"{where} with {tokens} input_ids, and as many labels as masked_positions, got {found}")
     if len(positions) and not (0 <= positions[0] and positions[-1] < tokens and (positions.diff() > 0).all()):
         raise ValueError(f"{where} whose masked_positions are ascending, from 0 to {tokens - 1}")
-    return masked
+    for key, ids in (("input_ids", masked.input_ids), ("labels", masked.labels[masked.labels != IGNORE_INDEX])):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise ValueError(f"{where} whose {key} are ids from 0 to {vocab_size - 1}, got {ids.min()} to {ids.max()}")
 
 # %% ../../nbs/data/04_loader.ipynb #5a3c91e2
 _SAMPLED_SEQUENCES = 1_000  # Enough to tell whether words can be recognized
@@ -115,7 +117,10 @@ class BatchLoader:
 
     def _mask(self, batch: FlatBatch, epoch: int) -> MaskedBatch:
         masked = self.mask(batch, epoch, self.rules)
-        return masked if self.mask is mask_batch else _check_masked(masked, batch, self.mask_name)
+        if self.mask is mask_batch:
+            return masked
+        _check_masked(masked, batch, self.mask_name, len(self.rules.special))
+        return replace(masked, position_ids=batch.position_ids, cu_seqlens=batch.cu_seqlens)
 
     def _finish(self, batch: MaskedBatch) -> MaskedBatch:
         "Pad a batch and copy it to page-locked memory, each if the loader is configured to."
@@ -133,14 +138,15 @@ def prefetch(
     "Load steps in order, one step ahead in a thread, and plan one chunk ahead in another."
     stop = self.plan.total_steps if stop is None else min(stop, self.plan.total_steps)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        upcoming = pool.submit(self.load, start) if start < stop else None
+        upcoming, planning = pool.submit(self.load, start) if start < stop else None, None
         for step in range(start, stop):
             began = perf_counter()
             batches = upcoming.result()
             waited = perf_counter() - began
             if step + 1 < stop:
                 upcoming = pool.submit(self.load, step + 1)
-                pool.submit(self.plan.plan_ahead, step + 1)
+                if planning is None or planning.done():  # Both threads would plan the same chunk
+                    planning = pool.submit(self.plan.plan_ahead, step + 1)
             yield batches, waited
 
 # %% ../../nbs/data/04_loader.ipynb #2df63c06
@@ -234,7 +240,7 @@ def show_batch(
     if not 0 <= micro_batch < len(batches):
         raise ValueError(f"micro_batch must be 0 to {len(batches) - 1}, the last of step {step}, got {micro_batch}")
     flat = make_flat_batch(self.dataset, batches[micro_batch], self.pad_token_id)
-    inputs, vocabulary = self.mask(flat, epoch, self.rules), token_bytes(tokenizer)
+    inputs, vocabulary = self._mask(flat, epoch), token_bytes(tokenizer)
     styles = _find_styles(flat.input_ids.numpy(), inputs, self.rules.mask_token_id)
     chosen = np.unique(np.linspace(0, len(flat.rows) - 1, max(1, sequences)).astype(int))
     bounds, columns = flat.cu_seqlens.tolist(), (flat.input_ids.numpy(), inputs.input_ids.numpy(), styles)

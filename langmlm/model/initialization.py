@@ -7,7 +7,7 @@ __all__ = ['count_neighbors', 'embed_neighbors', 'attend_to_neighbors', 'attend_
 
 # %% ../../nbs/model/05_initialization.ipynb #ee40e6f8
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def embed_neighbors(
     return torch.where(counted[:, None], embedding, 0.0)
 
 # %% ../../nbs/model/05_initialization.ipynb #2d4a855a
-_SHARPNESS = 8.0  # Attention score at the offset; far positions have about 0
+_SHARPNESS = 8.0  # Attention logit at the offset; about 0 at far positions
 _LONGEST = 128  # Longest wavelength in positions; the shortest is 2
 
 
@@ -108,7 +108,7 @@ def attend_to_neighbors(
 
 # %% ../../nbs/model/05_initialization.ipynb #rotn0002
 _CONSTANT = 4.0  # Size of the constant part, in units of `initializer_range`
-_ROTATED_SHARPNESS = 24.0  # Attention score at the offset
+_ROTATED_SHARPNESS = 24.0  # Attention logit at the offset
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def initialize_from_corpus(
     model: PreTrainedModel,  # With random weights, changed in place
     counts: np.ndarray,  # [at most vocab_size] number of occurrences of each token
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],  # A sample of the corpus, as for `count_neighbors`
-    special_ids: Iterable[int],  # Never predicted
+    special_ids: Sequence[int],  # Never predicted
     seed: int = 42,  # Seed of the randomized parts
 ) -> None:
     "Set embeddings, positions, attention, head and output bias from a corpus; all other weights stay random."

@@ -101,7 +101,7 @@ def complete_config(
     renamed = {new: value for name, value in (values | given).items() for new in option_names(config.model_type, name)}
     completed = AutoConfig.for_model(config.model_type, **renamed)
     if errors := find_mismatches(completed, tokenizer, max_length):
-        hint = "(left out, it follows the tokenizer and the dataset)"
+        hint = "(if you leave it out, it follows the tokenizer and the dataset)"
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
     if error := _find_size_error(completed):
         raise ConfigError("model_config", [error])
@@ -125,8 +125,14 @@ def build_model(
         return AutoModelForMaskedLM.from_config(config)
 
 # %% ../../nbs/model/01_roberta.ipynb #29a4ae47
-LOGITS_ROWS = {"cpu": 512}  # Predictions per chunk, by device type
-MOST_LOGITS_ROWS = 4096  # Predictions per chunk on other devices
+_LOGITS_ROWS = {"cpu": 512}  # By device type
+
+
+def logits_rows(
+    device_type: str,  # Such as "cpu"
+) -> int:
+    "Return for how many predictions the logits exist at the same time."
+    return _LOGITS_ROWS.get(device_type, 4_096)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -164,9 +170,8 @@ def linear_cross_entropy(
     "Sum the cross-entropy of linear logits, in the precision of autocast, without storing all logits."
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    rows = LOGITS_ROWS.get(device, MOST_LOGITS_ROWS)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, dtype, rows)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, dtype, logits_rows(device))
 
 # %% ../../nbs/model/01_roberta.ipynb #7fa1ee00
 _FLAT_ATTENTION = "langmlm_flat"  # Name in the registries of transformers

@@ -90,7 +90,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
             if weights:
                 batch.reads.append(corpus.reads(part, document))
                 batch.sources.append(corpus.sources[corpus.parts[part].source])
-            batch.characters += len(document) * max([1, *batch.reads[-1:]])
+            batch.characters += len(document) * (max(1, batch.reads[-1]) if weights else 1)
             is_full = len(batch.documents) == DOCUMENTS_PER_BATCH or batch.characters >= CHARACTERS_PER_BATCH
             in_shard += batch.characters if is_full else 0
             if is_full and in_shard >= shard_characters:
@@ -122,8 +122,8 @@ class _BatchTokenizer:
         self.tokenizer, self.config, self.encode = tokenizer, config, Encoder(tokenizer)
         self.dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         self.vocabulary, self.unknown = token_bytes(tokenizer), find_unknown_ids(tokenizer)
-        self.capacity, sizes = config.max_length - 2, (len(token.decode(errors="replace")) for token in self.vocabulary)
-        self.token_sizes = np.array([*sizes])  # In characters
+        self.capacity = config.max_length - 2
+        self.token_sizes = np.array([len(token.decode(errors="replace")) for token in self.vocabulary])  # In characters
         options = {name: getattr(config, name) for name in ("long_lines", "split_on", "stride")}
         options |= {"capacity": self.capacity, "ends": (tokenizer.cls_token_id, tokenizer.sep_token_id)}
         self.split = partial(split_documents, flags=flag_tokens(self.vocabulary), **options)
@@ -220,7 +220,7 @@ def _write_shards(
 
     batches = ((batch, batch.characters) for batch in _read_batches(corpus, position, shard_characters, marks))
     done = sum(record["statistics"]["bytes"] for record in before)
-    with progress_bar(corpus.size, "Tokenizing", "B", done, turn[0] != 0 or None) as bar:
+    with progress_bar(corpus.size, "Tokenizing", "B", done, process_rank()[0] != 0 or None) as bar:
         bar.unit_scale = True  # Megabytes
         for batch, result in map_in_order(tokenize_missing, batches, config.num_workers):
             bar.update(result.statistics["bytes"] if result else batch.characters)

@@ -24,7 +24,7 @@ from ..config import ConfigError, show_value
 from ..data.dataset import TokenizedDataset
 from ..data.loader import BatchLoader
 from ..data.masking import IGNORE_INDEX, MaskedBatch
-from ..model.roberta import LOGITS_ROWS, MOST_LOGITS_ROWS, FlatMaskedLM
+from ..model.roberta import FlatMaskedLM, logits_rows
 from ..tokens.encode import token_bytes
 from .sharding import gather_model
 
@@ -53,7 +53,7 @@ def _predict(flat_model: FlatMaskedLM, batch: MaskedBatch, device: torch.device)
     "Compute the logits of a batch in chunks of rows; [rows, vocab_size] float32 each, and their labels."
     inputs, decoder = vars(batch.to(device)), flat_model.decoder
     labels = inputs.pop("labels")
-    hidden, rows = flat_model.encode(**inputs), LOGITS_ROWS.get(device.type, MOST_LOGITS_ROWS)
+    hidden, rows = flat_model.encode(**inputs), logits_rows(device.type)
     for hidden_rows, label_rows in zip(hidden.split(rows), labels.split(rows)):
         yield F.linear(hidden_rows, decoder.weight, decoder.bias).float(), label_rows
 

@@ -59,7 +59,7 @@ def train_step(
     factor = accelerator.num_processes / predictions.clamp(min=1)
     loss_sum = torch.zeros((), device=device)
     # For a CPU, `torch.manual_seed` also formats a stack trace for each kind of device: up to a millisecond
-    set_seed = torch.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
+    set_seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
     for index, batch in step_batches.batches:
         set_seed(int(random_bits(config.seed, step, index)[0]) >> 1)
         is_last = index == step_batches.batches[-1][0]

@@ -179,8 +179,9 @@ def _restore_weights(model: PreTrainedModel, optimizer: Optimizer, saved: PreTra
 
 
 def _count_rollback(state: TrainState, to_step: int) -> None:
-    "Halve the learning rate and forget the losses after a step; the position in data and schedule stays."
-    state.losses = [[step, loss] for step, loss in state.recent_losses() if step <= to_step + 2 and math.isfinite(loss)]
+    "Halve the learning rate and forget the losses of the undone steps, but two; the position in data and schedule stays."
+    kept = to_step + 2  # After a rollback to the initial weights, two losses show where the run began
+    state.losses = [[step, loss] for step, loss in state.recent_losses() if step <= kept and math.isfinite(loss)]
     state.unlogged.clear()
     state.rollbacks += 1
     state.learning_rate_factor /= 2

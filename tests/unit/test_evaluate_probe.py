@@ -352,6 +352,20 @@ def test_any_encoder(tmp_path: Path, probe: Callable):
     assert accuracy(evaluation, "bag of words") > 0.95 and accuracy(evaluation, "the model") > 0.9
 
 
+def test_bfloat16_reads_no_longer_batches_than_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Batches are padded to few shapes, but not beyond the positions of a BERT."
+    monkeypatch.setattr(langmlm.probe, "choose_precision", lambda device: "bf16")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizer = load_tokenizer(model)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=30, pad_token_id=1, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    table = make_table(40)
+    table["text"] = [" ".join([text] * 9) for text in table["text"]]
+    evaluation = evaluate(tmp_path / "bert", table, **FAST)
+    assert evaluation.truncated == 40 and 0 <= accuracy(evaluation, "the model") <= 1
+
+
 @pytest.mark.parametrize(
     "kind, options",
     [
@@ -519,8 +533,17 @@ def truncate(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
+def pickle_half(folder: Path) -> None:
+    "Leave half of the weights in the old format."
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    content = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
+
+
 @pytest.mark.parametrize(
-    "damage, message", [(rename, "no weights for"), (resize, "no weights for"), (truncate, "model=")]
+    "damage, message",
+    [(rename, "no weights for"), (resize, "no weights for"), (truncate, "model="), (pickle_half, "model=")],
 )
 def test_a_model_without_its_weights(model: Path, tmp_path: Path, damage: Callable, message: str):
     "It is not evaluated with random weights, which transformers would do."

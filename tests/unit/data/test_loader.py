@@ -124,6 +124,22 @@ def test_prefetch_is_one_step_ahead(loader: BatchLoader, monkeypatch: pytest.Mon
     assert not any(in_main_thread for _, in_main_thread in loaded)
 
 
+def test_a_chunk_is_planned_once(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch):
+    "While a chunk is being planned, later steps do not plan it again: loading needs the other thread."
+    planned, planning = [], threading.Event()
+
+    def plan_ahead(self, step: int) -> None:
+        planned.append(step)
+        planning.wait(600)
+
+    monkeypatch.setattr(BatchPlan, "plan_ahead", plan_ahead)
+    prefetched = loader.prefetch(0, 6)
+    assert [len(next(prefetched)) for _ in range(5)] == [2] * 5
+    assert planned == [1]
+    planning.set()
+    assert len([*prefetched]) == 1
+
+
 def test_errors_while_prefetching(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch):
     "An error in the thread reaches the caller, at the step that has it."
 
@@ -278,8 +294,10 @@ def test_labels_to_ignore(loader: BatchLoader):
         (lambda masked: replace(masked, labels=masked.labels.numpy()), "an int64 tensor with one dimension, got ndarray, int64, ["),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions.flip(0)), "are ascending, from 0 to"),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions + 10_000), "are ascending, from 0 to"),
+        (lambda masked: replace(masked, input_ids=masked.input_ids - 7), "whose input_ids are ids from 0 to 499, got -7 to"),
+        (lambda masked: replace(masked, labels=masked.labels + 500), "whose labels are ids from 0 to 499, got 5"),
     ],
-    ids=["nothing", "labels", "ids", "dtype", "array", "order", "range"],
+    ids=["nothing", "labels", "ids", "dtype", "array", "order", "range", "negative", "vocabulary"],
 )
 def test_invalid_masks(loader: BatchLoader, change: Callable, message: str):
     "What a mask function of a user returns is checked."
@@ -290,6 +308,16 @@ def test_invalid_masks(loader: BatchLoader, change: Callable, message: str):
     wrong.__qualname__ = "wrong"
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         replace(loader, mask=wrong).load(0)
+
+
+def test_a_mask_changes_no_positions(loader: BatchLoader):
+    "Positions and borders are those of the batch, whatever the function returns."
+
+    def careless(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+        masked = mask_batch(batch, epoch, rules)
+        return replace(masked, position_ids=torch.arange(4), cu_seqlens=None)
+
+    assert same_step(replace(loader, mask=careless).load(0), loader.load(0))
 
 
 def usual_masks(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:

@@ -17,7 +17,7 @@ from langmlm.data.masking import IGNORE_INDEX, MaskedBatch, pad_batch
 from langmlm.model import attention, roberta
 from langmlm.testing import tiny_run
 from langmlm.model.roberta import (
-    LOGITS_ROWS,
+    _LOGITS_ROWS,
     FlatMaskedLM,
     ModelConfig,
     build_model,
@@ -128,7 +128,7 @@ def test_build_model(model: RobertaForMaskedLM):
 @pytest.mark.parametrize("rows", [1, 7, 512])
 def test_linear_cross_entropy(rows: int, monkeypatch: pytest.MonkeyPatch):
     "Equals the textbook loss, whatever the size of a chunk."
-    monkeypatch.setitem(LOGITS_ROWS, "cpu", rows)
+    monkeypatch.setitem(_LOGITS_ROWS, "cpu", rows)
     torch.manual_seed(0)
     inputs = [torch.randn(*shape, requires_grad=True) for shape in ((50, 16), (1_000, 16), (1_000,))]
     labels = torch.randint(1_000, (50,))

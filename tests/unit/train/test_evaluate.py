@@ -72,7 +72,7 @@ def test_the_same_every_time(run: tasks.MLMTask):
     run.state.step = state
     assert torch.equal(torch.get_rng_state(), generator)
     for rows in (1, 3, 10_000):
-        with patch.dict("langmlm.train.evaluate.LOGITS_ROWS", {"cpu": rows}):
+        with patch.dict("langmlm.model.roberta._LOGITS_ROWS", {"cpu": rows}):
             assert measure(run) == pytest.approx(first, rel=1e-5)
 
 

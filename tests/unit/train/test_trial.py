@@ -10,7 +10,7 @@ from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.config import TrainingConfig
 from langmlm.train.metrics import Estimate
-from langmlm.train.trial import StepMemory, _PeakMemory, explain_memory, free_memory, is_out_of_memory
+from langmlm.train.trial import StepMemory, _PeakMemory, explain_memory, free_memory, is_out_of_memory, measure_peak
 
 
 def test_tensors_are_counted_once_and_while_they_exist():
@@ -50,6 +50,18 @@ def test_checkpointing_and_dropout_are_measured(tmp_path: Path):
 
     plain = measure(0.0)
     assert measure(0.1) > plain > 1.5 * measure(0.0, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("vocab_size, size", [(600, 200), (20_000, 200), (20_000, 40)])
+def test_many_short_sequences_need_what_was_estimated(tmp_path: Path, vocab_size: int, size: int):
+    "Also where tensors as large as the embedding, or logits, decide the peak of a few sequences."
+    sizes = {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512, "vocab_size": vocab_size}
+    task = tiny_run(tmp_path, 300, {"max_length": 16}, model_config=sizes, use_cpu=True, per_device_train_batch_size=size)
+    memory = task.memory()
+    needed = memory.needed - memory.parameters
+    predictions = round(16 * task.config.mlm_probability)
+    peak = measure_peak(task.module, memory.sequences, 16, predictions)
+    assert memory.sequences == size and 0.95 * peak < needed < 1.5 * peak
 
 
 @pytest.mark.parametrize("options", [{}, {"recipe": "efficient"}, {"gradient_accumulation_steps": 3}])
