@@ -161,6 +161,7 @@ def main() -> None:
         if name == arguments.until:
             break
     results["filled_masks"] = fill_all(results["pretraining"], pieces)
+    write(arguments.out, results)
     tuned = {name: made for name, made in results["pretraining"].items() if name in (arguments.finetune or [name])}
     for file, finetune_models in [(file, tag_all) for file in arguments.tagged] + [
         (table, finetune_all) for table in arguments.labeled
