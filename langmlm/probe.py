@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from pickle import UnpicklingError
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -226,13 +225,12 @@ class _FineTuning:
         return np.array([len(ids) for ids in self.inputs["input_ids"]])
 
     def _logits(self, model: PreTrainedModel, indices: np.ndarray) -> torch.Tensor:
-        device = model.device
-        bf16 = choose_precision(device.type) == "bf16"  # With bf16 kernels, each new shape may trigger a compilation
+        bf16 = choose_precision(model.device.type) == "bf16"  # Its kernels may be compiled for each new shape
         multiple = math.gcd(16, self.tokenizer.model_max_length)  # No row becomes longer than the model allows
         rows = {name: [values[index] for index in indices] for name, values in self.inputs.items()}
         batch = self.tokenizer.pad(rows, return_tensors="pt", pad_to_multiple_of=multiple if bf16 else None)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model(**batch.to(device)).logits.float()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return model(**batch.to(model.device)).logits.float()
 
     def _train(self, model: PreTrainedModel, train: np.ndarray, rate: float, generator: np.random.Generator) -> None:
         optimizer, lengths = make_optimizer(model.train()), self._lengths[train]
@@ -268,7 +266,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
             torch.manual_seed(0)
             options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
         raise ConfigError("evaluate", [problem]) from error
     finally:

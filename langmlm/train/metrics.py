@@ -201,7 +201,7 @@ def training_flops(
 
 # %% ../../nbs/train/03_metrics.ipynb #ca3d172a
 _PEAK_TFLOPS = {  # The first key that is contained in the GPU name is used
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
     "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
 }  # fmt: skip
 
