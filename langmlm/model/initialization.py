@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
 
-from .roberta import fixed_seed
+from .roberta import fixed_seed, mlm_head
 
 # %% ../../nbs/model/05_initialization.ipynb #be8d7324
 _WINDOW = 2  # Positions between a token and its farthest neighbor
@@ -132,9 +132,6 @@ def attend_by_rotation(
             _add_block(key[head], 0, torch.outer(torch.cat([gains * angles.cos(), -gains * angles.sin()]), opposite))
 
 # %% ../../nbs/model/05_initialization.ipynb #746bedce
-_HEADS = {"bert": "cls.predictions.transform.dense", "modernbert": "head.dense"}  # Of other model types: "lm_head.dense"
-
-
 @torch.no_grad()
 def initialize_from_corpus(
     model: PreTrainedModel,  # With random weights, changed in place
@@ -156,5 +153,6 @@ def initialize_from_corpus(
         weight[counted] = found[counted]
     attend = attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors
     attend(model)
-    model.get_submodule(_HEADS.get(config.model_type, "lm_head.dense")).weight.add_(torch.eye(config.hidden_size))
+    head = mlm_head(model)
+    getattr(head, "transform", head).dense.weight.add_(torch.eye(config.hidden_size))  # BERT has a `transform`
     decoder.bias.copy_(torch.from_numpy(np.log((occurrences + 0.5) / (occurrences + 0.5).sum())))
