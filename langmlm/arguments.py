@@ -82,7 +82,7 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
         options |= {"nargs": "?", "const": "true"}
     elif not is_option and not is_needed:
         options["nargs"] = "?"
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = shlex.join(map(str, default)) if isinstance(default, tuple) else str(default)
     has_default = default not in (None, Parameter.empty, ()) and not shown.startswith("<factory")
     options["help"] = f"{comment or ''}{f' [{shown}]' if has_default else ''}".replace("%", "%%")
     action = group.add_argument(f"--{name}" if is_option else name, **options)
@@ -179,7 +179,14 @@ def parse_words(commands: Mapping[str, Callable], words: Sequence[str]) -> dict[
     if unknown:
         explain = TrainingConfig.explain if "learning_rate" in known else None
         names = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        found = [describe_unknown(name, [*known], explain) for name in names]
+        given = signature(commands[command]).parameters.values() if command else ()
+        unnamed = {entry.name.removesuffix("_path") for entry in given if entry.kind is not entry.KEYWORD_ONLY}
+        found = [
+            f"{name!r} is given without a name: {own.prog} {short.upper()}"
+            if (short := name.removesuffix("_path")) in unnamed
+            else describe_unknown(name, [*known], explain)
+            for name in names
+        ]
         own.error("; ".join(found) or f"unexpected arguments: {shlex.join(unknown)}")
     if arguments.command is None and not arguments.print_completion:
         parser.error("name a command")
@@ -195,21 +202,28 @@ def read_options(file: str | PathLike) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.BaseLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(problem=f"the key {key!r} is repeated", problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep)
+
         def construct_scalar(self, node: yaml.ScalarNode) -> str | None:
             text = super().construct_scalar(node)
             return _Quoted(text) if node.style else None if text in ("", "~", "null", "Null", "NULL") else text
 
     try:
-        facts = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=Loader) or {}
+        facts = yaml.load(Path(file).expanduser().read_text(encoding="utf-8"), Loader=Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(file), [f"it is not YAML: {' '.join(str(error).split())}"]) from error
+        raise ConfigError(str(file), [f"it is not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(facts, dict):
         raise ConfigError(str(file), [f"it must have keys, among {', '.join(_KEYS)}"])
     errors = [f"{name} must hold options" for name in _SECTIONS if not isinstance(facts.get(name) or {}, dict)]
     for key in facts.keys() - {*_KEYS}:
         sections = [name for name, kind in _SECTIONS.items() if key in signature(kind).parameters]
         unknown = describe_unknown(key, list(_KEYS))
-        errors.append(f"{key!r} belongs into {' or '.join(sections)}" if sections else unknown)
+        errors.append(f"{key!r} belongs in {' or '.join(sections)}" if sections else unknown)
     if errors:
         raise ConfigError(str(file), sorted(errors))
     return facts

@@ -104,7 +104,10 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
     from langmlm.tasks import check_stop_at_step
 
-    check_stop_at_step(stop_at_step)
+    try:
+        check_stop_at_step(stop_at_step)
+    except ValueError as error:
+        raise ConfigError("arguments", [str(error)]) from None
     task = _create(call)
     if _run_in_processes(task, _start, call, stop_at_step):
         return
@@ -235,7 +238,7 @@ def _evaluate(
     epochs: int | None = None,  # Of each fine-tuning; None: 4, or more to reach 200 steps
     batch_size: int = 16,  # Examples in an optimizer step
     max_train_examples: int = 2_000,  # Maximum in a training run, as a stratified sample
-    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # Any of "bag of words", "from scratch", "majority class"
+    baselines: Sequence[str] = ("bag of words", "from scratch", "majority class"),  # Any of these
 ) -> None:
     "Fine-tune a model on labeled text, and compare it with simple baselines."
     options = dict(locals())

@@ -144,7 +144,8 @@ def describe_unknown(key: Any, known: list[str], explain: Callable[[str], str | 
     close = get_close_matches(text, known, n=1, cutoff=0.75)
     close += [name for name in known if len(text) > 1 and text == "".join(word[:1] for word in name.split("_"))]  # "lr"
     words = tuple(text.split("_"))  # Each begins a word of the option
-    close += [name for name in known if len(text) > 2 and all(f"_{word}" in f"_{name}" for word in words)]
+    begun = [name for name in known if len(text) > 2 and all(f"_{word}" in f"_{name}" for word in words)]
+    close += begun if len(begun) == 1 else []
     return f"{show_value(key)} is not an option" + (f"; did you mean {close[0]!r}?" if close else "")
 
 # %% ../nbs/config.ipynb #5a05e014
@@ -207,7 +208,7 @@ class TokenizerConfig(Options):
     near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to below 1; None: only identical documents
     mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
-    shard: tuple[int, int] | list[int] | None = None  # (i, n): make part i of n, 0 <= i < n; None: the whole dataset
+    shard: tuple[int, int] | list[int] | None = None  # Part i of n, counted from 0: (i, n), in a shell --shard i n; None: all
     num_workers: int | None = None  # Threads that tokenize; None: one per core
 
     def __post_init__(self):

@@ -278,9 +278,8 @@ def find_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[s
 
 def _contains(outer: Path, inner: Path) -> bool:
     "Return whether a folder is another one or contains it."
-    if inner.is_relative_to(outer) or not outer.exists():
-        return inner.is_relative_to(outer)
-    return any(path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
+    same = (path.exists() and path.samefile(outer) for path in (inner, *inner.parents))
+    return inner.is_relative_to(outer) or (outer.exists() and any(same))
 
 
 def absolute_path(path: str | None) -> str | None:

@@ -101,8 +101,11 @@ def _align(rows: dict[str, Any]) -> list[str]:
 
 
 def _read_if_present(file: Path) -> dict[str, Any]:
-    "Read a JSON file; a missing one is empty."
-    return read_json(file) if file.is_file() else {}
+    "Read a JSON file with an object; a missing one is empty, and so is a damaged one, since `find_damage` lists it."
+    with suppress(OSError, ValueError):
+        facts = read_json(file)
+        return facts if isinstance(facts, dict) else {}
+    return {}
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def _describe_model(folder: Path) -> dict[str, Any]:
 
 def _describe_training(folder: Path) -> dict[str, Any]:
     "Describe the state of a run, with the options that differ from the defaults."
-    if not (state := _read_if_present(folder / "trainer_state.json")):
+    state = _read_if_present(folder / "trainer_state.json")
+    if not {"log_history", "global_step", "max_steps", "epoch"} <= state.keys():
         return {}
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     rows = {"step": f"{state['global_step']:,} of {state['max_steps']:,}", "epoch": f"{state['epoch']:.2f}"}
@@ -126,22 +130,29 @@ def _describe_training(folder: Path) -> dict[str, Any]:
 # %% ../nbs/folders.ipynb #paths002
 def recorded_paths(folder: Path) -> dict[str, str]:
     "Return the tokenizer and dataset paths recorded in a run or checkpoint, {} if there are none."
-    return _read_if_present(folder / "trainer_state.json").get("langmlm", {}).get("paths", {})
+    file = folder / "trainer_state.json"
+    return read_json(file).get("langmlm", {}).get("paths", {}) if file.is_file() else {}
 
 # %% ../nbs/folders.ipynb #r0000011
 def _read_losses(folder: Path) -> list[dict[str, Any]]:
     "Read the entries with losses from the log of a run."
     if not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"RUN={str(folder)!r} has no log.jsonl: name the folder of a run")
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # The last may be incomplete
-    entries = map(json.loads, lines)
-    if not (found := [entry for entry in entries if {"loss", "eval_loss"} & entry.keys()]):
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # The last may be incomplete
+        entries = [json.loads(line) for line in lines]
+        found = [entry for entry in entries if {"loss", "eval_loss"} & entry.keys() and "step" in entry]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'log.jsonl'} is damaged: {error}") from None
+    if not found:
         raise ValueError(f"RUN={str(folder)!r} has no loss to plot: it has not reached its first logging step")
     return found
 
 
 def plot_runs(folders: Sequence[str | PathLike], file: str | PathLike) -> None:
     "Plot the training and validation losses of several runs into one image; its suffix sets the format."
+    if not Path(file).suffix:  # Matplotlib would add one
+        raise ValueError(f"output={str(file)!r} must end in a format, such as .png, .svg or .pdf")
     logs = {str(folder): _read_losses(Path(folder)) for folder in folders}
     from matplotlib.figure import Figure
 

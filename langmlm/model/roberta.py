@@ -125,7 +125,8 @@ def build_model(
         return AutoModelForMaskedLM.from_config(config)
 
 # %% ../../nbs/model/01_roberta.ipynb #29a4ae47
-_LOGITS_ROWS = {"cpu": 512}  # By device type
+_LOGITS_ROWS = {"cpu": 1_024}  # By device type
+_SOFTMAX_BYTES = 2**20  # On a CPU: of float32 probabilities at the same time, which fit into the cache of a core
 
 
 def logits_rows(
@@ -141,18 +142,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.promote_types(weight.dtype, torch.float32), device=hidden.device)
         low_hidden, low_weight, low_bias = (tensor.to(dtype) for tensor in (hidden, weight, bias))
         grad_hidden, grad_weight, grad_bias = map(torch.zeros_like, (low_hidden, weight, bias))
+        is_eager_cpu = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+        few = max(1, _SOFTMAX_BYTES // (4 * len(weight))) if is_eager_cpu else rows
         for start in range(0, len(hidden), rows):
-            chunk, target = low_hidden[start : start + rows], labels[start : start + rows]
-            counted = (target != IGNORE_INDEX)[:, None]
-            log_probs = F.log_softmax(F.linear(chunk, low_weight, low_bias).to(loss.dtype), -1)
-            target = target.clamp(min=0)[:, None]
-            # With `loss -= ...`, torch.compile in PyTorch 2.11 loses gradients
-            loss = loss - (log_probs.gather(1, target) * counted).sum()
-            grad_logits = log_probs.exp_().mul_(counted).scatter_add_(1, target, -counted.to(loss.dtype))
-            grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(dtype)
-            grad_hidden[start : start + rows] = grad_logits @ low_weight
-            grad_weight += grad_logits.T @ chunk
+            chunk, targets = low_hidden[start : start + rows], labels[start : start + rows]
+            logits = F.linear(chunk, low_weight, low_bias)  # Overwritten by their gradients
+            for part, target in zip(logits.split(few), targets.split(few)):
+                counted = (target != IGNORE_INDEX)[:, None]
+                log_probs = F.log_softmax(part.to(loss.dtype), -1)
+                target = target.clamp(min=0)[:, None]
+                # With `loss -= ...`, torch.compile in PyTorch 2.11 loses gradients
+                loss = loss - (log_probs.gather(1, target) * counted).sum()
+                grad_logits = log_probs.exp_().mul_(counted).scatter_add_(1, target, -counted.to(loss.dtype))
+                grad_bias += grad_logits.sum(0)
+                part.copy_(grad_logits)
+            grad_hidden[start : start + rows] = logits @ low_weight
+            grad_weight += logits.T @ chunk
         ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight, grad_bias)
         return loss
 
@@ -195,7 +200,7 @@ def _flat_attention(
     "Attend in a flat batch, with the signature that transformers expects."
     if cu_seqlens is None:
         raise RuntimeError("the model of a run takes flat batches: load `final_model` or a checkpoint to call it directly")
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if bounds is not None:
         return attend_triton(query, key, value, bounds, dropout, scaling, seed)[None], None
     if blocks is not None:

@@ -273,6 +273,9 @@ class IterablePart(Part):
         return extract_texts(enumerate(texts, start=1), f"{self.name}, document", self.options, counts)
 
 # %% ../../nbs/text/03_corpus.ipynb #8ba3a5b2
+_MANY_READS = 100  # In an epoch
+
+
 class Corpus:
     "Documents in a fixed order, in parts, and how often an epoch reads each."
 
@@ -305,7 +308,11 @@ class Corpus:
         sizes = [0] * len(self.sources)
         for index, part in enumerate(self.parts):
             sizes[part.source] += sum(len(document.encode()) for document in self.documents(index))
-        return choose_weights(sizes, self.mixing)
+        weights = choose_weights(sizes, self.mixing)
+        if (highest := max(weights)) > _MANY_READS:
+            text = "mixing=%g reads %s %.0f times in an epoch: raise this exponent, or give a weight for each source"
+            logger.warning(text, self.mixing, self.sources[weights.index(highest)], highest)
+        return weights
 
     def reads(self, part: int, document: str) -> int:
         "Return how many times an epoch reads a document of a part, given by its index."
@@ -351,6 +358,10 @@ def open_corpus(
         raise ConfigError("tokenizer_config", [error])
     for part in parts.values():
         part.check_beginning()
+    are_files = all(isinstance(part, FilePart) for part in parts.values())
+    if are_files and not any(next(part.documents(Counter()), None) for part in parts.values()):
+        shown = ", ".join(part.name for part in parts.values())
+        raise TextError(f"data_path has no text, only empty lines, null rows or a header: {shown:.500}")
     if isinstance(mixing, Sequence):  # Largest weight first, since the first of duplicate documents is kept
         parts = dict(sorted(parts.items(), key=lambda item: -mixing[item[1].source]))
     return Corpus(list(parts.values()), options, sources, mixing)
@@ -386,10 +397,10 @@ def docstrings(
 ) -> Iterator[str]:  # One paragraph per document, on one line
     "Read the docstrings of the Python standard library, and of other installed packages, as documents."
     folders = [sysconfig.get_path("stdlib")]
-    for package in packages:
+    for package in [packages] if isinstance(packages, str) else packages:
         spec = importlib.util.find_spec(package)  # Does not import the package
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"packages: {package!r} is not an installed package")
+            raise ValueError(f"packages: {package!r} is not an installed package with modules")
         folders.append(spec.submodule_search_locations[0])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     for folder in folders:

@@ -138,6 +138,9 @@ def _name_file(file: SourceFile) -> Iterator[None]:
         yield
     except Exception as error:
         is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # OS errors have an errno
+        if "too much memory" in str(error):
+            remedy = "compress it again, as zstd -d --long=31 -c FILE | zstd -o NEW does"
+            raise ValueError(f"{file.name} was compressed with a window above 128 MB: {remedy}") from error
         if is_damage and (file.compression or file.format in TABLES):
             kind = ".".join(filter(None, [file.format, file.compression]))
             raise ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}") from error
@@ -181,7 +184,7 @@ def _local_files(part: str) -> list[SourceFile]:
     for file in sorted(paths, key=Path.is_symlink):  # Files that are not links come first
         first.setdefault(os.path.realpath(file), file)
     if links := len(paths) - len(first):
-        logger.warning("data_path %r: ignoring %d link%s to files that are read anyway", part, links, "s" * (links > 1))
+        logger.warning("data_path %r: ignoring links to files that are read anyway: %d", part, links)
     return [SourceFile(str(file), *_format_or_text(file.name), _regular_size(file)) for file in sorted(first.values())]
 
 
@@ -216,12 +219,14 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
         else:
             others[os.path.splitext(name)[1] or "without extension"] += 1
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(5)) or "none"
+    advice = "extract archives; " if any(kind[1:].lower() in _ARCHIVES for kind in others) else ""
+    advice += "a glob reads other extensions as text"
     if not known:
         problem = f"the folder has no file with extension .{', .'.join(FORMATS)}"
-        raise FileNotFoundError(f"data_path {part!r}: {problem} (it has: {kinds}); a glob reads other extensions as text")
+        raise FileNotFoundError(f"data_path {part!r}: {problem} (it has: {kinds}); {advice}")
     if ignored := others.total():
         what = f"{ignored} file{'s' * (ignored > 1)}, hidden or with other extensions ({kinds})"
-        logger.warning("data_path %r: ignoring %s; a glob reads other extensions as text", part, what)
+        logger.warning("data_path %r: ignoring %s; %s", part, what, advice)
     return known
 
 # %% ../../nbs/text/01_files.ipynb #454cb4c7
@@ -300,15 +305,17 @@ def _web_options(url: str) -> dict[str, Any]:
 
     timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=300)  # Seconds; aiohttp's total is 300
     is_compressed = detect_format(url.split("?")[0])[1] is not None
-    return {"block_size": 0, "client_kwargs": {"timeout": timeout, "auto_decompress": not is_compressed}}
+    client = {"timeout": timeout, "auto_decompress": not is_compressed, "trust_env": True}  # Reads `https_proxy`
+    return {"block_size": 0, "client_kwargs": client}
 
 # %% ../../nbs/text/01_files.ipynb #5d1e0c7a
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
     "List the files that a path on a server refers to."
-    if part.startswith(_WEB) or not glob.has_magic(path):  # In a URL, `?` begins a query, and there are no folders
-        if part.startswith(_WEB) or not filesystem.isdir(path):
-            return [path]
-        return _known_formats(part, {file: file[len(path) :] for file in sorted(filesystem.find(path))})
+    if part.startswith(_WEB):  # In a URL, `?` begins a query, and there are no folders
+        return [path]
+    if not glob.has_magic(path):
+        files = {file: file[len(path) :] for file in sorted(filesystem.find(path))} if filesystem.isdir(path) else {}
+        return _known_formats(part, files) if filesystem.isdir(path) else [path]
     paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
     if not paths:
         raise FileNotFoundError(f"data_path {part!r}: no file matches this glob")

@@ -203,7 +203,8 @@ def check_text_column(columns: Iterable[str], location: str, text_column: str) -
     columns = list(columns)
     if columns.count(text_column) != 1:
         problem, found = ("more than one column", ":") if text_column in columns else ("no column", ", only")
-        raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column){found} {columns!r:.500}")
+        names = [name if len(str(name)) <= 40 else "..." for name in columns]  # Without a header, they may be text
+        raise ValueError(f"{location}: there is {problem} {text_column!r} (set text_column){found} {names!r:.500}")
 
 # %% ../../nbs/text/02_readers.ipynb #0522002f
 def read_column(table: Any, text_column: str) -> Sequence[str | None]:
@@ -252,11 +253,13 @@ _BETWEEN_OBJECTS = re.compile(r"[ \t\r\n,\[\]]*")
 
 def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[tuple[int, Any]]:
     "Read a JSON array of objects, or consecutive objects, each as soon as it is complete."
-    text, wanted, row, depth = "", 0, 0, 0
+    pieces, size, wanted, row, depth = [], 0, 0, 0, 0
     for piece in chain(_decode(blocks, name, options), [""]):
-        text, end = text + piece, 0
-        if piece and len(text) < wanted:
+        pieces.append(piece)
+        size += len(piece)
+        if piece and size < wanted:
             continue
+        text, end = "".join(pieces), 0
         while True:
             between = _BETWEEN_OBJECTS.match(text, end)
             depth += between[0].count("[") - between[0].count("]")
@@ -274,8 +277,8 @@ def _json_rows(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iter
                 raise ValueError(f"{location}: cannot parse JSON ({message}), or the file is truncated") from None
             row += 1
             yield row, pick_column(found, location, options.text_column)
-        text = text[end:]
-        wanted = 2 * len(text)  # Parse a long object again only when the text has doubled
+        pieces, size = [text[end:]], len(text) - end
+        wanted = 2 * size  # Parse a long object again only when the text has doubled
     if depth:
         problem = "the array has no end, so the file is truncated" if depth > 0 else "a ']' has no '['"
         raise ValueError(f"{name}, after row {row}: {problem}")
@@ -285,7 +288,7 @@ def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimite
     "Read the cells of the text column, with their line numbers."
     csv.field_size_limit(2**31 - 1)
     lines = (line + "\n" for line in chain.from_iterable(_read_lines(blocks, name, options)))
-    rows, header = csv.reader(lines, delimiter=delimiter, strict=True), None
+    rows, header, done = csv.reader(lines, delimiter=delimiter, strict=True), None, 0
     try:
         for cells in rows:
             if header is None:
@@ -299,9 +302,12 @@ def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimite
             elif cells:
                 problem = f"{len(cells)} cells, and the header has {len(header)}: put quotes around text"
                 raise ValueError(f"{name}, line {rows.line_num}: {problem}")
+            done = rows.line_num
     except csv.Error as error:
-        problem = "a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does" if "new-line" in str(error) else error
-        raise ValueError(f"{name}, line {rows.line_num}: {problem}") from None
+        problem = f"{error}: close the quote, and double quotes inside text"
+        if "new-line" in str(error):
+            problem = "a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does"
+        raise ValueError(f"{name}, line {done + 1}: {problem}") from None  # Where the row begins
 
 # %% ../../nbs/text/02_readers.ipynb #138e14d6
 def arrow_rows(batches: Iterable[Any], name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:

@@ -18,7 +18,6 @@ from random import Random
 from struct import Struct
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest, xxh3_128_hexdigest
 
 from ..disk import name_in_errors
@@ -164,13 +163,6 @@ class ContentHash:
         "Return the hash of all sequences so far."
         return xxh3_128_hexdigest(self._ids.digest() + self._lengths.digest())
 
-# %% ../../nbs/text/04_selection.ipynb #06fbd60d
-def select_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    "Return which documents belong to the validation split; [documents] bool."
-    if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
-    return hashes["low"] < np.uint64(int(fraction * 2**64))
-
 # %% ../../nbs/text/04_selection.ipynb #cd9aa8b0
 def _drop_repeated(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Sort hashes, and separate the first of each from the indices of its later duplicates."
@@ -228,6 +220,13 @@ def is_duplicate(marks: bytes, index: int) -> bool:
     "Return whether the document at an index of the corpus is marked."
     return bool(marks[index >> 3] >> (index & 7) & 1)
 
+# %% ../../nbs/text/04_selection.ipynb #06fbd60d
+def select_validation(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    "Return which documents belong to the validation split; [documents] bool."
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
+    return hashes["low"] < np.uint64(int(fraction * 2**64))
+
 # %% ../../nbs/text/04_selection.ipynb #0a209fba
 _PERMUTATIONS = 128  # Standard deviation of an estimated similarity: 0.04 at 0.8
 _SHINGLE = 5  # Characters
@@ -237,8 +236,9 @@ _MULTIPLIERS = np.cumprod(np.full(_SHINGLE, 0x01000193, np.uint32), dtype=np.uin
 def _hash_shingles(document: str) -> np.ndarray:
     "Hash the distinct sequences of five characters in a document."
     text = " ".join(document.casefold().split()).ljust(_SHINGLE)
-    windows = sliding_window_view(np.frombuffer(text.encode("utf-32-le"), "<u4"), _SHINGLE)
-    return np.unique((windows * _MULTIPLIERS).sum(1, dtype=np.uint32))
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    last = len(codes) - _SHINGLE + 1
+    return np.unique(sum(codes[begin : last + begin] * factor for begin, factor in enumerate(_MULTIPLIERS)))
 
 
 def _write_signatures(documents: Iterable[str], file: Path) -> int:

@@ -266,12 +266,12 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     "logging_strategy": "set logging_steps, the steps between two log entries",
     "overwrite_output_dir": "a folder that holds another run is never overwritten; name another output_dir",
     "group_by_length": "packing leaves no padding that grouping could save",
-    "no_cuda": "the name is use_cpu",
+    **dict.fromkeys(("device", "no_cuda"), "the name is use_cpu; a GPU is used if there is one"),
     "tf32": "call torch.set_float32_matmul_precision('high') before the run",
     "full_determinism": "every run is deterministic where the hardware allows it, and says so where it does not",
     "data_seed": "seed also decides the order of the data",
     "save_safetensors": "weights are always saved as safetensors",
-    **dict.fromkeys(("model_type", "vocab_size"), "it belongs into model_config"),
+    **dict.fromkeys(("model_type", "vocab_size"), "it belongs in model_config"),
     "precision": "set bf16 or fp16",
 }
 

@@ -55,7 +55,9 @@ def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], s
     result = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).to(dtype)
     for _ in range(steps):
         gram = result @ result.mT
-        result = torch.baddbmm(result, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), result, beta=a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        result = factor @ result
     return (result.mT if wide is not matrices else result).to(matrices.dtype)
 
 # %% ../../nbs/train/02_optim.ipynb #79e9e9a9

@@ -299,12 +299,14 @@ def test_null_where_a_value_is_needed(calls: list, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("learning_rate: 1", "'learning_rate' belongs into training_config"),
-        ("vocab_size: 1", "'vocab_size' belongs into tokenizer_config or model_config"),
+        ("learning_rate: 1", "'learning_rate' belongs in training_config"),
+        ("vocab_size: 1", "'vocab_size' belongs in tokenizer_config or model_config"),
         ("traning_config: {}", "did you mean 'training_config'?"),
         ("training_config: [1]", "training_config must hold options"),
         ("- 1", "it must have keys"),
-        ("a: [", "it is not YAML"),
+        ("a: [", "it is not valid YAML"),
+        ("training_config: {run_name: a}\ntraining_config:\n  max_steps: 3", "the key 'training_config' is repeated"),
+        ("training_config: {max_steps: 2, max_steps: 3}", "the key 'max_steps' is repeated"),
     ],
 )
 def test_invalid_files(tmp_path: Path, content: str, message: str):
@@ -366,6 +368,11 @@ def test_resume_a_run_that_python_has_started(tmp_path: Path, monkeypatch: pytes
         ("train --hub_always_push", "the final model is uploaded at the end of the run: set push_to_hub"),
         ("tokenizer a.txt --vocabsize=3", "did you mean 'vocab_size'?"),
         ("train text.txt", "unexpected arguments: text.txt"),
+        ("tokenizer --data_path a.txt", "'data_path' is given without a name: langmlm tokenizer DATA"),
+        ("tokenizer --data a.txt", "'data' is given without a name: langmlm tokenizer DATA"),
+        ("tokenizer a.txt --path there", "'path' is not an option (see"),
+        ("train --device cuda", "'device' is not an option: the name is use_cpu"),
+        ("train --stop_at_step 0", "stop_at_step must be an integer of at least 1, got 0"),
         ("train --hidden_size", "--hidden_size: expected one argument"),
         ("train --hidden_size many", "model_config: hidden_size must be int, got 'many'"),
         ("train --stop_at_step soon", "stop_at_step must be an integer, got 'soon'"),
@@ -443,6 +450,7 @@ def test_resume_a_finished_run(calls: list, caplog: pytest.LogCaptureFixture):
         ("info .", "is neither a tokenizer nor a dataset, checkpoint, model or run"),
         ("fill-mask nowhere <mask>", "MODEL='nowhere' is neither the folder nor the Hub name"),
         ("plot nowhere --output a.png", "RUN='nowhere' has no log.jsonl"),
+        ("plot . --output loss", "output='loss' must end in a format, such as .png"),
         ("export nowhere", "MODEL='nowhere' is not the folder of a run or a model"),
         ("demo .", "FOLDER='.' exists: name a new folder"),
     ],
@@ -593,6 +601,18 @@ def test_info_on_a_damaged_manifest_and_on_other_tools(finished: Path, tmp_path:
     assert "model without a manifest" in capsys.readouterr().out
 
 
+def test_info_lists_damaged_descriptions(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "A file that would be shown may be the damaged one; the others are checked all the same."
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (run / "trainer_state.json").write_text("[]")
+    for file in (run / "final_model" / "config.json", list_checkpoints(run)[-1] / "trainer_state.json"):
+        file.write_bytes(file.read_bytes()[:-9])
+    assert cli.main(["info", str(run)]) == 1
+    shown = capsys.readouterr().out
+    assert "DAMAGED: final_model: config.json" in shown and "trainer_state.json" in shown
+
+
 def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     "One curve for each run, with its name; a run without a loss is an error."
     log = [{"step": step, "loss": 5.0 - step, "eval_loss": 6.0 - step} for step in (1, 2)]
@@ -606,6 +626,10 @@ def test_plot(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "other" / "log.jsonl").write_text("")
     assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 1
     assert image.read_text() == drawn
+    for damaged in (b"{\n", b"[1]\n", b"\xff\n"):
+        (tmp_path / "other" / "log.jsonl").write_bytes(damaged)
+        status, lines = fail(["plot", str(tmp_path / "other"), "--output", str(image)], capsys)
+        assert status == 1 and "log.jsonl is damaged" in lines[-1]
     lines = [json.dumps(entry | {"filled": "a\u2028b"}, ensure_ascii=False) + "\n" for entry in log]
     (tmp_path / "other" / "log.jsonl").write_text("".join(lines) + '{"step": 3, "lo', encoding="utf-8")
     assert cli.main(["plot", str(tmp_path / "other"), "--output", str(image)]) == 0  # The last line is being written

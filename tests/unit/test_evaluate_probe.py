@@ -485,7 +485,7 @@ def test_invalid_sources(probe: Callable, tmp_path: Path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.tsv", b'text\tlabel\n"The Wire\tx\nb\ty\n"c\tx\nd\ty\n', ", line 4: '\t' expected after '\"'"),
+        ("a.tsv", b'text\tlabel\n"The Wire\tx\nb\ty\n"c\tx\nd\ty\n', ", line 2: '\t' expected after '\"'"),
         ("a.csv", b"text,label\na, b,x\nc, d,y\n", ", line 2: 3 cells, and the header has 2: put quotes around text"),
         ("a.csv", b"text,label\na,x\nb, c,y\n", ", line 3: 3 cells, and the header has 2: put quotes around text"),
         ("a.csv", "text,label\ncaf\xe9,x\n".encode("latin-1"), ", line 2, byte 4 of the line: 0xe9 is not UTF-8"),

@@ -208,6 +208,26 @@ def test_errors_when_opening(folder: Path, caplog: pytest.LogCaptureFixture):
     assert caplog.text.count("latin.txt: documents with invalid UTF-8 skipped: 1") == 1
 
 
+def test_files_without_text(tmp_path: Path):
+    "An error before a tokenizer is trained; one document among them is enough."
+    (tmp_path / "header.csv").write_text("id,text\n")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    with pytest.raises(TextError, match="data_path has no text.*blank.txt, .*header.csv"):
+        open_corpus(tmp_path)
+    (tmp_path / "more.txt").write_text("\n" * 1_000 + "fine\n")
+    assert list(open_corpus(tmp_path)) == ["fine"]
+
+
+def test_source_that_is_read_very_often(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "An exponent may give a tiny source an enormous weight, which is logged."
+    (tmp_path / "large.txt").write_text("a long line of text\n" * 50_000)
+    (tmp_path / "tiny.txt").write_text("one\n")
+    for mixing, is_logged in ((0.7, False), (0.3, True)):
+        caplog.clear()
+        weights = open_corpus([tmp_path / "large.txt", tmp_path / "tiny.txt"], mixing=mixing).weights
+        assert (weights[1] > 100) == is_logged == ("tiny.txt" in caplog.text and "times in an epoch" in caplog.text)
+
+
 def test_opening_reads_little(tmp_path: Path):
     "Only the beginning of a file is read when the corpus is opened."
     (tmp_path / "late.jsonl").write_text('{"text": "fine"}\n' * 200_000 + '{"text": 5}\n')

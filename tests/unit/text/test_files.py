@@ -196,6 +196,15 @@ def test_web_server(server: str, tmp_path: Path):
         list(open_corpus(f"{server}/truncated.txt.gz"))
 
 
+def test_proxy(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "A proxy of the environment is used: here it answers for a host that does not exist."
+    (tmp_path / "http:" / "nowhere.invalid").mkdir(parents=True)
+    (tmp_path / "http:" / "nowhere.invalid" / "a.txt").write_text("one\n")
+    monkeypatch.setenv("http_proxy", server)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert list(open_corpus("http://nowhere.invalid/a.txt")) == ["one"]
+
+
 @pytest.mark.parametrize("address, package", [("s3://bucket/a.txt", "s3fs"), ("https://example.org/a.txt", "aiohttp")])
 def test_missing_package_is_named(address: str, package: str):
     "The error for a protocol whose package is missing has the command that installs it."

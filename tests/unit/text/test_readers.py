@@ -1,6 +1,7 @@
 "Every format gives back the texts that were written, or an error that names the file and the line."
 
 import json
+import math
 from collections import Counter
 from functools import partial
 from io import BytesIO
@@ -16,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty_files import csv_file, is_empty, json_file
 
+from langmlm.text import readers
 from langmlm.text.corpus import open_corpus
 from langmlm.text.files import FORMATS
 from langmlm.text.files import TABLES, _read_blocks
@@ -266,6 +268,8 @@ def test_errors_do_not_quote_the_text():
             read(data, form)
         assert "secret" not in str(raised.value)
     fails("a.txt, line 1: 'text' must be text, got dict", rows[0][0], "jsonl")
+    without_header = f"1,{'a long secret ' * 3}\n2,more\n".encode()
+    fails("a.txt, line 1: there is no column 'text' (set text_column), only ['1', '...']", without_header, "csv")
 
 
 def test_other_separators():
@@ -283,6 +287,10 @@ def test_json_arrays():
     long_rows = [{"text": "x" * 5_000_000}, {"text": "short"}]
     assert read(json.dumps(long_rows).encode(), "json") == [row["text"] for row in long_rows]
     assert read(b'[{"text": "fine", "score": NaN}]', "json") == ["fine"]
+    whole = json.dumps({"data": ROWS * 20_000}).encode()
+    with patch.object(readers._JSON, "raw_decode", wraps=readers._JSON.raw_decode) as parse:
+        fails("row 1: there is no column 'text' (set text_column), only ['data']", whole, "json")
+    assert parse.call_count < 2 + math.log2(len(whole) / 2**16)  # A long object is parsed again when it has doubled
     fails("after row 3: the array has no end", array[:-1], "json")
     fails("after row 3: a ']' has no '['", array + b"]", "json")
     fails("row 3: cannot parse JSON", array[:-9], "json")
@@ -306,7 +314,8 @@ def test_csv():
     assert read(b'text\n"' + b"x" * 1_000_000 + b'"\n', "csv") == ["x" * 1_000_000]
     fails("a.txt, line 9: 3 cells, and the header has 2", TABLE + b"\n6,storm, flood", "csv")
     fails("a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does", TABLE.replace(b"\n", b"\r"), "csv")
-    fails("line 9: unexpected end of data", TABLE + b'\n6,"never ends\n', "csv")
+    fails("line 9: unexpected end of data: close the quote", TABLE + b'\n6,"never ends\n', "csv")
+    fails("line 9: unexpected end of data", TABLE + b'\n6,"never ends\n' + b"7,later\n" * 50, "csv")  # Where it begins
     fails("line 9", TABLE + b'\n6,"ends" early\n', "csv")
     fails("line 9: a CR outside of quotes: quote the text", TABLE + b"\n6,lone\rreturn\n", "csv")
     fails("line 1: there is no column 'body'", TABLE, "csv", text_column="body")
