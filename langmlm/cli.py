@@ -180,13 +180,16 @@ def _bench(
 
 def _measure(call: dict[str, Any], steps: int) -> None:
     "Print the size, the memory and the speed of a run."
+    from langmlm.train.sharding import is_sharded_run
+
     task = _create(call)
     if _run_in_processes(task, _measure, call, steps):
         return
-    size, estimate, memory = task.arithmetic(), task.estimate(steps), task.memory()
+    size, estimate = task.arithmetic(), task.estimate(steps)
+    lines = [size.size()] if is_sharded_run() else [size.size(), task.memory()]
     speed = size.tokens_per_step / estimate.seconds_per_step
     if task.accelerator.is_main_process:
-        print(size.size(), memory, f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
+        print(*lines, f"{speed:,.0f} tokens/s: {estimate}", sep="\n")
 
 # %% ../nbs/cli.ipynb #533e3c44
 def _fill_mask(
@@ -322,7 +325,8 @@ def _show_progress() -> AbstractContextManager:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("langmlm").setLevel(logging.INFO)
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("langmlm").setLevel(logging.INFO if is_first else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # Its own handler already prints
     return logging_redirect_tqdm()
 

@@ -282,6 +282,14 @@ def _contains(outer: Path, inner: Path) -> bool:
     return inner.is_relative_to(outer) or (outer.exists() and any(same))
 
 
+def expand_path(name: str, path: str | PathLike | None) -> str | None:
+    "Expand `~` in a path; raise an error for a loaded tokenizer, model or dataset."
+    if not isinstance(path, str | PathLike | None):
+        remedy = "save it with its `save_pretrained` or `save_to_disk`, and pass the folder"
+        raise ValueError(f"{name} must be a folder or a name on the Hub, got an object of {type(path).__name__}: {remedy}")
+    return path if path is None else os.path.expanduser(path)
+
+
 def absolute_path(path: str | None) -> str | None:
     "Return the absolute path of a file or folder; names on the Hub are returned unchanged."
     return os.path.abspath(path) if path and os.path.exists(path) else path

@@ -9,7 +9,7 @@ __all__ = ['TokenizerTask', 'create_tokenizer', 'MLMTask', 'create_mlm']
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -26,13 +26,13 @@ from .config import ConfigError, make_config
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
-from .disk import absolute_path, check_replaceable, clean_up_interrupted, find_overlaps, read_json
+from .disk import absolute_path, check_replaceable, clean_up_interrupted, expand_path, read_json
 from .folders import list_checkpoints
 from .model.layers import compile_model
 from .model.modernbert import option_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
-from .text.corpus import Corpus, DatasetPart, FilePart, open_corpus
+from .text.corpus import Corpus, check_overlaps, named_paths, open_corpus, source_files
 from .tokens.encode import find_word_starts
 from .tokens.processes import process_rank
 from .tokens.report import Report
@@ -88,36 +88,6 @@ def _clean_up(path: str | PathLike) -> None:
         for action in clean_up_interrupted(target.parent, re.escape(target.name) + r"(\.part-\d+-of-\d+)?"):
             logger.warning("%s: %s", path, action)
 
-# %% ../nbs/tasks.ipynb #9be27d10
-def _expand_user(name: str, path: str | PathLike | None) -> str | None:
-    "Expand `~` in a path; raise an error for a loaded tokenizer, model or dataset."
-    if not isinstance(path, str | PathLike | None):
-        remedy = "save it with its `save_pretrained` or `save_to_disk`, and pass the folder"
-        raise ValueError(f"{name} must be a folder or a name on the Hub, got an object of {type(path).__name__}: {remedy}")
-    return path if path is None else os.path.expanduser(path)
-
-
-def _check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
-    "Raise an error if paths of one job overlap; a path that does not exist counts as a name on the Hub."
-    existing = {option: [path for path in paths if os.path.exists(path)] for option, paths in read.items()}
-    if errors := find_overlaps(written, existing):
-        raise ConfigError("the combination of paths", errors)
-
-# %% ../nbs/tasks.ipynb #4f6e81ac
-def _named_paths(data_path: Any) -> list[str]:
-    "Return the paths in `data_path` without opening them, expanding globs or looking up names on the Hub."
-    named = data_path if isinstance(data_path, (list, tuple)) else [data_path]
-    return [os.path.expanduser(path) for path in named if isinstance(path, (str, PathLike))]
-
-
-def _source_files(corpus: Corpus) -> list[str]:
-    "Return the files that a corpus is read from; some may be on a server."
-    files = [part.name for part in corpus.parts if isinstance(part, FilePart)]
-    for part in corpus.parts:
-        if isinstance(part, DatasetPart):
-            files += [file["filename"] for file in getattr(part.dataset, "cache_files", None) or []]
-    return [file.removeprefix("file://") for file in files]
-
 # %% ../nbs/tasks.ipynb #ccaba5c9
 def create_tokenizer(
     data_path: Any,  # Files, globs, folders, URLs, Hub names or a list of them; a dataset; or an iterator of texts
@@ -126,12 +96,12 @@ def create_tokenizer(
 ) -> TokenizerTask:  # Call its `train` method
     "Prepare to train a tokenizer on text and to tokenize the text."
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
-    tokenizer = _expand_user("tokenizer", tokenizer)
+    tokenizer = expand_path("tokenizer", tokenizer)
     outputs = ["path_to_save_dataset"] if tokenizer else ["path_to_save_dataset", "path_to_save_tokenizer"]
     written, used = {name: getattr(config, name) for name in outputs}, [tokenizer] if tokenizer else []
-    _check_overlaps(written, {"data_path": _named_paths(data_path), "tokenizer": used})
+    check_overlaps(written, {"data_path": named_paths(data_path), "tokenizer": used})
     corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors, config.mixing)
-    _check_overlaps(written, {"data_path": _source_files(corpus)})
+    check_overlaps(written, {"data_path": source_files(corpus)})
     check_replaceable(config.path_to_save_dataset, "dataset", "path_to_save_dataset")
     if tokenizer is None:
         check_replaceable(config.path_to_save_tokenizer, "tokenizer", "path_to_save_tokenizer")
@@ -164,10 +134,12 @@ class MLMTask:
     ):
         self.model, self.tokenizer, self.dataset = model, tokenizer, dataset
         self.accelerator = accelerator = make_accelerator(config)
+        accumulated = config.gradient_accumulation_steps
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         self.loader, self.validation = _make_loaders(self, validation, mask)
         plan, made_with = self.loader.plan, (model.config, dataset, tokenizer, config)
-        description = describe_run(*made_with, plan, self.loader.mask_name, accelerator) | {"paths": paths or {}}
+        description = describe_run(*made_with, plan, self.loader.mask_name, accelerator)
+        description |= {"paths": paths or {}, "given_accumulation": accumulated}
         probes = tokenizer, config.probe_sentences, validation if config.probe_held_out else None, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
@@ -336,14 +308,17 @@ def create_mlm(
     if model_config is None and checkpoint_path is None:
         raise ValueError("create_mlm needs a model_config (for a new model) or a checkpoint_path (for an existing one)")
     read = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset, "checkpoint_path": checkpoint_path}
-    read = {name: _expand_user(name, path) for name, path in read.items()}
+    read = {name: expand_path(name, path) for name, path in read.items()}
     tokenizer, tokenized_dataset, checkpoint_path = read.values()
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
         described = model_config if start.weights is None else None  # `_load_matching` checks what describes a model
         architecture, config = _make_configs(described, _with_saved_options(training_config, start))
         check_run_folder(config.run_folder, start)
-        _check_overlaps({"output_dir": config.run_folder}, _outside_of_resumed_run(read, config, start))
+        kept = _outside_of_resumed_run(read, config, start)
+        check_overlaps({"output_dir": config.run_folder}, kept)
+        if config.trackers and config.logging_dir:
+            check_overlaps({"logging_dir": config.logging_dir}, kept)
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
         longest = max(dataset.max_length, int(validation.lengths.max()) if validation else 0)
@@ -400,13 +375,14 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     if start.trainer_state is None or not isinstance(given, dict | TrainingConfig | None):
         return given
     if isinstance(given, TrainingConfig):
-        given = {name: getattr(given, name) for name in given.given - {"recipe", "budget_minutes"}}  # Already decided
+        given = {name: getattr(given, name) for name in given.given}
     given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
     saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
-    for name, other, unset in (("num_train_epochs", "max_steps", -1), ("warmup_ratio", "warmup_steps", 0)):
-        if given.get(name, saved.get(name)) != saved.get(name):
-            saved[other] = unset  # It would override the option that is given now
+    if "num_train_epochs" in given and given.get("budget_minutes") is None:
+        saved["max_steps"] = -1  # It would override the option that is given now, as below
+    if given.get("warmup_ratio", saved.get("warmup_ratio")) != saved.get("warmup_ratio"):
+        saved["warmup_steps"] = 0
     saved["n_gpus"] = None  # The number of processes may change
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     decided = ["recipe", "budget_minutes"]  # Fixed when the run began
@@ -447,8 +423,9 @@ class _LaunchedMLMTask:
         raise AttributeError(f"with n_gpus, a run trains in other processes and has no {name}: leave n_gpus out to use that")
 
     def train(self, stop_at_step: int | None = None) -> History:
-        "Start the processes and train to the end; another call resumes the run."
+        "Start the processes and train to the end; another call resumes the run from its latest checkpoint."
         check_stop_at_step(stop_at_step)
+        check_run_folder(self.config.run_folder, find_starting_point(self._arguments["checkpoint_path"], self._arguments["resume"]))
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
         level = logging.getLogger("langmlm").getEffectiveLevel()
         launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)
@@ -460,5 +437,6 @@ class _LaunchedMLMTask:
 def _train_in_process(arguments: dict[str, Any], stop_at_step: int | None, level: int) -> None:
     "Train in a launched process, with the log level of its parent."
     logging.basicConfig()
-    logging.getLogger("langmlm").setLevel(level)
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("langmlm").setLevel(level if is_first else max(level, logging.WARNING))
     create_mlm(**arguments).train(stop_at_step)

@@ -293,6 +293,7 @@ def run_cells(path: Path, log: Path, flags: set[str], commands: Path) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    faulthandler.enable()
     use_executable(commands / "python")
     os.environ["PATH"] = f"{commands}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     from nbdev.test import test_nb

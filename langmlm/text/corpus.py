@@ -31,7 +31,7 @@ from huggingface_hub import HfApi
 from xxhash import xxh3_128
 
 from ..config import ConfigError
-from ..disk import hash_file, hash_json, read_json
+from ..disk import find_overlaps, hash_file, hash_json, read_json
 from .files import TABLES, SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
@@ -390,6 +390,28 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
             "data_path must be a path, a glob, a folder, a URL, a Hub name, or a list of these; a dataset of `datasets`; "
             f"a table with a text column; or an iterator of texts, got {data_path!r:.200}"
         )
+
+# %% ../../nbs/text/03_corpus.ipynb #ovl00002
+def named_paths(data_path: Any) -> list[str]:
+    "Return the paths in `data_path` without opening them, expanding globs or looking up names on the Hub."
+    named = data_path if isinstance(data_path, (list, tuple)) else [data_path]
+    return [os.path.expanduser(path) for path in named if isinstance(path, (str, PathLike))]
+
+
+def source_files(corpus: Corpus) -> list[str]:
+    "Return the files that a corpus is read from; some may be on a server."
+    files = [part.name for part in corpus.parts if isinstance(part, FilePart)]
+    for part in corpus.parts:
+        if isinstance(part, DatasetPart):
+            files += [file["filename"] for file in getattr(part.dataset, "cache_files", None) or []]
+    return [file.removeprefix("file://") for file in files]
+
+
+def check_overlaps(written: dict[str, str | PathLike], read: dict[str, Iterable[str | PathLike]]) -> None:
+    "Raise an error if paths of one job overlap; a path that does not exist counts as a name on the Hub."
+    existing = {option: [path for path in paths if os.path.exists(path)] for option, paths in read.items()}
+    if errors := find_overlaps(written, existing):
+        raise ConfigError("the combination of paths", errors)
 
 # %% ../../nbs/text/03_corpus.ipynb #d5a91385
 def docstrings(

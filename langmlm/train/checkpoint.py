@@ -134,8 +134,7 @@ def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Pat
     folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
     intact = [path for path in folders if not find_damage(path, digests=False)]
     intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
-    passed = [path for path in intact if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
-    return passed[: max(0, len(intact) - limit)]
+    return [path for path in intact[:-limit] if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
 
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[int] = ()) -> None:

@@ -7,6 +7,7 @@ __all__ = ['TrainingConfig', 'plan_batches', 'Arithmetic', 'run_arithmetic']
 
 # %% ../../nbs/train/01_config.ipynb #19f25ce9
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -221,6 +222,8 @@ def _find_conflicts(config: TrainingConfig) -> list[str]:
 
     paths = {name: getattr(config, name) for name in ("run_name", "output_dir", "logging_dir")}
     errors = [f"{name} {problem}" for name, path in paths.items() if (problem := find_path_error(path))]
+    if config.trackers and config.logging_dir and not errors and os.path.isfile(config.logging_dir):
+        errors.append(f"logging_dir must be a folder, got the file {show_value(config.logging_dir)}")
     if config.budget_minutes is not None and config.max_steps > 0:
         errors.append(f"budget_minutes decides the number of steps: leave out max_steps={config.max_steps}")
     if config.probe_sentences and config.eval_steps is None:

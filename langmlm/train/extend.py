@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..config import ConfigError, TokenizerConfig, make_config, show_value
-from ..disk import check_replaceable, find_overlaps
+from ..config import ConfigError, TokenizerConfig, find_path_error, make_config, show_value
+from ..disk import check_replaceable, expand_path
 from ..model.roberta import find_mismatches, first_position, longest_input
-from ..text.corpus import open_corpus
+from ..text.corpus import check_overlaps, named_paths, open_corpus, source_files
 from ..text.selection import TextSample
 from ..tokens.encode import encode_documents
 from ..tokens.tokenizer import copy_backend, load_tokenizer, wrap_backend
@@ -177,14 +177,15 @@ def repeat_positions(
 
 # %% ../../nbs/train/13_extend.ipynb #8a17852d
 def _load(
-    checkpoint_path: str | PathLike, path_to_save: str | PathLike
+    checkpoint_path: str | PathLike, path_to_save: str | PathLike, data_path: Any = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "Load a model and its tokenizer, after checking that the new one can be saved."
-    name = find_starting_point(os.path.expanduser(checkpoint_path), "weights").weights
+    if problem := find_path_error(path_to_save):
+        raise ValueError(f"path_to_save {problem}")
+    given = expand_path("checkpoint_path", checkpoint_path)
+    name = find_starting_point(given, "weights").weights
     check_replaceable(Path(path_to_save), None, "path_to_save")
-    read = [path for path in (name, os.path.expanduser(checkpoint_path)) if os.path.exists(path)]
-    if errors := find_overlaps({"path_to_save": path_to_save}, {"checkpoint_path": read}):
-        raise ConfigError("the combination of paths", errors)
+    check_overlaps({"path_to_save": path_to_save}, {"checkpoint_path": [name, given], "data_path": named_paths(data_path)})
     model, tokenizer = load_model(name), load_tokenizer(name)
     if errors := find_mismatches(model.config, tokenizer, 1):
         raise ConfigError(f"checkpoint_path={str(checkpoint_path)!r}", errors)
@@ -253,15 +254,17 @@ def extend_tokenizer(
     "Add words to the vocabulary of a model; the result is a `checkpoint_path` and a `tokenizer` to train on with."
     if not (isinstance(n, int) and isinstance(min_count, int) and n >= 1 and min_count >= 1):
         raise ValueError(f"n and min_count must be integers of at least 1, got {n!r} and {min_count!r}")
-    if isinstance(words, str):
-        raise ValueError(f"words must be a list, got {words!r}: pass words=[{words!r}]")
+    if not isinstance(words, list | tuple | None):
+        remedy = f": pass words=[{words!r}]" if isinstance(words, str) else ""
+        raise ValueError(f"words must be a list, got {words!r}{remedy}")
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
     path_to_save = os.path.expanduser(path_to_save)
-    model, tokenizer = _load(checkpoint_path, path_to_save)
+    model, tokenizer = _load(checkpoint_path, path_to_save, data_path)
     corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors)
+    check_overlaps({"path_to_save": path_to_save}, {"data_path": source_files(corpus)})
     units = [] if words is None else spell_words(words, tokenizer)
     if words is not None and not units:
-        raise ValueError("there is no word to add: all words are in the vocabulary")
+        raise ValueError("there is no word to add: words is empty, or all are in the vocabulary")
     sample = TextSample(corpus, min(config.max_train_bytes, _SAMPLE_BYTES), config.seed)
     units = units or find_new_words(sample.pieces(), tokenizer, n, min_count)
     if not units:

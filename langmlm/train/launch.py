@@ -56,6 +56,8 @@ def _check_processes(config: TrainingConfig) -> None:
     on_cpu = config.device_type == "cpu"
     state = PartialState(cpu=on_cpu)  # Processes on CPUs can only connect with `cpu=True`
     if (state.device.type == "cpu") != on_cpu:
+        if distributed.is_initialized():  # With the backend of the other device
+            distributed.destroy_process_group()
         # Private in Accelerate, like the call below; the public alternative is a new Python process
         AcceleratorState._reset_state(reset_partial_state=True)
         state = PartialState(cpu=on_cpu)
@@ -168,6 +170,7 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        message = message if failure.exitcode < 0 or isinstance(failure.message, dict) else "its own error is printed above"
         raise RuntimeError(f"process {rank} of {num_processes} failed: {message}") from error
     finally:
         del os.environ[_LAUNCHING]

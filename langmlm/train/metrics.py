@@ -291,7 +291,9 @@ class Estimate:
 
     @property
     def duration(self) -> str:
-        "Total time in hours and minutes, rounded up."
+        "Total time, rounded up: in seconds below two minutes, else in hours and minutes."
+        if self.seconds <= 120:
+            return f"{math.ceil(self.seconds)} s"
         hours, minutes = divmod(math.ceil(self.seconds / 60), 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelInfo
-from transformers import PreTrainedTokenizerBase, RobertaForMaskedLM
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, RobertaForMaskedLM
 
 from .. import __version__
 from ..config import ConfigError
@@ -37,7 +37,7 @@ def _probes(options: dict[str, Any], mask_token: str) -> list[str]:
 def _metadata(options: dict[str, Any], mask_token: str, initial_weights: str | None = None) -> str:
     "Return the YAML metadata of a card, without the name of a local folder that the run started from."
     examples = [{"text": text} for text in _probes(options, mask_token) if text.count(mask_token) == 1]
-    is_on_hub = initial_weights is not None and not os.path.exists(initial_weights)
+    is_on_hub = initial_weights is not None and not os.path.isabs(initial_weights)
     data = ModelCardData(
         language=options["language"],
         license=options["license"],
@@ -52,13 +52,14 @@ def _metadata(options: dict[str, Any], mask_token: str, initial_weights: str | N
 
 # %% ../../nbs/train/12_model_card.ipynb #0913ce9a
 _NAMES = ("optim", "lr_scheduler_type")  # Options whose text cannot reveal anything about the data
-_NOT_SHOWN = re.compile("hub|save|logging|tqdm|n_gpus|use_cpu|eval_steps")  # Options that do not change the model
+_NOT_SHOWN = re.compile("hub|save|logging|tqdm|n_gpus|use_cpu|eval_steps|rollbacks|probe")  # Options that do not change the model
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_length")
 
 
-def _shown_options(run: dict[str, dict]) -> str:
+def _shown_options(run: dict[str, dict], config: PreTrainedConfig) -> str:
     "Return architecture and training options as JSON, one per line."
-    shown = {name: run["identity"][name] for name in _SIZES}
+    shown = {name: run["identity"][name] for name in _SIZES} | {"initialization": run["state"]["initialization"]}
+    shown |= {name: value for name, value in config.to_dict().items() if "dropout" in name and value is not None}
     for name, value in run["config"].items():
         if (isinstance(value, int | float) or name in _NAMES) and not _NOT_SHOWN.search(name):
             shown[name] = value
@@ -178,7 +179,7 @@ def make_model_card(
         beat=beat,
         curve=_loss_table(history),
         filled=_filled_masks(history, probes),
-        options=_shown_options(run),
+        options=_shown_options(run, model.config),
         version=__version__,
     )
 

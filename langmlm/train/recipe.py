@@ -22,6 +22,7 @@ from ..model.roberta import build_model
 from .config import TrainingConfig, plan_batches
 from .launch import make_accelerator
 from .sharding import is_sharded_run
+from ..tokens.processes import process_rank
 
 # %% ../../nbs/train/11_recipe.ipynb #b3b2b5fa
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def plan_run(
     is_new: bool = True,  # Whether the model is to be created; False: further pretraining
 ) -> tuple[TrainingConfig, ModelConfig]:
     "Choose the options of a run; they are logged."
-    if not is_new and "learning_rate" not in config.given:
+    if not is_new and "learning_rate" not in config.given and process_rank()[0] == 0:
         advice = "a model that has been trained before usually needs 1e-5 to 1e-4"
         logger.warning("learning_rate=%g is the default for new models: %s", config.learning_rate, advice)
     original, automatic = config, config.per_device_train_batch_size == "auto"

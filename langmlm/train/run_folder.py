@@ -108,8 +108,9 @@ class RunFolder:
         for action in clean_up_interrupted(self.path, _OWNED):
             logger.warning("%s: %s", self.path, action)
         set_aside_newer(self.path, step)
-        if self.start.trainer_state is None and (self.path / _LOG).exists():
-            set_aside(self.path / _LOG)
+        for file in (self.path / _LOG, self.path / TRAINER_STATE):  # Of a killed run, or of another tool
+            if self.start.trainer_state is None and file.exists():
+                set_aside(file)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
 @patch

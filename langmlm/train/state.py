@@ -212,7 +212,8 @@ def keep_global_batch(
         return config
     saved, given = trainer_state["langmlm"], config.gradient_accumulation_steps
     batches = saved["identity"]["gradient_accumulation_steps x processes"]
-    if given * num_processes == batches or given != saved["config"]["gradient_accumulation_steps"]:
+    known = saved["config"]["gradient_accumulation_steps"], saved.get("given_accumulation")  # The first may be adapted
+    if given * num_processes == batches or given not in known:
         return config
     if batches % num_processes:
         possible = [str(number) for number in range(1, batches + 1) if batches % number == 0]

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/train/15_trial.ipynb #r0000021
 def measure_steps(task: Any, steps: int) -> Estimate:
     "Measure at least one step of an `MLMTask`, undo it, and extrapolate to the steps that are left."
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps!r}: pass an integer")
     saved = copy.deepcopy((task.model.state_dict(), task.optimizer.state_dict()))
     scaler, device = task.accelerator.scaler, task.accelerator.device
     scale = scaler.state_dict() if scaler else None
@@ -163,6 +163,8 @@ def free_memory(
 # %% ../../nbs/train/15_trial.ipynb #r0000024
 def estimate_memory(task: Any) -> StepMemory:
     "Measure small batches with the model of an `MLMTask`, and extrapolate to its micro-batch."
+    if is_sharded_run():
+        raise ValueError("memory cannot be measured under FSDP: set per_device_train_batch_size to a number")
     length, module = task.dataset.max_length, task.accelerator.unwrap_model(task.module).train()
     sequences = -(-task.loader.plan.token_budget // length)
     predictions = min(logits_rows(module.model.device.type), max(1, round(sequences * length * task.config.mlm_probability)))

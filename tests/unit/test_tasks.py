@@ -393,6 +393,14 @@ def test_started_from_a_model(work: Path):
         ({"training_config": {**SETTINGS, "output_dir": "tokenized_dataset/run"}}, "is inside tokenized_dataset="),
         ({"training_config": {**SETTINGS, "output_dir": "."}}, "output_dir='.' contains tokenizer='tokenizer'"),
         (
+            {"training_config": {**SETTINGS, "report_to": "tensorboard", "logging_dir": "tokenized_dataset/logs"}},
+            "logging_dir='tokenized_dataset/logs' is inside tokenized_dataset=",
+        ),
+        (
+            {"training_config": {**SETTINGS, "report_to": "tensorboard", "logging_dir": "data.txt"}},
+            "logging_dir must be a folder, got the file 'data.txt'",
+        ),
+        (
             {
                 "checkpoint_path": "docs/final_model",
                 "training_config": {**SETTINGS, "output_dir": "docs/final_model/run"},
@@ -547,6 +555,9 @@ def test_what_is_given_wins_over_what_was_planned(work: Path, given: dict):
     start = SimpleNamespace(trainer_state={"langmlm": {"config": {"warmup_steps": 7, "warmup_ratio": 0.1}}}, weights="r/checkpoint-3")
     assert _with_saved_options({"warmup_ratio": 0.2}, start)["warmup_steps"] == 0
     assert _with_saved_options({"warmup_ratio": 0.1}, start)["warmup_steps"] == 7
+    start.trainer_state["langmlm"]["config"] |= {"num_train_epochs": 2, "max_steps": 6}
+    assert _with_saved_options({"num_train_epochs": 2}, start)["max_steps"] == -1  # Also if the number is the same
+    assert _with_saved_options({"num_train_epochs": 2, "budget_minutes": 1}, start)["max_steps"] == 6
 
 
 @pytest.mark.parametrize("planned", [{"recipe": "efficient"}, {"budget_minutes": 0.02}, {"per_device_train_batch_size": "auto"}])

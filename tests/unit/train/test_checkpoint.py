@@ -348,6 +348,18 @@ def test_superseded_checkpoints_are_bounded(run: tasks.MLMTask, folder: Path):
     assert names(folder) == ["checkpoint-6", "checkpoint-9", *sorted(kept), final]
 
 
+def test_latest_superseded_checkpoints_stay(run: tasks.MLMTask, folder: Path):
+    "The latest written one stays if it is of an earlier step than the others."
+    for number, step in enumerate((9, 3)):
+        shutil.move(folder / f"checkpoint-{step}", folder / f"superseded-checkpoint-{step}")
+        os.utime(folder / f"superseded-checkpoint-{step}" / MANIFEST, (number, number))
+    prune_checkpoints(folder, save_total_limit=1)  # Step 6 is reached
+    assert names(folder) == ["checkpoint-6", "final_model", "superseded-checkpoint-3", "superseded-checkpoint-9"]
+    shutil.copytree(run.config.run_folder / "checkpoint-9", folder / "checkpoint-9")
+    prune_checkpoints(folder, save_total_limit=1)
+    assert names(folder) == ["checkpoint-9", "final_model", "superseded-checkpoint-3"]
+
+
 def test_newest(folder: Path, caplog: pytest.LogCaptureFixture):
     "Damaged ones are skipped, with a warning that names the damage."
     caplog.set_level(logging.WARNING, "langmlm")

@@ -1,5 +1,6 @@
 "A model from a folder, with more words or positions in a new folder that trains on; the old one is not touched."
 
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -117,11 +118,21 @@ def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tm
         ({"words": ["two words"]}, "'two words' is not one word"),
         ({"words": ["the"], "tokenizer_config": {"document": "page"}}, "document must be one of"),
         ({"min_count": 10**6}, "no word with several pieces occurs min_count=1,000,000 times"),
-        ({"words": []}, "no word to add"),
+        ({"words": []}, "no word to add: words is empty"),
+        ({"words": 5}, "words must be a list, got 5"),
     ]
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             extend_tokenizer(run, text, path_to_save=folder, **options)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    shutil.copy(text, texts)
+    with pytest.raises(ValueError, match="path_to_save must be a local path, got 's3://bucket/model'"):
+        extend_positions(run, 64, "s3://bucket/model")
+    with pytest.raises(ValueError, match="path_to_save='.*' is inside data_path='"):
+        extend_tokenizer(run, [text, texts], path_to_save=texts / "new")
+    with pytest.raises(ValueError, match="checkpoint_path must be a folder or a name on the Hub, got an object of dict"):
+        extend_tokenizer({}, text, path_to_save=folder)
     for max_length in (32, "64"):
         with pytest.raises(ValueError, match=f"max_length must be an integer above 32, .* got {max_length!r}"):
             extend_positions(run, max_length, folder)

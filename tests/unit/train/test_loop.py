@@ -293,7 +293,7 @@ def test_messages(start_run: Callable, caplog: pytest.LogCaptureFixture):
     steps = [message for message in messages if message.startswith("step ")]
     assert [message.split(":")[0] for message in steps] == [f"step {step} of 24" for step in range(4, 25, 4)]
     assert all("loss " in message and "learning rate " in message and " tokens/s" in message for message in steps)
-    left = [bool(re.search(r"tokens/s, about [\dh ]+ min left$", message)) for message in steps]
+    left = [bool(re.search(r"tokens/s, about [\dh ]+ (min|s) left$", message)) for message in steps]
     assert left == [True] * (len(steps) - 1) + [False]
     assert sum(message.startswith("saved ") for message in messages) == 4
     assert sum("tokens" in message and not message.startswith("step ") for message in messages) >= 2

@@ -96,8 +96,9 @@ def test_base_model(run: tasks.MLMTask, tmp_path: Path):
     "A model on the Hub is named, a folder is not: its path says where the user's data are."
     card, data = write_card(run, tmp_path, initial_weights="FacebookAI/roberta-base")
     assert data["base_model"] == "FacebookAI/roberta-base" and "from the weights of another model" in card
-    card, data = write_card(run, tmp_path, initial_weights=str(tmp_path))
-    assert "base_model" not in data and "from the weights of another model" in card and tmp_path.name not in card
+    for folder in (tmp_path, tmp_path / "deleted"):
+        card, data = write_card(run, tmp_path, initial_weights=str(folder))
+        assert "base_model" not in data and "from the weights of another model" in card and tmp_path.name not in card
     assert "pretrained from scratch" in write_card(run, tmp_path)[0]
 
 
@@ -151,6 +152,8 @@ def test_options(run: tasks.MLMTask):
     (block,) = re.findall(r"```json\n(.*?)```", card, re.DOTALL)
     shown = json.loads(block)
     assert shown["hidden_size"] == 32 and shown["learning_rate"] == 2e-3 and shown["optim"] == "adamw_torch_fused"
+    assert shown["initialization"] == "random" and shown["hidden_dropout_prob"] == 0.1
+    assert not {"max_rollbacks", "probe_held_out", "save_steps", "use_cpu"} & shown.keys()
 
 
 def test_nothing_of_the_corpus(run: tasks.MLMTask):

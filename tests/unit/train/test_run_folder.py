@@ -134,6 +134,15 @@ def test_repair(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFi
         assert ".checkpoint-5.0a1b2c3d.partial" in names(folder)
 
 
+def test_state_of_another_tool_is_set_aside(start_run: Callable, tmp_path: Path):
+    "The Trainer also writes `trainer_state.json`; a new run in that folder keeps it."
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / TRAINER_STATE).write_text('{"global_step": 500}')
+    start_run(output_dir=tmp_path / "run", max_steps=1).train()
+    assert (tmp_path / "run" / f"superseded-{TRAINER_STATE}").read_text() == '{"global_step": 500}'
+    assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == 1
+
+
 def test_newer_checkpoints_are_set_aside(start_run: Callable, tmp_path: Path):
     "When a session begins, and only when it does."
     run = start_run()

@@ -342,6 +342,15 @@ def test_global_batch_is_kept(processes: int, given: int, expected: int):
     assert keep_global_batch(config, None, processes) is config
 
 
+def test_global_batch_is_kept_again():
+    "The unchanged script of a run that was resumed by one process, with 12 steps for its 3, is no change."
+    saved = {"identity": {"gradient_accumulation_steps x processes": 12}, "config": {"gradient_accumulation_steps": 12}}
+    saved["given_accumulation"] = 3
+    for given, processes, expected in ((3, 1, 12), (3, 2, 6), (12, 4, 3), (5, 1, 5)):
+        config = TrainingConfig(gradient_accumulation_steps=given)
+        assert keep_global_batch(config, {"langmlm": saved}, processes).gradient_accumulation_steps == expected
+
+
 def test_processes_that_cannot_share_a_batch():
     "The error names the possible numbers."
     saved = {"identity": {"gradient_accumulation_steps x processes": 12}, "config": {"gradient_accumulation_steps": 3}}

@@ -176,8 +176,23 @@ def test_batch_size_is_a_number_or_auto():
 
 
 def test_estimate():
-    "The time of a step times the steps that are left, rounded up to minutes."
+    "The time of a step times the steps that are left, rounded up to minutes, or below two of them to seconds."
     estimate = Estimate(seconds_per_step=1.95, steps_left=3_981)
     assert estimate.seconds == 1.95 * 3_981
     assert str(estimate) == "about 2 h 10 min: 3,981 steps of 1.95 s"
-    assert str(Estimate(2.0, 1)) == "about 1 min: 1 step of 2 s"
+    assert str(Estimate(2.0, 1)) == "about 2 s: 1 step of 2 s"
+    assert [Estimate(seconds, 1).duration for seconds in (0.0, 0.01, 120.0, 120.1)] == ["0 s", "1 s", "120 s", "3 min"]
+
+
+@pytest.mark.parametrize("steps", [0, 1.5, "3"])
+def test_steps_to_measure(steps, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps!r}: pass an integer"):
+        tiny_run(tmp_path).estimate(steps)
+
+
+def test_no_estimate_of_memory_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Each process holds only its part of the weights, which the estimate does not know."
+    task = tiny_run(tmp_path)
+    monkeypatch.setattr("langmlm.train.trial.is_sharded_run", lambda: True)
+    with pytest.raises(ValueError, match="under FSDP: set per_device_train_batch_size to a number"):
+        task.memory()
