@@ -2,7 +2,7 @@
 
     python benchmarks/recipe.py --text documents.txt --minutes 10
 
-Every run is one process of one thread, and gets the same CPU time: steps are planned from measured ones. The held-out
+Every run is one process of one thread, planned for the same CPU time from a few measured steps. The held-out
 loss is that of 15% masked tokens for all, on 4% of the documents. Results go to `results/recipe.json` after each run, and
 a repeated command only does what is missing.
 """
