@@ -104,10 +104,7 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     "Start or resume a run, and print the folder of its result."
     from langmlm.tasks import check_stop_at_step
 
-    try:
-        check_stop_at_step(stop_at_step)
-    except ValueError as error:
-        raise ConfigError("arguments", [str(error)]) from None
+    check_stop_at_step(stop_at_step)
     task = _create(call)
     if _run_in_processes(task, _start, call, stop_at_step):
         return

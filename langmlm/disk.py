@@ -251,6 +251,8 @@ def _find_obstacle(target: Path) -> str | None:
         return "is a symbolic link to nothing: create the folder that it points to, or remove the link"
     if target.exists() and not target.is_dir():
         return "is a file: name a folder"
+    if ":/" in str(target):  # `Path` leaves a single slash
+        return "must be a local path: copy the finished folder to a server or object storage"
     real = Path(os.path.realpath(target))
     if Path.cwd().is_relative_to(real) or os.path.ismount(real):
         return "is the working directory, contains it, or is a mount point: name a folder inside it"

@@ -273,9 +273,6 @@ class IterablePart(Part):
         return extract_texts(enumerate(texts, start=1), f"{self.name}, document", self.options, counts)
 
 # %% ../../nbs/text/03_corpus.ipynb #8ba3a5b2
-_MANY_READS = 100  # In an epoch
-
-
 class Corpus:
     "Documents in a fixed order, in parts, and how often an epoch reads each."
 
@@ -309,7 +306,7 @@ class Corpus:
         for index, part in enumerate(self.parts):
             sizes[part.source] += sum(len(document.encode()) for document in self.documents(index))
         weights = choose_weights(sizes, self.mixing)
-        if (highest := max(weights)) > _MANY_READS:
+        if (highest := max(weights)) > 100:  # As the limit of a weight that is given
             text = "mixing=%g reads %s %.0f times in an epoch: raise this exponent, or give a weight for each source"
             logger.warning(text, self.mixing, self.sources[weights.index(highest)], highest)
         return weights
@@ -358,10 +355,10 @@ def open_corpus(
         raise ConfigError("tokenizer_config", [error])
     for part in parts.values():
         part.check_beginning()
-    are_files = all(isinstance(part, FilePart) for part in parts.values())
-    if are_files and not any(next(part.documents(Counter()), None) for part in parts.values()):
-        shown = ", ".join(part.name for part in parts.values())
-        raise TextError(f"data_path has no text, only empty lines, null rows or a header: {shown:.500}")
+    files = [part for part in parts.values() if isinstance(part, FilePart)]
+    if len(files) == len(parts) and not any(next(part.documents(Counter()), None) for part in files):
+        names = ", ".join(part.name for part in files)
+        raise TextError(f"data_path has no text, only empty lines, null rows or a header: {names:.500}")
     if isinstance(mixing, Sequence):  # Largest weight first, since the first of duplicate documents is kept
         parts = dict(sorted(parts.items(), key=lambda item: -mixing[item[1].source]))
     return Corpus(list(parts.values()), options, sources, mixing)

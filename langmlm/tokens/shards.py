@@ -22,7 +22,6 @@ import numpy as np
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..config import find_path_error
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find_overlaps, hash_json, link_or_copy
 from ..disk import name_in_errors, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
@@ -355,8 +354,6 @@ def join_dataset(
     if isinstance(folders, str | PathLike):
         raise ValueError(f"folders must be a list of folders, got {str(folders)!r}")
     folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
-    if problem := find_path_error(path_to_save_dataset):
-        raise ValueError(f"path_to_save_dataset {problem}")
     check_replaceable(target, "dataset", "path_to_save_dataset")
     manifests = {folder: read_manifest(folder) or {} for folder in folders}
     others = [str(folder) for folder, manifest in manifests.items() if manifest.get("kind") != "dataset part"]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..config import ConfigError, TokenizerConfig, find_path_error, make_config, show_value
+from ..config import ConfigError, TokenizerConfig, make_config, show_value
 from ..disk import check_replaceable, expand_path
 from ..model.roberta import find_mismatches, first_position, longest_input
 from ..text.corpus import check_overlaps, named_paths, open_corpus, source_files
@@ -180,8 +180,6 @@ def _load(
     checkpoint_path: str | PathLike, path_to_save: str | PathLike, data_path: Any = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "Load a model and its tokenizer, after checking that the new one can be saved."
-    if problem := find_path_error(path_to_save):
-        raise ValueError(f"path_to_save {problem}")
     given = expand_path("checkpoint_path", checkpoint_path)
     name = find_starting_point(given, "weights").weights
     check_replaceable(Path(path_to_save), None, "path_to_save")

@@ -211,8 +211,8 @@ def test_errors_when_opening(folder: Path, caplog: pytest.LogCaptureFixture):
 def test_files_without_text(tmp_path: Path):
     "An error before a tokenizer is trained; one document among them is enough."
     (tmp_path / "header.csv").write_text("id,text\n")
-    (tmp_path / "blank.txt").write_text(" \n\n")
-    with pytest.raises(TextError, match="data_path has no text.*blank.txt, .*header.csv"):
+    (tmp_path / "spaces.txt").write_text(" \n\n")
+    with pytest.raises(TextError, match="data_path has no text.*header.csv, .*spaces.txt"):
         open_corpus(tmp_path)
     (tmp_path / "more.txt").write_text("\n" * 1_000 + "fine\n")
     assert list(open_corpus(tmp_path)) == ["fine"]

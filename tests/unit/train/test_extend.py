@@ -127,7 +127,7 @@ def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tm
     texts = tmp_path / "texts"
     texts.mkdir()
     shutil.copy(text, texts)
-    with pytest.raises(ValueError, match="path_to_save must be a local path, got 's3://bucket/model'"):
+    with pytest.raises(FileExistsError, match="path_to_save='s3:/bucket/model' must be a local path"):
         extend_positions(run, 64, "s3://bucket/model")
     with pytest.raises(ValueError, match="path_to_save='.*' is inside data_path='"):
         extend_tokenizer(run, [text, texts], path_to_save=texts / "new")
