@@ -132,13 +132,12 @@ class MLMTask:
         paths: dict[str, str] | None = None,  # Paths of tokenizer and dataset, recorded for `langmlm resume`
         initialization: str = "random",  # "random" or "corpus": weights of a new model, which a rollback may recreate
     ):
+        self.model, self.tokenizer, self.dataset, given = model, tokenizer, dataset, config.gradient_accumulation_steps
         self.accelerator = accelerator = make_accelerator(config)
-        given, config = config, keep_global_batch(config, start.trainer_state, accelerator.num_processes)
-        self.model, self.tokenizer, self.dataset, self.config = model, tokenizer, dataset, config
+        self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         self.loader, self.validation = _make_loaders(self, validation, mask)
-        recorded = {"paths": paths or {}, "given_accumulation": given.gradient_accumulation_steps}
-        plan, made_with = self.loader.plan, (model.config, dataset, tokenizer, config)
-        description = describe_run(*made_with, plan, self.loader.mask_name, accelerator) | recorded
+        made_with = model.config, dataset, tokenizer, config, (plan := self.loader.plan), self.loader.mask_name
+        description = describe_run(*made_with, accelerator) | {"paths": paths or {}, "given_accumulation": given}
         probes = tokenizer, config.probe_sentences, validation if config.probe_held_out else None, dataset.max_length
         self.sentences = mask_sentences(*probes) if config.eval_steps else None
         self.is_compiled = description["environment"]["compiled"]
