@@ -56,8 +56,6 @@ def _check_processes(config: TrainingConfig) -> None:
     on_cpu = config.device_type == "cpu"
     state = PartialState(cpu=on_cpu)  # Processes on CPUs can only connect with `cpu=True`
     if (state.device.type == "cpu") != on_cpu:
-        if distributed.is_initialized():  # With the backend of the other device
-            distributed.destroy_process_group()
         # Private in Accelerate, like the call below; the public alternative is a new Python process
         AcceleratorState._reset_state(reset_partial_state=True)
         state = PartialState(cpu=on_cpu)

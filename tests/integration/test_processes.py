@@ -210,4 +210,5 @@ def test_errors_of_started_processes(data, tmp_path: Path, options: dict, messag
     "A script without the guard gets the lines to add; the error of a process is raised in the script."
     finished = start_script(data, tmp_path, **options)
     assert finished.returncode == 1 and re.search(message, finished.stderr), finished.stderr[-3000:]
+    assert ("failed: its own error is printed above" in finished.stderr) == (not options["guarded"])
     assert not (tmp_path / "run").exists()

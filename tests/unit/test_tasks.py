@@ -278,6 +278,9 @@ def test_a_run_in_other_processes(work: Path, tmp_path: Path):
         task.arithmetic()
     with pytest.raises(ValueError, match="^stop_at_step must be an integer of at least 1, got 0"):
         task.train(stop_at_step=0)
+    (tmp_path / "run" / "final_model").mkdir(parents=True)  # With save_strategy="no", a second call cannot resume
+    with pytest.raises(FileExistsError, match="holds another run"):
+        task.train()
 
 
 def test_resumed_run_keeps_its_options(work: Path):
