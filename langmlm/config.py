@@ -229,6 +229,12 @@ def _are_tokens(tokens: list | tuple) -> bool:
     return is_text and len({*tokens}) == len(tokens)
 
 
+def _are_decoded(tokens: list | tuple) -> bool:
+    "Return whether no token consists of characters that stand for bytes in byte-level BPE, beyond ASCII."
+    of_bytes = {*range(33, 127), *range(161, 173), *range(174, 324)}
+    return all(str(token).isascii() or not {*map(ord, str(token))} <= of_bytes for token in tokens)
+
+
 def _is_part(shard: list | tuple) -> bool:
     return len(shard) == 2 and all(type(number) is int for number in shard) and 0 <= shard[0] < shard[1]
 
@@ -244,6 +250,7 @@ _TOKENIZER_RULES = [
     ("max_length", lambda value: 3 <= value <= MAX_LENGTH, f"3 (<s>, one token, </s>) to {MAX_LENGTH:,}"),
     ("special_tokens", lambda tokens: tuple(tokens[:5]) == SPECIAL_TOKENS, f"a list that starts with {SPECIAL_TOKENS}"),
     ("special_tokens", _are_tokens, "different, non-empty strings of valid Unicode"),
+    ("special_tokens", _are_decoded, "ASCII, or with a character such as € or 名: letters such as é and Ġ stand for bytes in the vocabulary"),
     ("text_column", bool, "the name of a column"),
     ("min_frequency num_workers max_train_bytes", lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),
     ("validation_fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),

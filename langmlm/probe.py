@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BatchEncoding
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +27,7 @@ from .config import ConfigError, find_rule_errors
 from .folders import find_model
 from .text.files import SourceFile, detect_format, find_files
 from .text.readers import SURROGATES, read_values
+from .tokens.tokenizer import has_no_vocabulary
 from .train.optim import choose_precision, learning_rate_at, make_optimizer
 
 # %% ../nbs/probe.ipynb #27c9582e
@@ -66,7 +66,7 @@ def _read_labeled(data: Any, name: str, text_column: str, label_column: str) -> 
     known = f"column of {name}; its columns are {', '.join(map(str, columns)):.500}"
     if errors := [f"{key} is {'more than one' if n else 'not a'} {known}" for key, n in counts.items() if n != 1]:
         raise ConfigError("evaluate", errors)
-    texts, labels = [value if isinstance(value, str) else None for value in table[text_column]], table[label_column]
+    texts, labels = [value if isinstance(value, str) else None for value in table[text_column]], table[label_column].convert_dtypes()
     keys = [ascii(text) if text else row for row, text in enumerate(texts)]  # Surrogates cannot be hashed
     problems = {
         f"no text in column {text_column!r}": [text is None for text in texts],
@@ -157,7 +157,7 @@ def _limit_examples(
         errors.append(f"max_train_examples must be at least {needed:,} for {len(counts)} classes")
     for split, other in others.items():
         if unknown := sorted({*other.label} - {*counts.index}):
-            errors.append(f"{name} has no examples of the label {unknown[0]!r}, and {split} does")
+            errors.append(f"{name} has no examples of the label {unknown[0]!r}, and {split} does: add some, or remove it there")
     if errors:
         raise ConfigError("evaluate", errors)
     chosen = _sample(pd.factorize(table.label)[0], number * parts[1] // parts[0], least, seed)
@@ -234,7 +234,7 @@ class _FineTuning:
 
     def _train(self, model: PreTrainedModel, train: np.ndarray, rate: float, generator: np.random.Generator) -> None:
         optimizer, lengths = make_optimizer(model.train()), self._lengths[train]
-        epochs = self.epochs or max(_EPOCHS, math.ceil(_STEPS * self.batch_size / len(train)))
+        epochs = self.epochs or max(_EPOCHS, math.ceil(_STEPS / math.ceil(len(train) / self.batch_size)))
         batches = [part for _ in range(epochs) for part in _make_batches(lengths, self.batch_size, generator)]
         for step, indices in enumerate(batches):
             targets = torch.from_numpy(self.labels[train[indices]]).to(model.device)
@@ -261,12 +261,14 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, num_labels=classes)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if tokenizer.pad_token is None or has_no_vocabulary(tokenizer):
+            raise ValueError("its tokenizer has no pad_token, or the folder has no tokenizer files")
         options = {"config": config, "dtype": torch.float32, "weights_only": True}
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # For weights that the checkpoint does not have
             torch.manual_seed(0)
             options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+    except Exception as error:  # Damaged files can raise almost any exception
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
         raise ConfigError("evaluate", [problem]) from error
     finally:
@@ -281,7 +283,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     "Return the maximum number of input tokens of a model."
-    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    positions = max(0, getattr(model.config, "max_position_embeddings", None) or 0) or tokenizer.model_max_length
     tables = [module for name, module in model.named_modules() if name.endswith(".position_embeddings")]
     # RoBERTa and its relatives count positions from pad_token_id + 1, after the padding row of their table
     padding_row = getattr(tables[0], "padding_idx", None) if tables else None
@@ -308,11 +310,11 @@ class Evaluation:
         rows = [["", "accuracy", "macro F1"]]
         for name, runs in self.scores.items():
             columns = [np.array([run[key] for run in runs]) for key in ("accuracy", "macro_f1")]
-            rows.append([name, *(f"{values.mean():.3f} ± {values.std():.3f}" for values in columns)])
+            rows.append([name, *(f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "") for values in columns)])
         widths = [max(map(len, column)) for column in zip(*rows)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         size = f"{self.examples:,} examples, {self.classes} classes, {self.train_examples:,} to train on"
-        return "\n".join([f"{size}, {self.truncated:,} truncated", *table, self.verdict])
+        return "\n".join([f"{size}, {self.truncated:,} truncated", *table, *self.verdict.splitlines()])
 
     __repr__ = __str__
 
@@ -390,6 +392,8 @@ _RULES = [  # In the format of `find_rule_errors`
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Return one sentence for each invalid option."
     errors = find_rule_errors(options, _RULES)
+    if options["text_column"] == options["label_column"]:
+        errors.append(f"text_column and label_column must differ, got {options['text_column']!r} for both")
     if options["validation_data"] is not None and options["test_data"] is None:
         errors.append("validation_data needs test_data: cross-validation makes its own splits")
     if find_spec("sklearn") is None:

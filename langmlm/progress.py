@@ -13,6 +13,9 @@ from fastcore.imports import in_notebook
 from tqdm.auto import tqdm
 
 # %% ../nbs/progress.ipynb #c0421d10
+TEXT_CELL = "text-align:left;white-space:normal;overflow-wrap:anywhere"  # Style of a table cell with text
+
+
 def progress_bar(total: int | None, description: str, unit: str, initial: int = 0, disable: bool | None = None) -> tqdm:
     "Create a progress bar; with `disable=None`, it is shown in notebooks and terminals only."
     disable = False if disable is None and in_notebook() else disable  # tqdm: None disables the bar outside terminals

@@ -171,9 +171,9 @@ class MLMTask:
         check_stop_at_step(stop_at_step, self.state.step)
         if self.accelerator.is_main_process:
             _log_size(self)
-        check_memory(self)
         names = "model module optimizer accelerator loader validation run_folder state config sentences"
         try:
+            check_memory(self)
             return fit(**{name: getattr(self, name) for name in names.split()}, set_to_none=not self.is_captured, stop_at_step=stop_at_step)
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -49,8 +49,8 @@ class TokenizedDataset:
 
     def __getitem__(self, row: int) -> np.ndarray:
         "Return the ids of one sequence as they are stored."
-        (chunk,), place = self.lengths.find([row])
-        (start,), (end,) = self.lengths.bounds(chunk, place)
+        (chunk,), index = self.lengths.find([row])
+        (start,), (end,) = self.lengths.bounds(chunk, index)
         return np.asarray(self._ids[chunk])[start:end]
 
     @cached_property
@@ -236,10 +236,12 @@ def open_dataset(
         raise ValueError(f"{name} has no split {split!r}, only {splits}{remedy}")
     if "input_ids" not in rows.column_names:
         raise ValueError(f"{name} has no column 'input_ids', only {rows.column_names}: tokenize it first")
-    kind, chunks = rows.data.column("input_ids").type, rows.data.column("input_ids").chunks
-    is_valid = pa.types.is_integer(getattr(kind, "value_type", pa.null()))  # Item type of a list
-    if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Arrow stores null counts
-        raise ValueError(f"{name} must have lists of integers and no nulls in input_ids, got {kind}: tokenize the text")
+    for key in ["input_ids", *{"attention_mask"}.intersection(rows.column_names)]:
+        kind, chunks = rows.data.column(key).type, rows.data.column(key).chunks
+        item = getattr(kind, "value_type", None)  # Of a list; an array with more dimensions has a name there
+        is_valid = isinstance(item, pa.DataType) and (pa.types.is_integer(item) or (item, key) == (pa.bool_(), "attention_mask"))
+        if not is_valid or any(chunk.null_count or chunk.values.null_count for chunk in chunks):  # Arrow stores the counts
+            raise ValueError(f"{name} must have lists of integers and no nulls in {key}, got {kind}: tokenize the text")
     facts = manifest.get("splits", {}).get(split)  # Counts and fingerprint of the split replace those of the dataset
     dataset = TokenizedDataset(rows, manifest | facts if facts else None, name)
     if not len(dataset):
@@ -292,7 +294,7 @@ def check_tokenizer(
             found = f"the id {ids.max()}, but the tokenizer has only {len(tokenizer)} tokens"
             raise ValueError(f"tokenized_dataset contains {found}: pass the tokenizer it was made with")
         if (ids == tokenizer.pad_token_id).any():
-            raise ValueError("tokenized_dataset is padded but has no column 'attention_mask': save it without padding")
+            raise ValueError("tokenized_dataset is padded but has no column 'attention_mask' that marks this: save it without padding")
         has_text = has_text or not np.isin(ids, tokenizer.all_special_ids).all()
     if not has_text:
         raise ValueError(f"{dataset.name} has only special tokens, so there is nothing to predict: tokenize the text again")

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .batching import BatchPlan, FlatBatch, make_flat_batch, pack_sequences
 from .dataset import TokenizedDataset
 from .masking import IGNORE_INDEX, BatchSizes, MaskedBatch, MaskingRules, check_words, mask_batch, pad_batch
+from ..progress import TEXT_CELL
 from ..tokens.encode import token_bytes
 
 # %% ../../nbs/data/04_loader.ipynb #581c8a86
@@ -165,7 +166,6 @@ _STYLES = {  # Treatment of a token to predict: description, background and bord
     "random": ("replaced by a random token", "#ffe5d0", "dashed #984c0c"),
     "unchanged": ("unchanged", "#d1e7dd", "dotted #0a5a36"),
 }
-_CELL = "text-align:left;white-space:normal;overflow-wrap:anywhere"
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class ShownBatch:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f'<tr><td>{row:,}</td><td style="{_CELL}">{"".join(_html(*piece) for piece in pieces)}</td></tr>'
+            f'<tr><td>{row:,}</td><td style="{TEXT_CELL}">{"".join(_html(*piece) for piece in pieces)}</td></tr>'
             for row, pieces in self.sequences
         )
         return f"<table><caption>{escape(self.summary)}</caption><tr><th>sequence</th><th>text</th></tr>{rows}</table>"

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ..progress import TEXT_CELL
+
 # %% ../../nbs/tokens/03_report.ipynb #85733d16
 logger = logging.getLogger(__name__)
 
@@ -104,8 +106,7 @@ class Report(dict):
         return "\n".join(f"{name:{max(len(name) for name, _ in rows)}}  {value}" for name, value in rows)
 
     def _repr_html_(self) -> str:
-        style = "text-align:left;white-space:normal;overflow-wrap:anywhere"
-        cells = [[f'<td style="{style}">{escape(cell)}</td>' for cell in row] for row in _report_rows(self)]
+        cells = [[f'<td style="{TEXT_CELL}">{escape(cell)}</td>' for cell in row] for row in _report_rows(self)]
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
         image = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"

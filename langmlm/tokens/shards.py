@@ -303,7 +303,7 @@ def _summarize(job: dict[str, Any], shards: _Shards) -> dict[str, Any]:
 def _save_dataset(target: Path, job: dict, shards: _Shards, total: int) -> Report:
     "Write a dataset folder from all shards of a corpus."
     if missing := sorted(set(range(total)) - shards.keys()):
-        raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged")
+        raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged: make them again, or copy their part again")
     manifest = _summarize(job, shards)
     if "train" not in manifest["splits"]:
         raise TextError(f"the documents contain no text for the training split (validation_fraction={job['validation_fraction']})")
@@ -351,7 +351,8 @@ def join_dataset(
     path_to_save_dataset: str | PathLike,  # Folder; an older dataset in it is replaced
 ) -> Report:
     "Join the parts of a dataset that several machines have made."
-    if isinstance(folders, str | PathLike):
+    folders = folders if isinstance(folders, str | PathLike | None) else [*folders]
+    if not isinstance(folders, list) or not all(isinstance(folder, str | PathLike) for folder in folders):
         raise ValueError(f"folders must be a list of folders, got {str(folders)!r}")
     folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
     check_replaceable(target, "dataset", "path_to_save_dataset")

@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 from transformers import PreTrainedConfig
 
-from ..progress import live_display
+from ..progress import TEXT_CELL, live_display
 
 # %% ../../nbs/train/03_metrics.ipynb #aba7abd8
 FORMATS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
@@ -65,7 +65,6 @@ def format_filled_masks(filled_masks: list[dict]) -> list[tuple[str, str, str]]:
 
 
 _FILLED_HEADER = "sentence", "held-out token", "predictions"
-_TEXT_CELL = "text-align:left;white-space:normal;overflow-wrap:anywhere"
 
 
 def _html_table(rows: list[tuple[str, ...] | list[str]], caption: str, style: str = "") -> str:
@@ -124,7 +123,7 @@ class History:
 
     def _repr_html_(self) -> str:
         beat, title, filled = self._captions()
-        below = _html_table([_FILLED_HEADER, *filled], title, _TEXT_CELL) if title else ""
+        below = _html_table([_FILLED_HEADER, *filled], title, TEXT_CELL) if title else ""
         return _html_table(_tabulate(self.steps()), beat) + below
 
     def _ipython_display_(self) -> None:
@@ -213,7 +212,7 @@ def peak_flops(
 ) -> float:  # FLOPs per second
     "Return the peak throughput of a device: looked up, else measured."
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"{part}(?!\d)", name)]
+    known = [peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"{part}(?!\d| NVL| Ti| Laptop)", name)]
     if known and precision != "no":
         return known[0] * 1e12
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -427,6 +429,7 @@ def test_punctuation_is_text():
         ({"validation_data": make_table(8)}, "validation_data needs test_data"),
         ({"text_column": "body"}, "text_column='body' is not a column of data; its columns are text, label"),
         ({"label_column": "topic"}, "label_column='topic' is not a column of data"),
+        ({"label_column": "text"}, "text_column and label_column must differ, got 'text' for both"),
         ({"max_train_examples": 5}, "max_train_examples must be at least 8 for 2 classes"),
         (
             {"test_data": pd.DataFrame({"text": ["a"], "label": ["new"]})},
@@ -541,16 +544,50 @@ def pickle_half(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
 
 
+def forget_the_tokenizer(folder: Path) -> None:
+    "Leave the model alone, for which transformers makes up a tokenizer with special tokens only."
+    for file in {*folder.iterdir()} - {folder / "config.json", folder / "model.safetensors"}:
+        file.unlink()
+
+
+def break_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def divide_by_no_heads(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+
+
 @pytest.mark.parametrize(
     "damage, message",
-    [(rename, "no weights for"), (resize, "no weights for"), (truncate, "model="), (pickle_half, "model=")],
-)
+    [(rename, "no weights for"), (resize, "no weights for"), (truncate, "model="), (pickle_half, "model="),
+     (forget_the_tokenizer, "no tokenizer files"), (break_the_tokenizer, "model="), (divide_by_no_heads, "model=")],
+)  # fmt: skip
 def test_a_model_without_its_weights(model: Path, tmp_path: Path, damage: Callable, message: str):
     "It is not evaluated with random weights, which transformers would do."
     shutil.copytree(model, tmp_path / "damaged")
     damage(tmp_path / "damaged")
     with pytest.raises(ConfigError, match=message):
         evaluate(tmp_path / "damaged", make_table(20))
+
+
+@pytest.mark.parametrize("examples, batch_size", [(8, 16), (24, 16), (40, 256), (10_000, 16)])
+def test_steps_of_a_fine_tuning(examples: int, batch_size: int):
+    "At least 200, in whole epochs, and at least four of these."
+    given = SimpleNamespace(epochs=None, batch_size=batch_size, _lengths=np.ones(examples))
+    with patch("langmlm.probe._make_batches", return_value=[]) as epochs:
+        langmlm.probe._FineTuning._train(given, torch.nn.Linear(2, 2), np.arange(examples), 1e-3, None)
+    steps = -(-examples // batch_size)
+    assert epochs.call_count >= 4 and 200 <= epochs.call_count * steps < max(200 + steps, 4 * steps + 1)
+
+
+def test_labels_that_were_floats(probe: Callable):
+    "pandas turns integers into floats where one was missing: 1.0 is the label 1."
+    table = make_table(20)
+    table["label"] = (table.label == table.label[0]).astype(float)
+    tests = table.assign(label=table.label.astype(int)).assign(text=table.text + " more")
+    assert probe(table, test_data=tests).scores
 
 
 def test_a_model_with_a_head_for_other_classes(model: Path, tmp_path: Path, probe: Callable):

@@ -128,6 +128,16 @@ def test_other_types_than_lists_of_integers(tmp_path: Path, ids: list, kind: str
         open_dataset(tmp_path / "dataset")
 
 
+@pytest.mark.parametrize("mask", [[1, 1], ["1", "1"], [["a", "b"], ["a", "b"]], [[0.0, -1e9]] * 2, [[1, None], [1, 1]]], ids=str)
+def test_masks_of_other_types(tmp_path: Path, mask: list):
+    "Are errors that name the column; a mask of booleans is one of integers."
+    Dataset.from_dict({"input_ids": [[0, 5]] * 2, "attention_mask": mask}).save_to_disk(tmp_path / "dataset")
+    with pytest.raises(ValueError, match="must have lists of integers and no nulls in attention_mask, got .*: tokenize the text"):
+        open_dataset(tmp_path / "dataset")
+    Dataset.from_dict({"input_ids": [[0, 5, 1]], "attention_mask": [[True, True, False]]}).save_to_disk(tmp_path / "marked")
+    assert open_dataset(tmp_path / "marked")[0].tolist() == [0, 5]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ids_outside_of_the_vocabulary(layout: str):
     "Are found wherever sequences are read: negative ones always, those of a tokenizer once it is known."

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, RobertaTokenizer
+from transformers import AutoTokenizer, RobertaConfig, RobertaTokenizer
 
 from langmlm.config import _TOKENIZER_RULES, ConfigError, check_config
 from langmlm.disk import find_damage, is_intact, read_manifest
@@ -42,6 +42,8 @@ INVALID = [
     {"special_tokens": [*SPECIAL_TOKENS, ""]},
     {"special_tokens": [*SPECIAL_TOKENS, 7]},
     {"special_tokens": [*SPECIAL_TOKENS, "<s>"]},
+    {"special_tokens": [*SPECIAL_TOKENS, "‹prénom›", "[STRAßE]"]},
+    {"special_tokens": [*SPECIAL_TOKENS, "Ġ"]},
     {"path_to_save_dataset": "./tokenizer"},
     {"text_column": ""},
     {"max_train_bytes": 2**31},
@@ -71,7 +73,7 @@ def test_invalid_values_are_named(options: dict):
 
 def test_valid_values():
     "Valid values raise nothing, and choices belong to options that exist."
-    config = TokenizerConfig(shard=(1, 2), unicode_normalization="NFC", special_tokens=[*SPECIAL_TOKENS, "@USER"])
+    config = TokenizerConfig(shard=(1, 2), unicode_normalization="NFC", special_tokens=[*SPECIAL_TOKENS, "@USER", "名", "<€é>"])
     check_config(config, "tokenizer_config", _TOKENIZER_RULES)
     assert TokenizerConfig(max_train_bytes=2**31 - 1).max_train_bytes < 2**31
     names = {entry.name for entry in fields(TokenizerConfig)}
@@ -196,6 +198,14 @@ def test_load_tokenizer(tokenizer, tmp_path: Path):
     bare.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="it has no mask_token"):
         load_tokenizer(tmp_path / "bare")
+    for role, other in (("pad_token", "</s>"), ("mask_token", "<pad>")):
+        shared = RobertaTokenizer(vocab=tokenizer.get_vocab(), merges=[], **{role: other})
+        shared.save_pretrained(tmp_path / role)
+        with pytest.raises(ValueError, match=f"{role}.* have the same id: give each one of its own"):
+            load_tokenizer(tmp_path / role)
+    RobertaConfig(vocab_size=300).save_pretrained(tmp_path / "model")  # Without tokenizer files
+    with pytest.raises(ValueError, match="only special tokens: its folder has no tokenizer files"):
+        load_tokenizer(tmp_path / "model")
 
 
 def test_fingerprint(documents: list[str], tokenizer, tmp_path: Path):
