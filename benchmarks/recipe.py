@@ -43,8 +43,8 @@ CONTENDERS = {  # Name -> options of training_config and model_config; the share
     "with the default batch size": (
         RECIPE | {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}, {}, 0.25
     ),
-    "with half the learning rate": (RECIPE | {"learning_rate": 1e-3}, {}, 0.25),
-    "with twice the learning rate": (RECIPE | {"learning_rate": 4e-3}, {}, 0.25),
+    "with half the learning rate": (RECIPE | {"learning_rate": 7e-4}, {}, 0.25),
+    "with twice the learning rate": (RECIPE | {"learning_rate": 2.8e-3}, {}, 0.25),
     "with Muon": (RECIPE | {"optim": "muon"}, {}, 0.25),
 }  # fmt: skip
 

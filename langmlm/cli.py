@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -335,7 +336,9 @@ def _describe_error(error: Exception) -> list[str]:
         prefix = "" if is_clear else f"{error.name}: "
         return [prefix + line for line in error.errors]
     if isinstance(error, OSError) and error.strerror:
-        return [": ".join(str(part) for part in (error.filename, error.strerror) if part)]
+        parts = [error.filename, error.strerror]
+        parts += ["set TMPDIR to a folder with more space"] if error.filename == tempfile.gettempdir() else []
+        return [": ".join(str(part) for part in parts if part)]
     text = " ".join(str(error).replace(":\n- ", ": ").replace("\n- ", "; ").split())
     is_expected = isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | ImportError) and text
     return [text if is_expected else f"{type(error).__name__}: {text} (--debug shows the traceback)"]

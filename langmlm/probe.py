@@ -263,10 +263,10 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if tokenizer.pad_token is None or has_no_vocabulary(tokenizer):
             raise ValueError("its tokenizer has no pad_token, or the folder has no tokenizer files")
-        options = {"config": config, "dtype": torch.float32, "weights_only": True}
+        options = {"config": config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
+        options |= {"ignore_mismatched_sizes": True}  # Of a head for other classes
         with torch.random.fork_rng(range(torch.cuda.device_count())):  # For weights that the checkpoint does not have
             torch.manual_seed(0)
-            options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # Of a head for other classes
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # Damaged files can raise almost any exception
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"
@@ -310,7 +310,7 @@ class Evaluation:
         rows = [["", "accuracy", "macro F1"]]
         for name, runs in self.scores.items():
             columns = [np.array([run[key] for run in runs]) for key in ("accuracy", "macro_f1")]
-            rows.append([name, *(f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "") for values in columns)])
+            rows.append([name, *(f"{values.mean():.3f}" + f" ± {values.std():.3f}" * (len(values) > 1) for values in columns)])
         widths = [max(map(len, column)) for column in zip(*rows)]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         size = f"{self.examples:,} examples, {self.classes} classes, {self.train_examples:,} to train on"
@@ -352,10 +352,9 @@ def _score(contender: _Contender, settings: Sequence[float], split: _Split, labe
     for seed in split.seeds:
         predicted, expected = contender(split.train, split.test, best, seed), labels[split.test]
         correct = predicted == expected
-        scores = {"accuracy": float(correct.mean())}
-        scores["macro_f1"] = float(f1_score(expected, predicted, average="macro", zero_division=0))
-        scores |= {"setting": best, "seed": seed, "seconds": perf_counter() - began}
-        runs.append(_Run(scores, split.test, correct))
+        macro_f1 = float(f1_score(expected, predicted, average="macro", zero_division=0))
+        known = {"setting": best, "seed": seed, "seconds": perf_counter() - began}
+        runs.append(_Run({"accuracy": float(correct.mean()), "macro_f1": macro_f1} | known, split.test, correct))
         began = perf_counter()
     return runs
 
@@ -392,12 +391,10 @@ _RULES = [  # In the format of `find_rule_errors`
 def _find_option_errors(options: dict[str, Any]) -> list[str]:
     "Return one sentence for each invalid option."
     errors = find_rule_errors(options, _RULES)
-    if options["text_column"] == options["label_column"]:
-        errors.append(f"text_column and label_column must differ, got {options['text_column']!r} for both")
-    if options["validation_data"] is not None and options["test_data"] is None:
-        errors.append("validation_data needs test_data: cross-validation makes its own splits")
-    if find_spec("sklearn") is None:
-        errors.append("evaluate needs scikit-learn: pip install 'langmlm[evaluate]'")
+    text, label, test, validation = map(options.get, ("text_column", "label_column", "test_data", "validation_data"))
+    errors += [f"text_column and label_column must differ, got {text!r} for both"] * (text == label)
+    errors += ["validation_data needs test_data: cross-validation makes its own splits"] * (validation is not None and test is None)
+    errors += ["evaluate needs scikit-learn: pip install 'langmlm[evaluate]'"] * (find_spec("sklearn") is None)
     return errors
 
 # %% ../nbs/probe.ipynb #f6f6ba60
@@ -439,8 +436,8 @@ def evaluate(
     "Fine-tune a model on labeled text, and compare it with a bag of words and with its architecture from scratch."
     if errors := _find_option_errors(locals()):
         raise ConfigError("evaluate", errors)
-    given = {"test_data": test_data, "validation_data": validation_data}
-    given = {"data": data} | {name: part for name, part in given.items() if part is not None}
+    given = [("data", data), ("test_data", test_data), ("validation_data", validation_data)]
+    given = {name: part for name, part in given if name == "data" or part is not None}
     others = _drop_duplicates({name: _read_labeled(part, name, text_column, label_column) for name, part in given.items()})
     parts = [_limit_examples(others.pop("data"), others, folds, max_train_examples, seeds[0]), *others.values()]
     sizes, table = [len(part) for part in parts], pd.concat(parts, ignore_index=True)
@@ -455,8 +452,7 @@ def evaluate(
         "majority class": (lambda train, test, *_: np.full(len(test), np.bincount(labels[train]).argmax()), (0.0,)),
     }
     contenders = {name: parts for name, parts in contenders.items() if name in ("the model", *baselines)}
-    splits = _make_splits(sizes, labels, folds, seeds)
-    runs = _score_all(contenders, splits, labels)
+    runs = _score_all(contenders, splits := _make_splits(sizes, labels, folds, seeds), labels)
     return Evaluation(
         examples=len(table), train_examples=len(splits[0].train), classes=len(classes), truncated=truncated,
         scores={name: [run.scores for run in parts] for name, parts in runs.items()},

@@ -226,7 +226,7 @@ def worst_tokens(
 ) -> pd.DataFrame:  # Columns `token`, `count`, `loss` in nats, `accuracy`, and `predicted instead` with counts
     "List the tokens of the validation split with the highest mean loss, and what was predicted in their place."
     if self.validation is None:
-        raise ValueError("worst_tokens needs a validation split: set eval_steps, and validation_fraction in tokenizing")
+        raise ValueError("worst_tokens needs a validation split: set eval_steps and, if the dataset has no such split, validation_fraction in tokenizing")
     return find_worst_tokens(self.module, self.validation, self.accelerator, self.tokenizer, rows, min_count)
 
 # %% ../nbs/tasks.ipynb #9587af43

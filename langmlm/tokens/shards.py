@@ -308,7 +308,7 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int) -> Repor
     if "train" not in manifest["splits"]:
         raise TextError(f"the documents contain no text for the training split (validation_fraction={job['validation_fraction']})")
     if job["validation_fraction"] and "validation" not in manifest["splits"]:
-        logger.warning("validation_fraction=%s selects no document: no validation split", job["validation_fraction"])
+        logger.warning("validation_fraction=%s selects no document, so there is no validation split: raise it (equal documents are together)", job["validation_fraction"])
     with atomic_folder(target) as partial:
         for split, facts in manifest["splits"].items():
             facts |= _write_split(partial / split, _shard_files(shards, f"{split}.arrow"), job["vocab_size"])
@@ -351,8 +351,7 @@ def join_dataset(
     path_to_save_dataset: str | PathLike,  # Folder; an older dataset in it is replaced
 ) -> Report:
     "Join the parts of a dataset that several machines have made."
-    folders = folders if isinstance(folders, str | PathLike | None) else [*folders]
-    if not isinstance(folders, list) or not all(isinstance(folder, str | PathLike) for folder in folders):
+    if isinstance(folders, str | PathLike | None):
         raise ValueError(f"folders must be a list of folders, got {str(folders)!r}")
     folders, target = [Path(folder).expanduser() for folder in folders], Path(path_to_save_dataset).expanduser()
     check_replaceable(target, "dataset", "path_to_save_dataset")

@@ -103,12 +103,12 @@ def fit(
             should_stop, is_last = stop.agree(accelerator), state.step == loader.plan.total_steps
             should_log = is_last or state.step % config.logging_steps == 0
             should_evaluate = config.eval_steps is not None and (is_last or state.step % config.eval_steps == 0)
-            save = should_stop or state.step == stop_at_step or should_save(state.step, config, loader.plan)
+            save = (is_due := should_save(state.step, config, loader.plan)) or should_stop or state.step == stop_at_step
             should_read = should_log or should_evaluate or save or state.is_non_finite_on_cpu()
-            spike = detect_loss_spike(state, config, accelerator, should_log, **limits) if should_read else None
+            spike = detect_loss_spike(state, config, accelerator, should_log or is_due, **limits) if should_read else None
             if should_log and (spike is None or spike.finite):
                 monitor.log_metrics(lr)
-            if spike:  # Checked before saving, so that no checkpoint contains diverged weights
+            if spike:  # Checked before saving, so that no checkpoint that is due contains diverged weights
                 event = _handle(spike, model, optimizer, accelerator, loader.dataset, run_folder, state, config)
                 monitor.log(event)
                 save |= "rollback" in event and config.save_strategy != "no"
@@ -152,7 +152,8 @@ def _handle(
     "Handle a loss spike with the checkpoints of the run, or with the weights that it was created with."
     initial_model = partial(new_model, model.config, state.initialization, config.seed, run_folder.tokenizer, dataset)
     checkpoints = run_folder.rollback_checkpoints(state)
-    return handle_loss_spike(spike, model, optimizer, accelerator, state, config, checkpoints, initial_model)
+    options = checkpoints, initial_model, run_folder.plan.total_steps
+    return handle_loss_spike(spike, model, optimizer, accelerator, state, config, *options)
 
 
 def _finish(

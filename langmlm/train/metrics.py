@@ -297,5 +297,7 @@ class Estimate:
         return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
     def __str__(self) -> str:
+        if not self.steps_left:
+            return "no steps are left"
         steps = "step" if self.steps_left == 1 else "steps"
         return f"about {self.duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"

@@ -46,9 +46,11 @@ def tokens_per_step(
 def _learning_rate(
     layers: int,  # Number of layers of the model
     width: int,  # `hidden_size` of the model
+    optim: str = "muon",  # Option of `TrainingConfig`
 ) -> float:
     "Choose the peak learning rate for a model."
-    return float(f"{2e-3 * math.sqrt(4 / layers * 256 / width):.3g}")
+    rate = 2e-3 if optim == "muon" else 1.4e-3
+    return float(f"{rate * math.sqrt(4 / layers * 256 / width):.3g}")
 
 # %% ../../nbs/train/11_recipe.ipynb #2469e41c
 _FEW_EPOCHS = 10
@@ -70,10 +72,11 @@ def recipe_options(
     size = tokens_per_step(total, steps)
     training = _choose_batch(config, size / num_processes, dataset)
     training |= {"fill_batches": True, "mlm_probability": 0.3}
-    if is_new:
-        training["learning_rate"] = _learning_rate(layers, width)
     if is_new and size >= _MUON_TOKENS * width and not is_sharded_run():  # Muon needs whole matrices
         training["optim"] = "muon"
+    if is_new:
+        optim = config.optim if "optim" in config.given else training.get("optim", config.optim)
+        training["learning_rate"] = _learning_rate(layers, width, optim)
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
         model |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -59,7 +59,7 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
     if taken and not resumes_here:
-        remedy = ", or resume it with checkpoint_path" if checkpoints else ""
+        remedy = f", or resume it with checkpoint_path (in a shell, `langmlm resume {run_folder}`)" if checkpoints else ""
         raise FileExistsError(
             f"output_dir={str(run_folder)!r} holds another run: choose another run_name or output_dir{remedy}"
         )

@@ -132,6 +132,7 @@ def handle_loss_spike(
     config: TrainingConfig,  # `on_loss_spike` and `max_rollbacks` are used
     checkpoints: Sequence[Path],  # Checkpoints that a rollback may use, as listed by the main process
     initial_model: Callable[[], PreTrainedModel],  # Creates the weights that the run started with
+    total_steps: int | None = None,  # Steps of the run; at the last one, nothing is left to continue with
 ) -> dict[str, dict]:  # What to log: {"rollback": facts} or {"loss_spike": facts}
     "Apply `on_loss_spike`: roll back, warn or ignore; raise a `FloatingPointError` if the run cannot continue."
     stable = _stable_checkpoint(checkpoints, spike.onset, accelerator)
@@ -139,16 +140,20 @@ def handle_loss_spike(
     advice = f"resume with checkpoint_path={str(source)!r} and" if source else "start a new run with"
     message = f"{spike.reason}: {advice} learning_rate={learning_rate / 2:.3g} (it was {learning_rate:.3g})"
     if config.on_loss_spike == "rollback":
-        to_step, is_last = checkpoint_step(stable) if stable else 0, state.rollbacks >= config.max_rollbacks
+        to_step, reasons = checkpoint_step(stable) if stable else 0, []
+        if state.rollbacks >= config.max_rollbacks:
+            reasons.append(f"the loss diverged again, and max_rollbacks={config.max_rollbacks} is reached")
+        if state.step == total_steps:
+            reasons.append("this was the last step, so none is left to continue with after a rollback")
         with fail_together():  # The disk of another machine may lack the checkpoint
-            if not is_last:  # Restore before renaming checkpoints, so that a failure here can be resumed
+            if not reasons:  # Restore before renaming checkpoints, so that a failure here can be resumed
                 saved = load_model(source) if source else initial_model()
                 _restore_weights(model, optimizer, saved, stable)
         if accelerator.is_main_process:
             set_aside_newer(config.run_folder, to_step)
         accelerator.wait_for_everyone()
-        if is_last:
-            raise FloatingPointError(f"{message}; the loss diverged again, and max_rollbacks={config.max_rollbacks} is reached")
+        if reasons:
+            raise FloatingPointError("; ".join([message, *reasons]))
         _count_rollback(state, to_step)
         if accelerator.is_main_process:
             done = f"rolled back to {stable.name if stable else 'the initial weights'}"

@@ -146,6 +146,7 @@ class StepMemory:
         return f"a step needs about {needed}: {parts}; {free} are free"
 
 # %% ../../nbs/train/15_trial.ipynb #3249a372
+_READ_LENGTHS = 10_000_000  # Sequences whose lengths are read in less than a second
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # Of control groups, version 2 and 1
 
 
@@ -165,8 +166,9 @@ def estimate_memory(task: Any) -> StepMemory:
     "Measure small batches with the model of an `MLMTask`, and extrapolate to its micro-batch."
     if is_sharded_run():
         raise ValueError("memory cannot be measured under FSDP: set per_device_train_batch_size to a number")
-    length, module = task.dataset.max_length, task.accelerator.unwrap_model(task.module).train()
-    sequences = -(-task.loader.plan.token_budget // length)
+    dataset, module = task.dataset, task.accelerator.unwrap_model(task.module).train()
+    length = min(dataset.max_length, dataset.lengths.max() if len(dataset) <= _READ_LENGTHS else dataset.max_length)
+    sequences = math.ceil(min(task.loader.plan.token_budget, dataset.tokens) / length)
     predictions = min(logits_rows(module.model.device.type), max(1, round(sequences * length * task.config.mlm_probability)))
     with keep_random_state(task.accelerator.device):
         per_sequence = _measure_sequence(module, length)

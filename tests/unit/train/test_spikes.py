@@ -518,6 +518,17 @@ def test_repeated_rollbacks(start_run: Callable):
     assert (folder / "superseded-checkpoint-60-2").is_dir()
 
 
+@pytest.mark.parametrize("save_steps, rollbacks", [(1_000, []), (20, [20, 40])])
+def test_diverging_to_the_end(start_run: Callable, save_steps: int, rollbacks: list[int]):
+    "Losses are compared before a checkpoint that is due, and after the last step nothing is left to do with older weights."
+    settings = {"learning_rate": 100.0, "max_steps": 60, "logging_steps": 60, "save_steps": save_steps}
+    run = start_run(**settings)
+    with pytest.raises(FloatingPointError, match="learning_rate=.*; this was the last step, so none is left"):
+        run.train()
+    assert [entry["step"] for entry in run.state.log_history if "rollback" in entry] == rollbacks
+    assert not {"final_model", "checkpoint-60"} & {path.name for path in run.config.run_folder.iterdir()}
+
+
 def test_warning(start_run: Callable, caplog: pytest.LogCaptureFixture):
     "A warning with advice, once for one spike, and nothing else changes; what is not finite ends the run."
     caplog.set_level(logging.WARNING, "langmlm")

@@ -180,8 +180,17 @@ def test_estimate():
     estimate = Estimate(seconds_per_step=1.95, steps_left=3_981)
     assert estimate.seconds == 1.95 * 3_981
     assert str(estimate) == "about 2 h 10 min: 3,981 steps of 1.95 s"
+    assert str(Estimate(2.0, 0)) == "no steps are left"
     assert str(Estimate(2.0, 1)) == "about 2 s: 1 step of 2 s"
     assert [Estimate(seconds, 1).duration for seconds in (0.0, 0.01, 120.0, 120.1)] == ["0 s", "1 s", "120 s", "3 min"]
+
+
+def test_memory_is_that_of_the_text(tmp_path: Path):
+    "Neither `max_length` nor the batch size may exceed what there is: the whole dataset is the largest batch."
+    task = tiny_run(tmp_path, 60, {"max_length": 5_000}, use_cpu=True, per_device_train_batch_size=1_000)
+    longest, memory = int(task.dataset.lengths[:].max()), task.memory()
+    assert longest < 500 and memory.sequences == -(-task.dataset.tokens // longest) < 60
+    assert memory.needed < 10**9
 
 
 @pytest.mark.parametrize("steps", [0, 1.5, "3"])
