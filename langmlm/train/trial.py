@@ -122,7 +122,7 @@ class StepMemory:
     parameters: int  # Weights, gradients and optimizer state
     per_batch: int  # Activations and logits, the part independent of the number of sequences
     per_sequence: int  # Activations and logits that each sequence of full length adds
-    sequences: int  # In a micro-batch
+    sequences: float  # Of full length in a micro-batch; the whole dataset may have less than one
     free: int  # Free memory of the device, plus what the weights already use
 
     @property
@@ -146,7 +146,7 @@ class StepMemory:
         return f"a step needs about {needed}: {parts}; {free} are free"
 
 # %% ../../nbs/train/15_trial.ipynb #3249a372
-_READ_LENGTHS = 10_000_000  # Sequences whose lengths are read in less than a second
+_MOST_READ = 10_000_000  # Sequences; in a larger dataset, the longest is assumed to have `max_length` tokens
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # Of control groups, version 2 and 1
 
 
@@ -167,9 +167,10 @@ def estimate_memory(task: Any) -> StepMemory:
     if is_sharded_run():
         raise ValueError("memory cannot be measured under FSDP: set per_device_train_batch_size to a number")
     dataset, module = task.dataset, task.accelerator.unwrap_model(task.module).train()
-    length = min(dataset.max_length, dataset.lengths.max() if len(dataset) <= _READ_LENGTHS else dataset.max_length)
-    sequences = math.ceil(min(task.loader.plan.token_budget, dataset.tokens) / length)
-    predictions = min(logits_rows(module.model.device.type), max(1, round(sequences * length * task.config.mlm_probability)))
+    budget, full = task.loader.plan.token_budget, dataset.max_length
+    length = dataset.lengths.max() if len(dataset) <= _MOST_READ else full
+    sequences = -(-budget // full) if budget <= dataset.tokens else dataset.tokens / full
+    predictions = min(logits_rows(module.model.device.type), max(1, round(sequences * full * task.config.mlm_probability)))
     with keep_random_state(task.accelerator.device):
         per_sequence = _measure_sequence(module, length)
         with_logits = measure_peak(module, 1, length, predictions)
@@ -177,7 +178,7 @@ def estimate_memory(task: Any) -> StepMemory:
     return StepMemory(
         parameters=_BYTES_PER_PARAMETER * task.model.num_parameters(),
         per_batch=max(0, with_logits - per_sequence),
-        per_sequence=per_sequence,
+        per_sequence=round(per_sequence * full / length),
         sequences=sequences,
         free=free_memory(task.accelerator.device) + weights,
     )
