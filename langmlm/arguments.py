@@ -179,9 +179,9 @@ def parse_words(commands: Mapping[str, Callable], words: Sequence[str]) -> dict[
     if unknown:
         explain = TrainingConfig.explain if "learning_rate" in known else None
         names = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
-        shown = own.format_usage().split()
-        unnamed = [name for name in names if {name.removesuffix("_path").upper()} & {word.strip("[].") for word in shown}]
-        found = [f"{name!r} is given without a name:{own.format_usage().partition(':')[2].rstrip()}" for name in unnamed]
+        usage = own.format_usage().removeprefix("usage: ").rstrip()
+        unnamed = [name for name in names if name.removesuffix("_path").upper() in re.findall(r"\w+", usage)]
+        found = [f"{name!r} is given without a name: {usage}" for name in unnamed]
         found += [describe_unknown(name, [*known], explain) for name in names if name not in unnamed]
         own.error("; ".join(found) or f"unexpected arguments: {shlex.join(unknown)}")
     if arguments.command is None and not arguments.print_completion:

@@ -336,9 +336,8 @@ def _describe_error(error: Exception) -> list[str]:
         prefix = "" if is_clear else f"{error.name}: "
         return [prefix + line for line in error.errors]
     if isinstance(error, OSError) and error.strerror:
-        parts = [error.filename, error.strerror]
-        parts += ["set TMPDIR to a folder with more space"] if error.filename == tempfile.gettempdir() else []
-        return [": ".join(str(part) for part in parts if part)]
+        hint = "set TMPDIR to a folder with more space" * (error.filename == tempfile.gettempdir())
+        return [": ".join(str(part) for part in (error.filename, error.strerror, hint) if part)]
     text = " ".join(str(error).replace(":\n- ", ": ").replace("\n- ", "; ").split())
     is_expected = isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | ImportError) and text
     return [text if is_expected else f"{type(error).__name__}: {text} (--debug shows the traceback)"]

@@ -111,6 +111,9 @@ def create_tokenizer(
         logger.warning(message, str(tokenizer), ", ".join(ignored))
     loaded = load_tokenizer(tokenizer)
     config = config.fill_in({"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)})
+    if "max_length" not in config.given and config.max_length < loaded.model_max_length < 10**6:  # Not unlimited
+        message = "max_length=%d is the default; %r allows sequences of %s tokens"
+        logger.warning(message, config.max_length, str(tokenizer), f"{loaded.model_max_length:,}")
     return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/tasks.ipynb #f289f0cc
@@ -423,8 +426,9 @@ class _LaunchedMLMTask:
     def train(self, stop_at_step: int | None = None) -> History:
         "Start the processes and train to the end; another call resumes the run from its latest checkpoint."
         check_stop_at_step(stop_at_step)
-        check_run_folder(self.config.run_folder, find_starting_point(self._arguments["checkpoint_path"], self._arguments["resume"]))
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
+        if not list_checkpoints(folder):
+            check_run_folder(folder, StartingPoint())  # An earlier call may have left a model without checkpoints
         level = logging.getLogger("langmlm").getEffectiveLevel()
         launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)
         if list_checkpoints(folder):

@@ -83,8 +83,8 @@ class Part:
         "Return the hash of the documents read in the current pass; empty for a stable part."
         return "" if self.is_stable else self._digest_so_far.hexdigest()
 
-    def check_beginning(self) -> None:
-        "Raise if the first documents are invalid, or if there are none."
+    def check_beginning(self) -> bool | None:  # Only for files: whether there is text in it
+        "Raise if the first documents are invalid, or, except in a file, if there are none."
         if not list(islice(self.texts(Counter()), 100)):
             raise ValueError(f"{self.name} has no documents")
 
@@ -157,8 +157,8 @@ class FilePart(Part):
         facts = self.file.filesystem.info(self.name)
         return [facts.get(key) for key in ("ETag", "Last-Modified", "Content-MD5", "Digest")]
 
-    def check_beginning(self) -> None:
-        list(islice(self._read(replace(self.options, document="line"), Counter()), 100))
+    def check_beginning(self) -> bool:  # Whether there is text in it
+        return any(map(str.strip, [*islice(self._read(replace(self.options, document="line"), Counter()), 100)]))
 
     def digest(self) -> str:
         if self.file.filesystem is None:
@@ -353,10 +353,9 @@ def open_corpus(
     if isinstance(mixing, Sequence) and len(mixing) != len(sources):
         error = f"mixing must have a weight for each of the {len(sources)} entries of data_path, got {list(mixing)}"
         raise ConfigError("tokenizer_config", [error])
-    for part in parts.values():
-        part.check_beginning()
+    found = [part.check_beginning() for part in parts.values()]
     files = [part for part in parts.values() if isinstance(part, FilePart)]
-    if len(files) == len(parts) and not any(next(part.documents(Counter()), None) for part in files):
+    if len(files) == len(parts) and not any(found) and not any(next(part.documents(Counter()), None) for part in files):
         names = ", ".join(part.name for part in files)
         raise TextError(f"data_path has no text, only empty lines, null rows or a header: {names:.500}")
     if isinstance(mixing, Sequence):  # Largest weight first, since the first of duplicate documents is kept

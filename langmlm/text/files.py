@@ -311,11 +311,11 @@ def _web_options(url: str) -> dict[str, Any]:
 # %% ../../nbs/text/01_files.ipynb #5d1e0c7a
 def _remote_paths(filesystem: Any, path: str, part: str) -> list[str]:
     "List the files that a path on a server refers to."
-    if part.startswith(_WEB):  # In a URL, `?` begins a query, and there are no folders
+    is_glob = glob.has_magic(path)
+    if part.startswith(_WEB) or not (is_glob or filesystem.isdir(path)):  # In a URL, `?` begins a query; it has no folders
         return [path]
-    if not glob.has_magic(path):
-        files = {file: file[len(path) :] for file in sorted(filesystem.find(path))} if filesystem.isdir(path) else {}
-        return _known_formats(part, files) if filesystem.isdir(path) else [path]
+    if not is_glob:
+        return _known_formats(part, {file: file[len(path) :] for file in sorted(filesystem.find(path))})
     paths = sorted(name for name in filesystem.glob(path) if filesystem.isfile(name))
     if not paths:
         raise FileNotFoundError(f"data_path {part!r}: no file matches this glob")

@@ -19,10 +19,10 @@ from ..config import ModelConfig, show_value
 from ..data.dataset import TokenizedDataset, token_counts
 from ..model.initialization import initialize_from_corpus
 from ..model.roberta import build_model
+from ..tokens.processes import process_rank
 from .config import TrainingConfig, plan_batches
 from .launch import make_accelerator
 from .sharding import is_sharded_run
-from ..tokens.processes import process_rank
 
 # %% ../../nbs/train/11_recipe.ipynb #b3b2b5fa
 logger = logging.getLogger(__name__)
@@ -75,8 +75,7 @@ def recipe_options(
     if is_new and size >= _MUON_TOKENS * width and not is_sharded_run():  # Muon needs whole matrices
         training["optim"] = "muon"
     if is_new:
-        optim = config.optim if "optim" in config.given else training.get("optim", config.optim)
-        training["learning_rate"] = _learning_rate(layers, width, optim)
+        training["learning_rate"] = _learning_rate(layers, width, config.fill_in(training).optim)
     model = {"initialization": "corpus"}
     if (total or steps * size) <= _FEW_EPOCHS * dataset.tokens:
         model |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

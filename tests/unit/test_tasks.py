@@ -76,6 +76,23 @@ def test_finished_work_is_reused(work: Path, report: dict):
     assert [Path(folder, MANIFEST).stat().st_mtime_ns for folder in ("tokenizer", "tokenized_dataset")] == stamps
 
 
+def test_a_tokenizer_of_a_long_model(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "Sequences are cut at the default length, and a warning says so; it is not said of a tokenizer without limit."
+    for limit, messages in (
+        (8_192, [f"max_length=512 is the default; '{tmp_path}' allows sequences of 8,192 tokens"]),
+        (512, []),
+        (10**30, []),
+    ):
+        loaded = AutoTokenizer.from_pretrained("tokenizer")
+        loaded.model_max_length = limit
+        loaded.save_pretrained(tmp_path)
+        caplog.clear()
+        assert create_tokenizer("data.txt", {}, tokenizer=str(tmp_path)).config.max_length == 512
+        assert caplog.messages == messages
+    create_tokenizer("data.txt", {"max_length": 512}, tokenizer=str(tmp_path))
+    assert not caplog.messages
+
+
 def test_given_tokenizer(work: Path, report: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     "It is used as it is, and decides `max_length`; options that have no effect then are named in a warning."
     caplog.set_level(logging.WARNING, "langmlm")
