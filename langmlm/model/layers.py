@@ -27,7 +27,7 @@ def dropout_generator() -> np.random.Generator:
 
 def draw_dropout_mask(
     shape: tuple[int, ...],
-    dropout: float,  # Dropout probability, from 0 to below 1; rounded to a multiple of 2**-16
+    dropout: float,  # Dropout probability, from 0 to 0.99; rounded to a multiple of 2**-16
     generator: np.random.Generator,  # From `dropout_generator`
 ) -> Tensor:  # bool of that shape, True where an activation is dropped
     "Draw a dropout mask from 16 random bits per activation."

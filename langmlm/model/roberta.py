@@ -47,6 +47,9 @@ def longest_input(config: PreTrainedConfig) -> int:
     return config.max_position_embeddings - first_position(config.model_type, config.pad_token_id)
 
 # %% ../../nbs/model/01_roberta.ipynb #86e20683
+_NOT_IN_CONFIGS = ("model_type", "initialization")  # They select the class and the initial weights
+
+
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     "Return the special token ids that are stored in a config, by their names in it."
     ids = tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -84,9 +87,6 @@ def _find_size_error(config: PreTrainedConfig) -> str | None:
     if needed <= memory:
         return None
     return f"the model has {parameters:.2g} parameters, {needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
-
-# %% ../../nbs/model/01_roberta.ipynb #mtyp0001
-_NOT_IN_CONFIGS = ("model_type", "initialization")  # They select the class and the initial weights
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def complete_config(
@@ -189,7 +189,7 @@ def _flat_attention(
     value: Tensor,
     attention_mask: None,  # Not used: `cu_seqlens` has the sequence bounds
     cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: not a flat batch, an error
-    blocks: list[EqualLengthBlock] | None = None,  # None on a CUDA device
+    blocks: list[EqualLengthBlock] | None = None,  # None: FlashAttention, or Triton with bounds
     bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
     seed: Tensor | None = None,  # [1] int64, dropout seed of the Triton kernel
     dropout: float = 0.0,

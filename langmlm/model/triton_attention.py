@@ -115,8 +115,8 @@ def _draw(query_start, query, key_start, key, words, DROPPED: tl.constexpr):
     # Without the two offsets of 1024, the compiler merges these terms with the indices of `_mask_others`, and computes
     # each hash four times. The last two lines compare all four bytes with `DROPPED` at once.
     start = (query_start - 1024).to(tl.uint32) * 0x9E3779B1 + (key_start - 1024).to(tl.uint32) * 0x27D4EB2F + words[0]
-    place = (query + 1024 & -9).to(tl.uint32) * 0x9E3779B1 + ((key + 1024 & -9).to(tl.uint32) * 0x27D4EB2F + start)
-    word = (place ^ (place >> 16) ^ words[1]) * 0x21F0AAAD
+    pair_hash = (query + 1024 & -9).to(tl.uint32) * 0x9E3779B1 + ((key + 1024 & -9).to(tl.uint32) * 0x27D4EB2F + start)
+    word = (pair_hash ^ (pair_hash >> 16) ^ words[1]) * 0x21F0AAAD
     word = (word ^ (word >> 15)) * 0x735A2D97
     sums = (word & 0x7F7F7F7F) + (128 - DROPPED % 128) * 0x01010101
     return (sums | word) if DROPPED < 128 else (sums & word), (query & 8) // 4 + (key & 8) // 8

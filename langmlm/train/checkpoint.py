@@ -164,7 +164,7 @@ def set_aside_newer(run_folder: Path, step: int) -> None:
     for folder, done in (steps | {final: read_facts(final).get("step", -1)}).items():
         if done > step:
             aside = set_aside(folder)
-            logger.warning("continuing with the weights of step %d: renamed %s to %s", step, folder.name, aside.name)
+            logger.warning("%s is newer than step %d: renamed to %s", folder.name, step, aside.name)
 
 # %% ../../nbs/train/05_checkpoint.ipynb #0a4c8a87
 def load_model(

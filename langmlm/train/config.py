@@ -324,7 +324,7 @@ _FEW_STEPS = 1_000
 
 @dataclass(frozen=True)
 class Arithmetic:
-    "Size of a run in sequences, tokens, steps and parameters; prints as one line."
+    "Size of a run in sequences, tokens, steps and parameters; prints with advice on a second line if there are few steps."
 
     sequences: int  # In the dataset
     tokens: int  # In the dataset, special tokens included

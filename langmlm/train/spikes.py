@@ -108,13 +108,12 @@ def detect_loss_spike(
             return LossSpike(max(0, step - min(_WINDOWS)), reason, finite=False)
     if not check_trend or config.on_loss_spike == "ignore":
         return None
-    if spike := _find_spike(state.recent_losses()):
+    warnings = [entry["step"] for entry in state.log_history if "loss_spike" in entry]
+    reported = max(warnings, default=0) if config.on_loss_spike == "warn" else 0  # Each spike is reported once
+    if spike := _find_spike([pair for pair in state.recent_losses() if pair[0] > reported]):
         return spike
     spike = _find_loss_above_uniform(state, vocab_size, warmup_steps)
-    if spike and config.on_loss_spike == "warn":  # The run continues, so report each spike only once
-        is_reported = any("loss_spike" in entry and entry["step"] > spike.onset for entry in state.log_history)
-        return None if is_reported else spike
-    return spike
+    return spike if spike and spike.onset >= reported else None
 
 # %% ../../nbs/train/08_spikes.ipynb #beb67665
 def checkpoints_for_rollback(steps: Sequence[int], last_check: int) -> list[int]:
@@ -163,7 +162,6 @@ def handle_loss_spike(
         return {"rollback": facts | {"learning_rate_factor": state.learning_rate_factor, "reason": spike.reason}}
     if not spike.finite:
         raise FloatingPointError(message)
-    state.losses.clear()  # Later losses are only compared with each other, so each spike is reported once
     logger.warning("step %d: %s", state.step, message)
     return {"loss_spike": {"onset": spike.onset, "reason": spike.reason}}
 
@@ -184,7 +182,7 @@ def _restore_weights(model: PreTrainedModel, optimizer: Optimizer, saved: PreTra
 
 
 def _count_rollback(state: TrainState, to_step: int) -> None:
-    "Halve the learning rate and forget the losses of the undone steps, but two; the position in data and schedule stays."
+    "Halve the learning rate and forget the losses of the undone steps, except the first two; data and schedule go forward."
     kept = to_step + 2  # After a rollback to the initial weights, two losses show where the run began
     state.losses = [[step, loss] for step, loss in state.recent_losses() if step <= kept and math.isfinite(loss)]
     state.unlogged.clear()
@@ -217,4 +215,4 @@ def diagnose_plateau(losses: Sequence[Sequence[float]], unigram_entropy: float, 
     rate = f"learning_rate={config.learning_rate:g}"
     if np.mean(latest) > (1 + _MIN_GAIN) * unigram_entropy:
         return f"{found}: the model knows less than the token frequencies. {rate} may be too high or too low; else {more}"
-    return f"{found}: the model predicts by token frequency alone. Raise {rate}, or {more}"
+    return f"{found}: the model predicts by token frequency alone. {rate} may be too low or too high; else {more}"

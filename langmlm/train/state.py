@@ -83,7 +83,7 @@ def describe_run(
     config: TrainingConfig,  # All its options are stored
     plan: BatchPlan,  # From `plan_batches`
     mask: str,  # Name of the masking function, part of the identity
-    accelerator: Accelerator,  # Most recent one: a newer Accelerator changes its precision
+    accelerator: Accelerator,  # The one created last: all Accelerators of a process share their precision
 ) -> dict[str, dict[str, Any]]:
     "Describe a run: what must match to resume it, its options, what affects rounding, and the size of its data."
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
@@ -216,10 +216,10 @@ def keep_global_batch(
     if given * num_processes == batches or given not in known:
         return config
     if batches % num_processes:
-        possible = [str(number) for number in range(1, batches + 1) if batches % number == 0]
+        possible = ", ".join(str(number) for number in range(1, batches + 1) if batches % number == 0)
         raise ValueError(
-            f"a step of the checkpoint has {batches} micro-batches, which {num_processes} processes cannot share "
-            f"equally: resume it with {' or '.join(possible)} processes"
+            f"{num_processes} processes cannot share the micro-batches of a step equally, of which the checkpoint has "
+            f"{batches}: resume it with another number of processes ({possible})"
         )
     adapted = batches // num_processes
     message = "resuming with %d processes: the global batch stays the same with gradient_accumulation_steps=%d, not %d"

@@ -263,6 +263,19 @@ def test_one_warning_for_one_rise():
     assert detect(hopeless(log_history=log), True, vocab_size=2_000).onset == 20
 
 
+def test_one_warning_for_one_jump():
+    "Losses that are not logged yet are checked again at the next save: the spike is reported only once, a later one again."
+    state = state_with(list(jump(4, 150)[:175]))
+    spike = detect(state, check_trend=True)
+    state.log_history.append({"step": state.step, "loss_spike": {"onset": spike.onset}})
+    for loss in jump(4, 150)[175:]:
+        state.add(torch.tensor([10 * loss, 10.0, loss]))
+    assert detect(state, check_trend=True) is None
+    for loss in jump(4, 150)[-40:] + 6:
+        state.add(torch.tensor([10 * loss, 10.0, loss]))
+    assert detect(state, check_trend=True).onset > 175
+
+
 PLATEAU = TrainingConfig(learning_rate=2e-4, bf16=False, logging_steps=10, warmup_ratio=0.05)
 
 
@@ -271,8 +284,8 @@ PLATEAU = TrainingConfig(learning_rate=2e-4, bf16=False, logging_steps=10, warmu
     [
         (6.9, None),
         (1.0, None),
-        (7.0, "predicts by token frequency alone. Raise learning_rate=0.0002"),
-        (7.1, "predicts by token frequency alone. Raise learning_rate=0.0002"),
+        (7.0, "predicts by token frequency alone. learning_rate=0.0002 may be too low or too high"),
+        (7.1, "predicts by token frequency alone. learning_rate=0.0002 may be too low or too high"),
         (7.5, "knows less than the token frequencies. learning_rate=0.0002 may be too high or too low"),
     ],
 )
