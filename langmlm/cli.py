@@ -12,7 +12,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from io import TextIOWrapper
 from os import PathLike
@@ -60,12 +59,10 @@ def _complete_call(task: Any) -> dict[str, Any]:
     if weights := task.state.initial_weights:
         call |= {"checkpoint_path": weights, "resume": "weights"}
     else:
-        config, model = task.model.config, {"initialization": task.state.initialization}
-        for entry in fields(ModelConfig):
-            names = option_names(config.model_type, entry.name)
-            if names and hasattr(config, names[0]):
-                model[entry.name] = getattr(config, names[0])
-        call["model_config"] = model
+        config = task.model.config
+        names = {entry.name: option_names(config.model_type, entry.name) for entry in fields(ModelConfig)}
+        sizes = {name: getattr(config, own[0]) for name, own in names.items() if own and hasattr(config, own[0])}
+        call["model_config"] = {"initialization": task.state.initialization} | sizes
     return call | {"training_config": task.config.without_secrets("run_name", "output_dir", "logging_dir")}
 
 # %% ../nbs/cli.ipynb #c803421c
@@ -91,14 +88,8 @@ def _run_in_processes(task: Any, function: Callable, *arguments: Any) -> bool:
 
     if hasattr(task, "accelerator"):  # The run uses this process
         return False
-    launch_processes(_call_in_process, (function, *arguments), task.config.n_gpus)
+    launch_processes(_call_with_log, (function, *arguments), task.config.n_gpus)
     return True
-
-
-def _call_in_process(function: Callable, *arguments: Any) -> None:
-    "Call a function in a process that was started for it."
-    with _show_progress():
-        function(*arguments)
 
 # %% ../nbs/cli.ipynb #spc80342
 def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
@@ -318,15 +309,16 @@ _COMMANDS: dict[str, Callable] = {
 }  # fmt: skip
 
 # %% ../nbs/cli.ipynb #fa2ee2d8
-def _show_progress() -> AbstractContextManager:
-    "Log to stderr, above the progress bar if there is one."
+def _call_with_log(function: Callable, /, *arguments: Any, **options: Any) -> Any:
+    "Call a function that logs to stderr, above the progress bar if there is one."
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     is_first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("langmlm").setLevel(logging.INFO if is_first else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # Its own handler already prints
-    return logging_redirect_tqdm()
+    with logging_redirect_tqdm():
+        return function(*arguments, **options)
 
 
 def _describe_error(error: Exception) -> list[str]:
@@ -357,9 +349,7 @@ def main(
 
             print(shtab.complete(make_parser(_COMMANDS, _COMMANDS)[0], shell))
             return 0
-        call = collect_arguments(_COMMANDS[name], given)
-        with _show_progress():
-            status = _COMMANDS[name](**call) or 0
+        status = _call_with_log(_COMMANDS[name], **collect_arguments(_COMMANDS[name], given)) or 0
         if sys.stdout:
             sys.stdout.flush()
         return status

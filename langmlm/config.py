@@ -77,8 +77,7 @@ def check_config(
     "Raise a `ConfigError` that lists all invalid values; ranges are only checked if all types are valid."
     if errors := _find_type_errors(config):
         raise ConfigError(name, errors)
-    values = {entry.name: getattr(config, entry.name) for entry in fields(config)}
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in vars(config).items() if value is not None}
     if errors := find_rule_errors(given, rules) + find_conflicts(config):
         raise ConfigError(name, errors)
     for entry in fields(config):  # Convert 1 to 1.0, which would otherwise change the fingerprint

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import TokenizerConfig
-from .disk import MANIFEST, find_damage, read_json, read_manifest
+from .disk import MANIFEST, find_damage, read_if_present, read_json, read_manifest
 from .train.config import TrainingConfig
 
 # %% ../nbs/folders.ipynb #r000005b
@@ -100,24 +100,16 @@ def _align(rows: dict[str, Any]) -> list[str]:
     return [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()]
 
 
-def _read_if_present(file: Path) -> dict[str, Any]:
-    "Read a JSON file with an object; a missing one is empty, and so is a damaged one, since `find_damage` lists it."
-    with suppress(OSError, ValueError):
-        facts = read_json(file)
-        return facts if isinstance(facts, dict) else {}
-    return {}
-
-
 def _describe_model(folder: Path) -> dict[str, Any]:
     "Describe the model in a folder, if there is one."
-    config = _read_if_present(folder / "config.json")
+    config = read_if_present(folder / "config.json")  # `find_damage` lists damaged files
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     return {name: config[name] for name in ("model_type", *sizes, "max_position_embeddings") if name in config}
 
 
 def _describe_training(folder: Path) -> dict[str, Any]:
     "Describe the state of a run, with the options that differ from the defaults."
-    state = _read_if_present(folder / "trainer_state.json")
+    state = read_if_present(folder / "trainer_state.json")
     if not {"log_history", "global_step", "max_steps", "epoch"} <= state.keys():
         return {}
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
@@ -139,9 +131,8 @@ def _read_losses(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "log.jsonl").is_file():
         raise FileNotFoundError(f"RUN={str(folder)!r} has no log.jsonl: name the folder of a run")
     try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # The last may be incomplete
-        entries = [json.loads(line) for line in lines]
-        found = [entry for entry in entries if {"loss", "eval_loss"} & entry.keys() and "step" in entry]
+        *lines, _ = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")  # The last may be incomplete
+        found = [entry for entry in map(json.loads, lines) if {"loss", "eval_loss"} & entry.keys() and "step" in entry]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder / 'log.jsonl'} is damaged: {error}") from None
     if not found:
@@ -160,8 +151,7 @@ def plot_runs(folders: Sequence[str | PathLike], file: str | PathLike) -> None:
     axes = figure.subplots()
     for number, (name, entries) in enumerate(logs.items()):
         for key, style, label in (("loss", "-", name), ("eval_loss", "--", f"{name}, validation")):
-            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-            if points:
+            if points := [(entry["step"], entry[key]) for entry in entries if key in entry]:
                 axes.plot(*zip(*points), style, color=f"C{number}", label=label)
     axes.set(xlabel="optimizer step", ylabel="masked loss (nats per token)")
     axes.legend()

@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .config import ConfigError, find_rule_errors
 from .folders import find_model
+from .model.roberta import fixed_seed
 from .text.files import SourceFile, detect_format, find_files
 from .text.readers import SURROGATES, read_values
 from .tokens.tokenizer import has_no_vocabulary
@@ -190,10 +191,9 @@ def _make_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Gen
     "Split one epoch into batches of similar length, in random order."
     order, group = generator.permutation(len(lengths)), 16 * batch_size
     batches = []
-    for start in range(0, len(order), group):
-        indices = order[start : start + group]
+    for indices in np.split(order, range(group, len(order), group)):
         indices = indices[np.argsort(lengths[indices], kind="stable")]
-        batches += [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
+        batches += np.split(indices, range(batch_size, len(indices), batch_size))
     return [batches[number] for number in generator.permutation(len(batches))]
 
 # %% ../nbs/probe.ipynb #ae4e2195
@@ -265,8 +265,7 @@ def _load_encoder(name: str | PathLike, classes: int) -> tuple[PreTrainedConfig,
             raise ValueError("its tokenizer has no pad_token, or the folder has no tokenizer files")
         options = {"config": config, "dtype": torch.float32, "weights_only": True, "output_loading_info": True}
         options |= {"ignore_mismatched_sizes": True}  # Of a head for other classes
-        with torch.random.fork_rng(range(torch.cuda.device_count())):  # For weights that the checkpoint does not have
-            torch.manual_seed(0)
+        with fixed_seed(0):  # For weights that the checkpoint does not have
             model, loading = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # Damaged files can raise almost any exception
         problem = f"model={str(name)!r} is neither the folder nor the Hub name of an encoder with a tokenizer: {error}"

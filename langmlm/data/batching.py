@@ -32,9 +32,7 @@ def pack_sequences(
     return np.array(bounds)
 
 # %% ../../nbs/data/02_batching.ipynb #4dec3c53
-_GAMMA, _MIX_1, _MIX_2 = (
-    np.array([constant], np.uint64) for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
+_GAMMA, _MIX_1, _MIX_2 = np.array([[0x9E3779B97F4A7C15], [0xBF58476D1CE4E5B9], [0x94D049BB133111EB]], np.uint64)
 
 
 def random_bits(*keys: int | np.ndarray) -> np.ndarray:  # uint64 of the broadcast shape, at least one-dimensional

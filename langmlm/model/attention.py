@@ -50,11 +50,6 @@ def _as_rows(tensor: Tensor, block: EqualLengthBlock) -> Tensor:
     return tokens.unflatten(0, (block.rows, block.length)).transpose(1, 2)
 
 
-def _is_distant(length: int, window: int, device: torch.device) -> Tensor:
-    "Return a mask [length, length] of the pairs of tokens that are farther apart than a window."
-    positions = torch.arange(length, device=device)
-    return (positions[:, None] - positions).abs() > window
-
 # %% ../../nbs/model/02_attention.ipynb #38bcae1d
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
@@ -68,7 +63,8 @@ class _BlockAttention(torch.autograd.Function):
                 q, k, v = (_as_rows(tensor, block) for tensor in (query, key, value))
                 logits = (q * scale) @ k.mT
                 if window is not None and block.length > window + 1:
-                    logits.masked_fill_(_is_distant(block.length, window, q.device), float("-inf"))
+                    positions = torch.arange(block.length, device=q.device)
+                    logits.masked_fill_((positions[:, None] - positions).abs() > window, float("-inf"))
                 weights = torch.softmax(logits, -1)
                 dropped = draw_dropout_mask(weights.shape, dropout, generator).to(weights.device) if dropout else None
                 mixed = (weights.masked_fill(dropped, 0) if dropout else weights) @ v

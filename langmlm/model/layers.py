@@ -126,11 +126,7 @@ class HalfPrecisionLayerNorm(nn.LayerNorm):
         return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 # %% ../../nbs/model/03_layers.ipynb #1221f0af
-_REPLACEMENTS = {
-    nn.Dropout: FastDropout,
-    nn.Embedding: DeterministicEmbedding,
-    nn.LayerNorm: HalfPrecisionLayerNorm,
-}
+_REPLACEMENTS = {nn.Dropout: FastDropout, nn.Embedding: DeterministicEmbedding, nn.LayerNorm: HalfPrecisionLayerNorm}
 
 
 def replace_layers(

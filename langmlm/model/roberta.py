@@ -15,15 +15,8 @@ import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForMaskedLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForMaskedLM
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import gelu
 
 from ..config import ConfigError, ModelConfig
@@ -47,9 +40,6 @@ def longest_input(config: PreTrainedConfig) -> int:
     return config.max_position_embeddings - first_position(config.model_type, config.pad_token_id)
 
 # %% ../../nbs/model/01_roberta.ipynb #86e20683
-_NOT_IN_CONFIGS = ("model_type", "initialization")  # They select the class and the initial weights
-
-
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     "Return the special token ids that are stored in a config, by their names in it."
     ids = tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -76,17 +66,17 @@ def find_mismatches(
     return errors
 
 # %% ../../nbs/model/01_roberta.ipynb #c2a2eed2
-def _find_size_error(config: PreTrainedConfig) -> str | None:
-    "Return an error message for a model that does not fit into memory, which could kill the process, else None."
+def _check_size(config: PreTrainedConfig) -> None:
+    "Raise an error for a model that does not fit into memory, which could kill the process."
     hidden, rows = config.hidden_size, config.vocab_size * (1 if config.tie_word_embeddings else 2)
     is_modern = config.model_type == "modernbert"
     rows += 0 if is_modern else config.max_position_embeddings + config.type_vocab_size
     layer = 4 * hidden + (3 if is_modern else 2) * config.intermediate_size
     parameters = hidden * (rows + config.num_hidden_layers * layer)
     needed, memory = 4 * parameters, psutil.virtual_memory().total
-    if needed <= memory:
-        return None
-    return f"the model has {parameters:.2g} parameters, {needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
+    if needed > memory:
+        sizes = f"{needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
+        raise ConfigError("model_config", [f"the model has {parameters:.2g} parameters, {sizes}"])
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def complete_config(
@@ -97,14 +87,14 @@ def complete_config(
     "Complete the architecture from the tokenizer and the dataset, or raise an error that lists what does not match."
     positions = max_length + first_position(config.model_type, tokenizer.pad_token_id)
     values = {"vocab_size": len(tokenizer), "max_position_embeddings": positions, **_special_ids(tokenizer)}
-    given = {name: value for name, value in asdict(config).items() if value is not None and name not in _NOT_IN_CONFIGS}
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    del given["model_type"], given["initialization"]  # They select the class and the initial weights
     renamed = {new: value for name, value in (values | given).items() for new in option_names(config.model_type, name)}
     completed = AutoConfig.for_model(config.model_type, **renamed)
     if errors := find_mismatches(completed, tokenizer, max_length):
         hint = "(if you leave it out, it follows the tokenizer and the dataset)"
         raise ConfigError("model_config", [f"{error} {hint}" for error in errors])
-    if error := _find_size_error(completed):
-        raise ConfigError("model_config", [error])
+    _check_size(completed)
     return completed
 
 # %% ../../nbs/model/01_roberta.ipynb #seed0001

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import IOBase
@@ -31,7 +31,7 @@ from huggingface_hub import HfApi
 from xxhash import xxh3_128
 
 from ..config import ConfigError
-from ..disk import find_overlaps, hash_file, hash_json, read_json
+from ..disk import find_overlaps, hash_file, hash_json, read_if_present
 from .files import TABLES, SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
@@ -217,11 +217,8 @@ def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
 
 def _is_saved_dataset(folder: str) -> bool:
     "Return whether `datasets` saved a folder; a folder of text may contain files with the same names."
-    for file, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
-        with suppress(OSError, ValueError):
-            if isinstance(facts := read_json(os.path.join(folder, file)), dict) and key in facts:
-                return True
-    return False
+    keys = {"dataset_dict.json": "splits", "state.json": "_data_files"}
+    return any(key in read_if_present(Path(folder, file)) for file, key in keys.items())
 
 
 def _check_hub_files(files: dict[str, list[str]], commit: str) -> None:
@@ -432,8 +429,7 @@ def docstrings(
 # %% ../../nbs/text/03_corpus.ipynb #70050b57
 def _read_docstrings(file: Path) -> Iterator[str]:
     "Read the paragraphs of the docstrings in one source file; yield nothing if it cannot be parsed."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):

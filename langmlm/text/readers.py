@@ -113,16 +113,13 @@ def _read_lines(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Ite
     "Read lines without their line ends, many at a time."
     pieces = []  # Pieces of an unfinished line
     for text in _decode(blocks, name, options):
-        end = text.rfind("\n") + 1
-        if not end:
-            pieces.append(text)
-            continue
-        block = "".join([*pieces, text[:end]])
-        pieces = [text[end:]]
-        lines = block.replace("\r\n", "\n").split("\n")
-        lines.pop()
-        del block  # A long line would otherwise be in memory twice
-        yield lines
+        pieces.append(text)
+        if "\n" in text:
+            block, pieces = "".join(pieces), []
+            lines = block.replace("\r\n", "\n").split("\n")
+            del block  # A long line would otherwise be in memory twice
+            pieces.append(lines.pop())
+            yield lines
     if rest := "".join(pieces):
         yield [rest]
 

@@ -57,10 +57,6 @@ def pack_bits(used: np.ndarray) -> str:
     return base64.b64encode(np.packbits(used)).decode()
 
 
-def _unpack_bits(packed: str) -> np.ndarray:
-    "Decode the output of `pack_bits` into uint8, zero-padded to a whole byte."
-    return np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8))
-
 
 def add_statistics(vocab_size: int, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     "Add up the statistics of any number of shards."
@@ -74,7 +70,8 @@ def add_statistics(vocab_size: int, parts: Iterable[dict[str, Any]]) -> dict[str
         for name, counts in part.get("sources", {}).items():  # Tokens in the text, and in an epoch
             total["sources"][name] = [sum(pair) for pair in zip(counts, total["sources"].get(name, (0, 0)))]
         total["lengths"] = [sum(pair) for pair in zip(total["lengths"], part["lengths"], strict=True)]
-        total["used"] = pack_bits(_unpack_bits(total["used"]) | _unpack_bits(part["used"]))
+        used = [np.frombuffer(base64.b64decode(counts["used"]), np.uint8) for counts in (total, part)]
+        total["used"] = base64.b64encode(used[0] | used[1]).decode()
         total["longest_token"] = max(total["longest_token"], part["longest_token"], key=len)
     return total
 
@@ -147,7 +144,7 @@ def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     "Return the names and values of a report's table."
     counts, splits, vocab_size = manifest["statistics"], manifest["splits"], manifest["vocab_size"]
     words, tokens, unknown = counts["words"], counts["tokens"], counts.get("unknown", 0)
-    used = int(_unpack_bits(counts["used"]).sum())
+    used = int.from_bytes(base64.b64decode(counts["used"])).bit_count()
     validation = splits.get("validation", {"documents": 0})["documents"]
     truncated = "split into {pieces:,} sequences" if manifest["long_lines"] == "split" else "truncated"
     duplicates = f"{counts['dropped']:,} dropped" if manifest["drop_duplicates"] else f"{counts['duplicates']:,}"

@@ -211,16 +211,14 @@ def fingerprint_tokenizer(
 def _hash_meaning(content: str) -> str:
     "Hash the content of a `tokenizer.json`, independent of the version of `tokenizers` that wrote it."
 
-    def without_unset(facts: Any) -> Any:
-        if isinstance(facts, dict):
-            is_set = {key: value for key, value in facts.items() if value is not None and value is not False}
-            return {key: without_unset(value) for key, value in is_set.items()}
-        return [without_unset(value) for value in facts] if isinstance(facts, list) else facts
+    def without_unset(facts: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in facts.items() if value is not None and value is not False}
 
-    facts = {key: value for key, value in json.loads(content).items() if key != "version"}
+    facts = json.loads(content, object_hook=without_unset)
+    facts.pop("version", None)
     merges = facts["model"].get("merges", ())
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]  # Strings before version 0.20
-    return hash_json(without_unset(facts | {"model": facts["model"] | {"merges": pairs}}))
+    return hash_json(facts | {"model": facts["model"] | {"merges": pairs}})
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #59609138
 VOCABULARY_OPTIONS = (

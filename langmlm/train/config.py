@@ -156,24 +156,17 @@ class TrainingConfig(_DerivedValues, Options):
         self.expand_home("output_dir", "logging_dir")
 
 # %% ../../nbs/train/01_config.ipynb #484804be
-def _is_epochs(value: float) -> bool:
-    return 1 <= value <= 100_000 and value == int(value)
-
-
-def _is_batch(value: int | str) -> bool:
-    return isinstance(value, int) and 1 <= value <= 10**6
-
-
 def _are_sentences(values: list | tuple) -> bool:
     return len(values) <= 100 and all(isinstance(text, str) and not _SURROGATES.search(text) for text in values)
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters: they cannot be encoded in a file
+_BATCH, _EPOCHS = range(1, 10**6 + 1), range(1, 10**5 + 1)
 _RULES = [  # In the format of `check_config`
     ("recipe", ("efficient",)),
-    ("num_train_epochs", _is_epochs, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
-    ("per_device_train_batch_size", lambda value: value == "auto" or _is_batch(value), '1 to 1,000,000, or "auto"'),
-    ("gradient_accumulation_steps", _is_batch, "1 to 1,000,000"),
+    ("num_train_epochs", lambda value: value in _EPOCHS, "a whole number from 1 to 100,000 (to end a run within an epoch, set max_steps)"),
+    ("per_device_train_batch_size", lambda value: value == "auto" or value in _BATCH, '1 to 1,000,000, or "auto"'),
+    ("gradient_accumulation_steps", lambda value: value in _BATCH, "1 to 1,000,000"),
     ("save_total_limit eval_steps logging_steps save_steps", lambda value: 1 <= value < 2**63, "at least 1"),
     ("max_steps", lambda value: 1 <= value <= 10**9 or value == -1, "1 to 10**9, or -1 to use num_train_epochs"),
     ("warmup_steps n_gpus max_rollbacks", lambda value: 0 <= value < 2**63, "0 or more"),

@@ -107,7 +107,10 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
         model["vocab"] |= {token.content: id for id, token in added}  # Prevents reassignment of later ids
         model["vocab"] |= {unit: first + index for index, unit in enumerate(units)}
         model["ignore_merges"] = True
-        _warn_of_unreached(old, model["vocab"].keys() - {*units, *(token.content for _, token in added)})
+        before = model["vocab"].keys() - {*units, *(token.content for _, token in added)}
+        if unreached := sorted(unit for unit in before if len(old.model.tokenize(unit)) > 1):  # No merge produces them
+            text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
+            logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
     elif isinstance(old.model, Unigram):
         scores = [score for _, score in model["vocab"]]
         model["vocab"] += [[token.content, min(scores)] for id, token in added if id >= len(scores)]
@@ -119,13 +122,6 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
         backend.add_tokens([AddedToken(unit, single_word=True) for unit in units])
     settings = {name: getattr(tokenizer, name) for name in ("model_input_names", "model_max_length")}
     return wrap_backend(backend, tokenizer, **settings), pieces
-
-
-def _warn_of_unreached(old: Tokenizer, vocabulary: Iterable[str]) -> None:
-    "Log the tokens that no merge produces and that are from now on looked up as whole words."
-    if unreached := sorted(unit for unit in vocabulary if len(old.model.tokenize(unit)) > 1):
-        text = "%s tokens of the old vocabulary were never used, and are now used as whole words: %s"
-        logger.warning(text, f"{len(unreached):,}", ", ".join(unreached[:5]))
 
 # %% ../../nbs/train/13_extend.ipynb #790102ff
 @torch.no_grad()

@@ -193,11 +193,10 @@ class _Monitor:
     "Counts speed, appends to the log, and shows progress."
 
     def __init__(self, model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState):
+        self._config, self._plan, self._state = run_folder.config, run_folder.plan, state
         self._unigram_entropy = unigram_entropy(loader.dataset, run_folder.tokenizer.all_special_ids)
-        self._config = run_folder.config
-        accelerator = run_folder.accelerator
-        disable = not accelerator.is_main_process or run_folder.config.disable_tqdm
-        self._state, self._plan, self._is_main_process = state, run_folder.plan, accelerator.is_main_process
+        accelerator, self._is_main_process = run_folder.accelerator, run_folder.accelerator.is_main_process
+        disable = not self._is_main_process or self._config.disable_tqdm
         self._new_meter = partial(SpeedMeter, accelerator.device, run_folder.precision, model.config)
         self._session, self._recent = self._new_meter(), self._new_meter()  # `_recent`: since the last log entry
         self.bar = progress_bar(self._plan.total_steps, "Training", " steps", state.step, disable)
@@ -237,12 +236,8 @@ class _Monitor:
                 logger.warning(text, len(predictions), self._config.mlm_probability)
             time_left = f", about {left.duration} left" if left.steps_left else ""
             logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary + time_left)
-            self._diagnose()
-
-    def _diagnose(self) -> None:
-        "Warn if the loss does not fall below the unigram entropy."
-        if should_diagnose(self._state.step, self._plan.total_steps, self._config):
-            if advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, self._config):
+            is_due = should_diagnose(self._state.step, self._plan.total_steps, self._config)
+            if is_due and (advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, self._config)):
                 logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from html import escape
 from os import PathLike
 from time import perf_counter
+from timeit import repeat
 from typing import Any, ClassVar
 
 import numpy as np
@@ -161,8 +162,7 @@ def plot(
 
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for name, color, label in (("loss", "#4472b0", "training loss"), ("eval_loss", "#55a868", "validation loss")):
-        points = [(entry["step"], entry[name]) for entry in self.log_history if name in entry]
-        if points:
+        if points := [(entry["step"], entry[name]) for entry in self.log_history if name in entry]:
             axes.plot(*zip(*points), "o-", markersize=3, color=color, label=label)
     unigram_entropy = self.unigram_entropy if unigram_entropy is None else unigram_entropy
     if unigram_entropy is not None:
@@ -218,11 +218,7 @@ def peak_flops(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[precision]
     size = 512 if device.type == "cpu" else 4096  # CPUs without bf16 instructions need seconds for larger matrices
     matrix = torch.full((size, size), 0.5, dtype=dtype, device=device)
-    seconds = []
-    for _ in range(5):
-        start = perf_counter()
-        (matrix @ matrix)[0, 0].item()  # Waits for the product
-        seconds.append(perf_counter() - start)
+    seconds = repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1, repeat=5)  # `item` waits for the product
     return 2 * size**3 / min(seconds[1:])
 
 # %% ../../nbs/train/03_metrics.ipynb #54ea9e5f

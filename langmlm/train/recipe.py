@@ -9,7 +9,7 @@ __all__ = ['tokens_per_step', 'recipe_options', 'plan_run', 'new_model']
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -121,15 +121,12 @@ def _fit_batch(config: TrainingConfig, make_trial: Callable) -> TrainingConfig:
     return replace(config, **size, gradient_accumulation_steps=accumulated)
 
 
-def _log_choices(*pairs: tuple[TrainingConfig, TrainingConfig] | tuple[ModelConfig, ModelConfig]) -> None:
+def _log_choices(*configs: tuple[TrainingConfig, ModelConfig]) -> None:
     "Log the options that differ between the given and the planned configs."
-    changed = [
-        f"{entry.name}={show_value(getattr(planned, entry.name))}"
-        for given, planned in pairs
-        for entry in fields(given)
-        if getattr(given, entry.name) != getattr(planned, entry.name) and entry.name != "budget_minutes"
-    ]
-    logger.info("planned: %s", ", ".join(changed) or "all options were given")
+    given, planned = (asdict(training) | asdict(model) for training, model in configs)
+    changed = [name for name in planned if planned[name] != given[name] and name != "budget_minutes"]
+    choices = ", ".join(f"{name}={show_value(planned[name])}" for name in changed)
+    logger.info("planned: %s", choices or "all options were given")
 
 # %% ../../nbs/train/11_recipe.ipynb #a5397199
 _TRIAL_STEPS = 1_000  # Length of the measured run, from which a recipe chooses the batch size
@@ -175,7 +172,7 @@ def plan_run(
             trial = replace(planned, **left_out)
     if automatic:
         planned = _fit_batch(planned, make_trial)
-    _log_choices((original, planned), (architecture, model))
+    _log_choices((original, architecture), (planned, model))
     return planned, model
 
 # %% ../../nbs/train/11_recipe.ipynb #6a3b683c

@@ -260,12 +260,9 @@ def describe_latest(self: RunFolder) -> str:
 @patch
 def rollback_checkpoints(self: RunFolder, state: TrainState) -> list[Path]:  # Lowest step first
     "List the checkpoints that a rollback may use, here and in the folder that the run was resumed from."
-    found = {}
-    if self.start.trainer_state:
-        older = list_checkpoints(Path(self.start.weights).parent)
-        found = {checkpoint_step(path): path for path in older}
-        found = {step: path for step, path in found.items() if step <= self.start.trainer_state["global_step"]}
-    found |= {checkpoint_step(path): path for path in list_checkpoints(self.path)}
+    older = list_checkpoints(Path(self.start.weights).parent) if self.start.trainer_state else []
+    older = [path for path in older if checkpoint_step(path) <= self.start.trainer_state["global_step"]]
+    found = {checkpoint_step(path): path for path in older + list_checkpoints(self.path)}
     stops, regular = self._split_steps(found, state)
     return [found[step] for step in stops + regular]
 

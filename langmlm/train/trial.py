@@ -189,10 +189,9 @@ def explain_memory(config: TrainingConfig, share: float = 0.5) -> str:
     size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
     smaller = max(1, int(size * share))
     steps = math.ceil(size * accumulated / smaller)
-    remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] if size > 1 else []
-    if not config.gradient_checkpointing:
-        remedies.append("gradient_checkpointing=True")
-    remedies.append("a smaller model, or a lower max_length when the text is tokenized")
+    remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] * (size > 1)
+    remedies += ["gradient_checkpointing=True"] * (not config.gradient_checkpointing)
+    remedies += ["a smaller model, or a lower max_length when the text is tokenized"]
     return "the run needs more memory than there is: set " + ", or ".join(remedies)
 
 # %% ../../nbs/train/15_trial.ipynb #chkmem01
