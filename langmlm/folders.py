@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import TokenizerConfig
-from .disk import MANIFEST, find_damage, read_if_present, read_json, read_manifest
+from .disk import MANIFEST, find_damage, read_json, read_manifest
 from .train.config import TrainingConfig
 
 # %% ../nbs/folders.ipynb #r000005b
@@ -100,16 +100,24 @@ def _align(rows: dict[str, Any]) -> list[str]:
     return [f"{name:{max(map(len, rows))}}  {value}" for name, value in rows.items()]
 
 
+def _read_if_present(file: Path) -> dict[str, Any]:
+    "Read a JSON file with an object; a missing one is empty, and so is a damaged one, since `find_damage` lists it."
+    with suppress(OSError, ValueError):
+        facts = read_json(file)
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
 def _describe_model(folder: Path) -> dict[str, Any]:
     "Describe the model in a folder, if there is one."
-    config = read_if_present(folder / "config.json")  # `find_damage` lists damaged files
+    config = _read_if_present(folder / "config.json")
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     return {name: config[name] for name in ("model_type", *sizes, "max_position_embeddings") if name in config}
 
 
 def _describe_training(folder: Path) -> dict[str, Any]:
     "Describe the state of a run, with the options that differ from the defaults."
-    state = read_if_present(folder / "trainer_state.json")
+    state = _read_if_present(folder / "trainer_state.json")
     if not {"log_history", "global_step", "max_steps", "epoch"} <= state.keys():
         return {}
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from io import IOBase
@@ -31,7 +31,7 @@ from huggingface_hub import HfApi
 from xxhash import xxh3_128
 
 from ..config import ConfigError
-from ..disk import find_overlaps, hash_file, hash_json, read_if_present
+from ..disk import find_overlaps, hash_file, hash_json, read_json
 from .files import TABLES, SourceFile, detect_format, find_files
 from .readers import EMPTY, ReadOptions, arrow_rows, check_text_column, drop_empty_documents, extract_texts
 from .readers import pick_column, read_column, read_texts
@@ -217,8 +217,11 @@ def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
 
 def _is_saved_dataset(folder: str) -> bool:
     "Return whether `datasets` saved a folder; a folder of text may contain files with the same names."
-    keys = {"dataset_dict.json": "splits", "state.json": "_data_files"}
-    return any(key in read_if_present(Path(folder, file)) for file, key in keys.items())
+    for file, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+        with suppress(OSError, ValueError):
+            if isinstance(facts := read_json(os.path.join(folder, file)), dict) and key in facts:
+                return True
+    return False
 
 
 def _check_hub_files(files: dict[str, list[str]], commit: str) -> None:
