@@ -342,12 +342,10 @@ def _score(contender: _Contender, settings: Sequence[float], split: _Split, labe
     "Choose a setting, then train and test with every seed."
     from sklearn.metrics import f1_score
 
-    began, (train, chosen_on) = perf_counter(), split.inner(labels)
-
-    def try_out(setting: float) -> float:
-        return (contender(train, chosen_on, setting, split.seeds[0]) == labels[chosen_on]).mean()
-
-    best, runs = max(settings, key=try_out) if len(settings) > 1 else settings[0], []
+    began, runs, best, (train, chosen_on) = perf_counter(), [], settings[0], split.inner(labels)
+    if len(settings) > 1:
+        tried = {setting: contender(train, chosen_on, setting, split.seeds[0]) for setting in settings}
+        best = max(settings, key=lambda setting: (tried[setting] == labels[chosen_on]).mean())
     for seed in split.seeds:
         predicted, expected = contender(split.train, split.test, best, seed), labels[split.test]
         correct = predicted == expected

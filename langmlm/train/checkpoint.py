@@ -110,8 +110,7 @@ def newest_checkpoint(
     "Return the newest intact checkpoint of a run; damaged ones are skipped with a warning."
     for folder in reversed(list_checkpoints(run_folder)):
         _check_readable(folder)
-        damage = find_damage(folder)
-        if not damage:
+        if not (damage := find_damage(folder)):
             return folder
         logger.warning("skipping %s, which is damaged: %s", folder, "; ".join(damage))
     remedy = "to start from one that another tool has saved, name its folder"
@@ -126,15 +125,13 @@ def _check_readable(folder: Path) -> None:
         raise PermissionError(f"{hidden[0]} cannot be read by this user: change its permissions")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #71f6d901
-_SUPERSEDED = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
-
-
 def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Path]:
     "Return the oldest superseded checkpoints beyond a limit, only for steps that the run has reached again."
-    folders = [path for path in run_folder.glob("superseded-*") if _SUPERSEDED.fullmatch(path.name) and path.is_dir()]
-    intact = [path for path in folders if not find_damage(path, digests=False)]
+    pattern = re.compile(r"superseded-checkpoint-(\d+)(-\d+)?")
+    matches = {path: pattern.fullmatch(path.name) for path in run_folder.glob("superseded-*")}
+    intact = [path for path, match in matches.items() if match and not find_damage(path, digests=False)]
     intact.sort(key=lambda path: (path / MANIFEST).stat().st_mtime)
-    return [path for path in intact[:-limit] if int(_SUPERSEDED.fullmatch(path.name)[1]) <= reached]
+    return [path for path in intact[:-limit] if int(matches[path][1]) <= reached]
 
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[int] = ()) -> None:
@@ -171,26 +168,24 @@ def load_model(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedModel:  # Of the saved class, always in float32
     "Load a stock model of one of `MODEL_TYPES`, or raise an error; weights that are missing are named."
+    given = f"checkpoint_path={str(name)!r}"
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint_path={str(name)!r} is neither a model folder nor a model on the Hub: {error}"
-        ) from error
+        raise ValueError(f"{given} is neither a model folder nor a model on the Hub: {error}") from error
     if config.model_type not in MODEL_TYPES or getattr(config, "is_decoder", False):
         found = "is_decoder=True" if config.model_type in MODEL_TYPES else f"model_type={config.model_type!r}"
         supported = f"only encoders of the types {', '.join(MODEL_TYPES)} can be trained"
-        raise ValueError(f"checkpoint_path={str(name)!r} has {found}; {supported}")
+        raise ValueError(f"{given} has {found}; {supported}")
     try:
         # Under FSDP, transformers would leave the weights out in all processes but the first
         everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
         with _without_progress_bars(), everywhere, fixed_seed(0):  # For weights that are missing in the checkpoint
-            options = {"dtype": torch.float32, "output_loading_info": True}
-            load = AutoModelForMaskedLM.from_pretrained
-            model, loading = load(name, trust_remote_code=False, weights_only=True, **options)
+            options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+            model, loading = AutoModelForMaskedLM.from_pretrained(name, weights_only=True, **options)
     except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError) as error:
         problem = str(error) or type(error).__name__
-        raise ValueError(f"checkpoint_path={str(name)!r} has no weights that can be loaded safely: {problem}") from error
+        raise ValueError(f"{given} has no weights that can be loaded safely: {problem}") from error
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         logger.warning("%s has no weights for %s: they are initialized randomly", name, missing)
@@ -211,8 +206,7 @@ def load_optimizer(folder: str | PathLike, optimizer: Optimizer, model: nn.Modul
         name, _, key = entry.rpartition(":")
         saved[name][key] = value
     shapes = {name: {value.shape for value in state.values()} for name, state in saved.items()}
-    mismatched = [name for name in saved if name not in weights or not shapes[name] <= {(), weights[name].shape}]
-    if mismatched:
+    if mismatched := [name for name in saved if name not in weights or not shapes[name] <= {(), weights[name].shape}]:
         raise ValueError(f"the optimizer state does not fit the model's parameters {', '.join(sorted(mismatched)[:5])}")
     updated = {weight for group in optimizer.param_groups for weight in group["params"]}
     missing = [name for name in weights if weights[name] in updated and set(saved.get(name, ())) not in _STATE_KEYS]

@@ -191,19 +191,16 @@ def fill_masks(module: nn.Module, sentences: MaskedSentences, accelerator: Accel
     return filled
 
 # %% ../../nbs/train/07_evaluate.ipynb #2dc22d39
-def _collect_predictions(
-    module: nn.Module, loader: BatchLoader, accelerator: Accelerator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _collect_predictions(module: nn.Module, loader: BatchLoader, accelerator: Accelerator) -> pd.DataFrame:
     "Return label, predicted token and loss of every masked token of a split, in every process."
     found, loader = [], replace(loader, process_index=0, num_processes=1)
     with _evaluation_mode(module, accelerator) as flat_model:
         for batch in loader.load_in_order():
             for logits, labels in _predict(flat_model, batch, accelerator.device):
                 losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_INDEX)
-                columns = labels, logits.argmax(-1), losses
-                found.append([column[labels != IGNORE_INDEX].cpu().numpy() for column in columns])
-    labels, predicted, losses = map(np.concatenate, zip(*found))
-    return labels, predicted, losses
+                columns = {"label": labels, "predicted": logits.argmax(-1), "loss": losses}
+                found.append({name: column[labels != IGNORE_INDEX].cpu() for name, column in columns.items()})
+    return pd.concat(map(pd.DataFrame, found), ignore_index=True).astype({"loss": float})
 
 # %% ../../nbs/train/07_evaluate.ipynb #dfd7f5a2
 def find_worst_tokens(
@@ -218,8 +215,7 @@ def find_worst_tokens(
     if rows < 1 or min_count < 1:
         raise ValueError(f"rows and min_count must be at least 1, got {rows} and {min_count}")
     vocabulary = token_bytes(tokenizer)
-    labels, predicted, losses = _collect_predictions(module, loader, accelerator)
-    found = pd.DataFrame({"label": labels, "predicted": predicted, "loss": losses.astype(float)})
+    found = _collect_predictions(module, loader, accelerator)
     found["correct"] = found.label == found.predicted
     table = found.groupby("label").agg(count=("loss", "size"), loss=("loss", "mean"), accuracy=("correct", "mean"))
     table = table[table["count"] >= min_count].sort_values("loss", ascending=False, kind="stable").head(rows)

@@ -125,8 +125,8 @@ def add_words(tokenizer: PreTrainedTokenizerBase, units: list[str]) -> tuple[Pre
 
 # %% ../../nbs/train/13_extend.ipynb #790102ff
 @torch.no_grad()
-def _grow(model: PreTrainedModel, fill: Callable[[Tensor, Tensor], None], **sizes: int) -> PreTrainedModel:
-    "Copy a model into one with larger sizes; `fill(new, old)` sets each weight whose number of rows grows."
+def _grow(model: PreTrainedModel, first: int, rest: Callable[[Tensor], Tensor], **sizes: int) -> PreTrainedModel:
+    "Copy a model into one with larger sizes; weights that grow get the rows `rest(old)` from row `first` on."
     config = copy.deepcopy(model.config)
     config.update(sizes)
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ def _grow(model: PreTrainedModel, fill: Callable[[Tensor, Tensor], None], **size
         old = state[name]
         new[: len(old)] = old
         if len(new) > len(old):
-            fill(new, old)
+            new[first:] = rest(old)
     return grown.train(model.training)
 
 # %% ../../nbs/train/13_extend.ipynb #9def6efa
@@ -147,10 +147,10 @@ def embed_new_words(
 ) -> PreTrainedModel:  # With `len(pieces)` more tokens
     "Add words to a model; embedding and bias are the means over the pieces of each word."
 
-    def fill(new: Tensor, old: Tensor) -> None:
-        new[first:] = torch.cat([torch.stack([old[ids].mean(0) for ids in pieces]), old[first:]])
+    def rest(old: Tensor) -> Tensor:
+        return torch.cat([torch.stack([old[ids].mean(0) for ids in pieces]), old[first:]])
 
-    return _grow(model, fill, vocab_size=model.config.vocab_size + len(pieces))
+    return _grow(model, first, rest, vocab_size=model.config.vocab_size + len(pieces))
 
 # %% ../../nbs/train/13_extend.ipynb #732abbdc
 def repeat_positions(
@@ -165,11 +165,8 @@ def repeat_positions(
     if not isinstance(max_length, int) or max_length <= present:
         has = f"which the model reads already, got {max_length!r}"
         raise ValueError(f"max_length must be an integer above {present:,}, {has}")
-
-    def fill(new: Tensor, old: Tensor) -> None:
-        new[first:] = old[first:][torch.arange(max_length) % present]
-
-    return _grow(model, fill, max_position_embeddings=first + max_length)
+    repeated = first + torch.arange(max_length) % present
+    return _grow(model, first, lambda old: old[repeated], max_position_embeddings=first + max_length)
 
 # %% ../../nbs/train/13_extend.ipynb #8a17852d
 def _load(

@@ -160,9 +160,9 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
     options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}  # 0: any free port
     handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
     options["signals_to_handle"] = ",".join(number.name for number in handlers if handlers[number] != signal.SIG_IGN)
-    os.environ[_LAUNCHING] = "1"
     try:
-        elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options), function)(*args)
+        with patch_environment(**{_LAUNCHING: "1"}):
+            elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options), function)(*args)
     except SignalException as error:
         raise signal_exit(error.sigval) from None
     except ChildFailedError as error:
@@ -171,7 +171,6 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
         message = message if failure.exitcode < 0 or isinstance(failure.message, dict) else "its own error is printed above"
         raise RuntimeError(f"process {rank} of {num_processes} failed: {message}") from error
     finally:
-        del os.environ[_LAUNCHING]
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)

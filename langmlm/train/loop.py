@@ -151,8 +151,7 @@ def _handle(
 ) -> dict[str, dict]:  # fmt: skip
     "Handle a loss spike with the checkpoints of the run, or with the weights that it was created with."
     initial_model = partial(new_model, model.config, state.initialization, config.seed, run_folder.tokenizer, dataset)
-    checkpoints = run_folder.rollback_checkpoints(state)
-    options = checkpoints, initial_model, run_folder.plan.total_steps
+    options = run_folder.rollback_checkpoints(state), initial_model, run_folder.plan.total_steps
     return handle_loss_spike(spike, model, optimizer, accelerator, state, config, *options)
 
 

@@ -60,9 +60,8 @@ def _shown_options(run: dict[str, dict], config: PreTrainedConfig) -> str:
     "Return architecture and training options as JSON, one per line."
     shown = {name: run["identity"][name] for name in _SIZES} | {"initialization": run["state"]["initialization"]}
     shown |= {name: value for name, value in config.to_dict().items() if "dropout" in name and value is not None}
-    for name, value in run["config"].items():
-        if (isinstance(value, int | float) or name in _NAMES) and not _NOT_SHOWN.search(name):
-            shown[name] = value
+    options = {name: value for name, value in run["config"].items() if not _NOT_SHOWN.search(name)}
+    shown |= {name: value for name, value in options.items() if isinstance(value, int | float) or name in _NAMES}
     return json.dumps(shown, indent=2)
 
 
@@ -75,9 +74,8 @@ def _training_facts(trainer_state: dict[str, Any]) -> dict[str, str]:
     seconds = sum(count * seen / step / speed for count, (_, speed) in zip(steps, speeds))
     threads = f", threads: {machine['threads']}" * (machine["device"] == "cpu")
     precision = "float32" if machine["precision"] == "no" else f"{machine['precision']} mixed precision"
-    facts = {name: f"{data[name]:,}" for name in ("documents", "sequences", "tokens") if data[name]}
-    return {
-        **{f"{name} in the training split": count for name, count in facts.items()},
+    counted = filter(data.get, ("documents", "sequences", "tokens"))
+    return {f"{name} in the training split": f"{data[name]:,}" for name in counted} | {
         "optimizer steps": f"{step:,}",
         "passes over the data": f"{trainer_state['epoch']:.4g}",
         "tokens seen": f"about {seen:,.0f}",

@@ -53,16 +53,15 @@ def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
 
 def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     "Raise a `FileExistsError` if the folder belongs to a run other than the resumed one."
+    given = f"output_dir={str(run_folder)!r}"
     if run_folder.exists() and not run_folder.is_dir():
-        raise FileExistsError(f"output_dir={str(run_folder)!r} is a file: name a folder")
+        raise FileExistsError(f"{given} is a file: name a folder")
     checkpoints = list_checkpoints(run_folder)
     taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
     if taken and not resumes_here:
         remedy = f", or resume it with checkpoint_path (in a shell, `langmlm resume {run_folder}`)" if checkpoints else ""
-        raise FileExistsError(
-            f"output_dir={str(run_folder)!r} holds another run: choose another run_name or output_dir{remedy}"
-        )
+        raise FileExistsError(f"{given} holds another run: choose another run_name or output_dir{remedy}")
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
 class RunFolder:

@@ -148,15 +148,12 @@ def restore_state(
     "Return the state of a checkpoint and restore the loss scale; raise a `ValueError` if the run cannot be resumed."
     saved, step = trainer_state["langmlm"], trainer_state["global_step"]
     if differences := _list_changes(saved["identity"], description["identity"]):
-        raise ValueError(
-            "the checkpoint was saved by a run with other settings; make them equal to resume it, or pass "
-            "resume='weights' to start a new run with its weights:\n" + "\n".join(f"- {change}" for change in differences)
-        )
+        remedy = "make them equal to resume it, or pass resume='weights' to start a new run with its weights"
+        found = "".join(f"\n- {change}" for change in differences)
+        raise ValueError(f"the checkpoint was saved by a run with other settings; {remedy}:{found}")
     if step > plan.total_steps:
-        raise ValueError(
-            f"the checkpoint has done {step} steps, but this run has only {plan.total_steps}: "
-            "raise num_train_epochs or max_steps"
-        )
+        found = f"the checkpoint has done {step} steps, but this run has only {plan.total_steps}"
+        raise ValueError(f"{found}: raise num_train_epochs or max_steps")
     if accelerator.is_main_process:
         _log_changes(trainer_state, description, plan)
     state = TrainState(step=step, log_history=list(trainer_state["log_history"]), **copy.deepcopy(saved["state"]))
