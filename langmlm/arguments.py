@@ -53,7 +53,7 @@ def _parse_value(given: Any, annotation: Any) -> Any:
         return given
     if isinstance(given, _Quoted):
         return os.path.expanduser(str(given)) if PathLike in kinds else str(given)
-    if NoneType in kinds and given.lower() in ("", "none", "null", "~"):
+    if NoneType in kinds and given.lower() in ("none", "null", "~"):
         return None
     if bool in kinds and given.lower() in ("true", "false"):
         return given.lower() == "true"
@@ -157,7 +157,7 @@ def make_parser(
     parser.add_argument("--debug", **debug)
     choices, parsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands"), {}
     for name, command in commands.items():
-        about = command.__doc__
+        about = command.__doc__ or ""  # Python leaves it out with -OO
         parsers[name] = choices.add_parser(name, prog=f"langmlm {name}", description=about, help=about.rstrip("."))
         if name in detailed:
             _add_arguments(parsers[name], command)

@@ -164,6 +164,7 @@ def _bench(
 ) -> None:
     "Measure speed and memory of a run, without starting it."
     call = dict(locals()) | {"resume": "weights"}
+    training_config.pop("output_dir", None)  # Nothing is written, so it may be the folder of a run
     _measure(call, call.pop("steps"))
 
 
@@ -188,20 +189,28 @@ def _fill_mask(
     top_k: int = 5,  # Number of predictions for a mask
 ) -> None:
     "Print the most probable tokens for the masks in a text."
-    from transformers import pipeline
+    from transformers import AutoModelForMaskedLM, pipeline
     from transformers.utils import logging as transformers_logging
 
     from langmlm.model.roberta import longest_input
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    name = find_model(model)
     try:
-        predict = pipeline("fill-mask", model=find_model(model))
-    except (OSError, ValueError) as error:
-        problem = "is neither the folder nor the Hub name of a masked language model"
-        raise ValueError(f"MODEL={model!r} {problem}: {error}") from error
+        loaded, loading = AutoModelForMaskedLM.from_pretrained(
+            name, trust_remote_code=False, weights_only=True, output_loading_info=True
+        )
+        if loading["missing_keys"]:
+            raise ValueError(f"it has no weights for {', '.join(sorted(loading['missing_keys']))}")
+        predict = pipeline("fill-mask", model=loaded, tokenizer=name)
+    except Exception as error:  # Damaged files can raise almost any exception
+        problem = f"MODEL={model!r} is neither the folder nor the Hub name of a masked language model: {error}"
+        raise ValueError(problem.partition(" See the original errors")[0]) from error
     mask, config = predict.tokenizer.mask_token, predict.model.config
     inputs = [line.replace("<mask>", mask) for line in text]
+    if wrong := [line for line in text if line != line.encode(errors="ignore").decode()]:
+        raise ConfigError("arguments", [f"TEXT must be UTF-8, got {line!r}" for line in wrong])
     size, longest, lengths = config.vocab_size, longest_input(config), map(len, predict.tokenizer(inputs).input_ids)
     errors = [f"TEXT must contain {mask}, got {line!r}" for line in inputs if mask not in line]
     errors += [f"TEXT must have at most {longest} tokens, got {count}: cut it" for count in lengths if count > longest]

@@ -204,7 +204,7 @@ class TokenizerConfig(Options):
     split_on: str = "token"  # Split after any "token", or preferably after a "word" or a "sentence"
     stride: int = 0  # Tokens that a sequence repeats from the previous one of its document, below max_length - 2
     drop_duplicates: bool = False  # Keep only the first of identical documents
-    near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to below 1; None: only identical documents
+    near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to 0.99; None: only identical documents
     mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
     shard: tuple[int, int] | list[int] | None = None  # Part i of n, counted from 0: (i, n), in a shell --shard i n; None: all
@@ -254,7 +254,7 @@ _TOKENIZER_RULES = [
     ("min_frequency num_workers max_train_bytes", lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),
     ("validation_fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("shard", _is_part, "None or (i, n) with integers 0 <= i < n"),
-    ("near_duplicates", lambda value: 0.5 <= value < 1, "None, or 0.5 to below 1"),
+    ("near_duplicates", lambda value: 0.5 <= value <= 0.99, "None, or 0.5 to 0.99"),
     ("mixing", _is_mixing, "None, weights of 0 to 100 and not all 0, or an exponent of 0 to 1"),
     ("document", DOCUMENTS),
     ("encoding_errors", ENCODING_ERRORS),

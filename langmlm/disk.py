@@ -413,6 +413,7 @@ def _give_name(partial: Path, target: Path) -> None:
     check_replaceable(target, (read_manifest(partial) or {}).get("kind"), "folder")
     try:
         if target.exists():
+            shutil.copymode(target, partial)
             target.rename(replaced)
         partial.rename(target)
         _fsync(target.parent)

@@ -57,13 +57,15 @@ def list_own_checkpoints(folder: Path) -> list[Path]:
 def find_model(name: str | PathLike) -> str:
     "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is not a run."
     final, checkpoints = Path(name, "final_model"), list_own_checkpoints(Path(name))
-    if not final.is_dir():
-        return str(checkpoints[-1] if checkpoints else name)
-    final_step = read_facts(final).get("step", math.inf)
-    if checkpoints and checkpoint_step(checkpoints[-1]) > final_step and read_facts(checkpoints[-1]):
-        logger.warning("%s is older than %s, which is used", final, checkpoints[-1].name)
-        return str(checkpoints[-1])
-    return str(final)
+    found, newest = final if final.is_dir() else Path(name), checkpoints[-1] if checkpoints else None
+    if found != final and newest:
+        found = newest
+    elif newest and checkpoint_step(newest) > read_facts(final).get("step", math.inf) and read_facts(newest):
+        logger.warning("%s is older than %s, which is used", final, newest.name)
+        found = newest
+    if read_facts(found) and (damage := find_damage(found, pattern="model*.safetensors")):
+        raise ValueError(f"{found} is damaged: {'; '.join(damage)}. Copy it again, or name another model")
+    return str(name if found == Path(name) else found)
 
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -81,7 +83,7 @@ def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
     rows = {"kind": kind if manifest or damage else f"{kind} without a manifest, so that damage cannot be found"}
     rows |= {entry.name: manifest[entry.name] for entry in fields(TokenizerConfig) if entry.name in manifest}
     rows |= _describe_training(folder) | _describe_model(folder)
-    if "statistics" not in manifest:
+    if not {"statistics", "vocab_size"} <= manifest.keys():  # The first is in the parts of a dataset, too
         return _align(rows), damage
     from langmlm.tokens.report import Report
 

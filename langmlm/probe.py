@@ -250,7 +250,10 @@ class _FineTuning:
         order, predicted = np.argsort(self._lengths[test], kind="stable"), np.empty(len(test), np.int64)
         for start in range(0, len(order), 4 * self.batch_size):
             part = order[start : start + 4 * self.batch_size]
-            predicted[part] = self._logits(model, test[part]).argmax(-1).cpu().numpy()
+            logits = self._logits(model, test[part])
+            if not logits.isfinite().all():
+                raise FloatingPointError("a model diverged during fine-tuning: lower learning_rates")
+            predicted[part] = logits.argmax(-1).cpu().numpy()
         return predicted
 
 # %% ../nbs/probe.ipynb #9fabada9

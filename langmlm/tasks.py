@@ -391,6 +391,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
         logger.warning("decided when the run began, and now without effect: %s", ", ".join(ignored))
     if given.get("per_device_train_batch_size") == "auto":
         decided += ["per_device_train_batch_size", "gradient_accumulation_steps"]
+    decided += ["output_dir"] if given.get("output_dir") is None else []  # Stay in the folder of the run
     return saved | {name: value for name, value in given.items() if name not in decided}
 
 # %% ../nbs/tasks.ipynb #f3365fa3

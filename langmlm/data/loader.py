@@ -9,6 +9,7 @@ __all__ = ['MaskFunction', 'StepBatches', 'BatchLoader', 'ShownBatch']
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from time import perf_counter
 
@@ -113,8 +114,9 @@ class BatchLoader:
 
     @property
     def mask_name(self) -> str:
-        "Name of the masking function, or of its class if it is a callable object."
-        return getattr(self.mask, "__qualname__", type(self.mask).__qualname__)
+        "Name of the masking function, also in a `partial`, or of the class of a callable object."
+        called, prefix = (self.mask.func, "partial of ") if isinstance(self.mask, partial) else (self.mask, "")
+        return prefix + getattr(called, "__qualname__", type(called).__qualname__)
 
     def _mask(self, batch: FlatBatch, epoch: int) -> MaskedBatch:
         masked = self.mask(batch, epoch, self.rules)

@@ -257,7 +257,7 @@ def _write_signatures(documents: Iterable[str], file: Path) -> int:
 
 # %% ../../nbs/text/04_selection.ipynb #17b72b49
 def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: float) -> bytes:
-    "Set the bits of documents whose Jaccard similarity with an earlier one is at least `threshold`, from 0.5 to below 1."
+    "Set the bits of documents whose Jaccard similarity with an earlier one is at least `threshold`, from 0.5 to 0.99."
     from datasketch import MinHashLSH
 
     count = _write_signatures(documents, folder / "signatures")

@@ -215,7 +215,8 @@ def _text_bytes(token: str, model: Model) -> bytes:
     prefix = getattr(model, "continuing_subword_prefix", None)
     if prefix and token.startswith(prefix):
         return token.removeprefix(prefix).encode()
-    space = " " if token and (prefix or isinstance(model, WordLevel)) else ""
+    is_word = isinstance(model, WordLevel) and model.token_to_id(" ") is None  # Not a model of characters
+    space = " " if token and (prefix or is_word) else ""
     return (space + token.replace("▁", " ")).encode()
 
 # %% ../../nbs/tokens/02_encode.ipynb #c97d589a

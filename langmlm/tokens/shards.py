@@ -306,7 +306,8 @@ def _save_dataset(target: Path, job: dict, shards: _Shards, total: int) -> Repor
         raise RuntimeError(f"the dataset cannot be completed: shards {missing} are missing or damaged: make them again, or copy their part again")
     manifest = _summarize(job, shards)
     if "train" not in manifest["splits"]:
-        raise TextError(f"the documents contain no text for the training split (validation_fraction={job['validation_fraction']})")
+        reasons = f"validation_fraction={job['validation_fraction']}" if job["validation_fraction"] else "empty documents, or mixing"
+        raise TextError(f"the documents contain no text for the training split ({reasons})")
     if job["validation_fraction"] and "validation" not in manifest["splits"]:
         logger.warning("validation_fraction=%s selects no document, so there is no validation split: raise it (equal documents are together)", job["validation_fraction"])
     with atomic_folder(target) as partial:

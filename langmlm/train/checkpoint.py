@@ -181,8 +181,9 @@ def load_model(
         # Under FSDP, transformers would leave the weights out in all processes but the first
         everywhere = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
         with _without_progress_bars(), everywhere, fixed_seed(0):  # For weights that are missing in the checkpoint
-            options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
-            model, loading = AutoModelForMaskedLM.from_pretrained(name, weights_only=True, **options)
+            model, loading = AutoModelForMaskedLM.from_pretrained(
+                name, trust_remote_code=False, weights_only=True, dtype=torch.float32, output_loading_info=True
+            )
     except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError) as error:
         problem = str(error) or type(error).__name__
         raise ValueError(f"{given} has no weights that can be loaded safely: {problem}") from error

@@ -336,6 +336,8 @@ class Arithmetic:
     def __str__(self) -> str:
         return "\n".join(filter(None, [self.size(), self.advice()]))
 
+    __repr__ = __str__
+
     def size(self) -> str:
         "Describe the length of the run, and how packing changes its learning rate."
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)

@@ -297,3 +297,5 @@ class Estimate:
             return "no steps are left"
         steps = "step" if self.steps_left == 1 else "steps"
         return f"about {self.duration}: {self.steps_left:,} {steps} of {self.seconds_per_step:.3g} s"
+
+    __repr__ = __str__

@@ -54,8 +54,8 @@ def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
 def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     "Raise a `FileExistsError` if the folder belongs to a run other than the resumed one."
     given = f"output_dir={str(run_folder)!r}"
-    if run_folder.exists() and not run_folder.is_dir():
-        raise FileExistsError(f"{given} is a file: name a folder")
+    if not run_folder.is_dir() and (run_folder.exists() or run_folder.is_symlink()):
+        raise FileExistsError(f"{given} is a {'file' if run_folder.exists() else 'link to nothing'}: name a folder")
     checkpoints = list_checkpoints(run_folder)
     taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()

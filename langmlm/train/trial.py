@@ -145,6 +145,8 @@ class StepMemory:
         parts = f"weights, gradients and optimizer {parameters}, activations and logits {activations}"
         return f"a step needs about {needed}: {parts}; {free} are free"
 
+    __repr__ = __str__
+
 # %% ../../nbs/train/15_trial.ipynb #3249a372
 _MOST_READ = 10_000_000  # Sequences; in a larger dataset, the longest is assumed to have `max_length` tokens
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # Of control groups, version 2 and 1

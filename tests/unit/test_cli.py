@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import yaml
 from fastcore.docments import docments
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from langmlm import cli, tasks
 from langmlm.arguments import _parse_value, collect_arguments, list_options, read_options, save_options
@@ -94,6 +96,8 @@ def fail(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, list[str
         ("None", bool | None, None),
         ("null", int | None, None),
         ("none", str, "none"),
+        ("", int | None, ""),  # An unset variable of the shell is not a default
+        ("", str | PathLike | None, ""),
         ("no", str, "no"),
         ("no", bool, "no"),
         ("1", str | None, "1"),
@@ -640,6 +644,7 @@ def test_bench_writes_nothing(finished: Path, tmp_path: Path, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
     data = ["--tokenizer", str(finished / "tokenizer"), "--tokenized_dataset", str(finished / "dataset")]
     words = ["bench", *data, "--max_steps", "50", "--steps", "2", "--use_cpu", "--report_to", "none"]
+    words += ["--output_dir", str(finished / "run")]  # That of another run
     for model in (["--num_hidden_layers", "1", "--hidden_size", "32"], ["--checkpoint_path", str(finished / "run")]):
         assert cli.main([*words, *model]) == (0 if model[0] == "--checkpoint_path" else 2)
         output = capsys.readouterr()
@@ -676,12 +681,21 @@ def test_fill_mask_takes_the_mask_of_the_tokenizer(finished: Path, tmp_path: Pat
         (["<mask>", "--top_k", "0"], "top_k must be 1 to 600, the tokens of the model, got 0"),
         (["<mask>", "--top_k", "2000"], "top_k must be 1 to 600, the tokens of the model, got 2000"),
         (["<mask>", "the <mask>" + " of it" * 200], "TEXT must have at most 32 tokens, got 405: cut it"),
+        (["gr\udcf6\udcdfe <mask>"], "TEXT must be UTF-8, got 'gr"),
     ],
 )
 def test_fill_mask_errors(finished: Path, words: list[str], message: str, capsys: pytest.CaptureFixture):
     "Name the argument, its value, and what the model takes."
     status, lines = fail(["fill-mask", str(finished / "run"), *words], capsys)
     assert status == 2 and len(lines) == 1 and lines[0].startswith(f"langmlm fill-mask: error: {message}")
+
+
+def test_fill_mask_needs_a_head(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "A model whose head would be random is an error."
+    AutoModelForSequenceClassification.from_pretrained(finished / "run" / "final_model").save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(finished / "run" / "final_model").save_pretrained(tmp_path / "model")
+    status, (line,) = fail(["fill-mask", str(tmp_path / "model"), "the <mask>"], capsys)
+    assert status == 1 and "of a masked language model: it has no weights for lm_head" in line
 
 
 def test_evaluate_passes_converted_options(finished: Path, monkeypatch, capsys: pytest.CaptureFixture):

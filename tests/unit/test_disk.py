@@ -97,6 +97,18 @@ def test_a_new_folder_replaces_the_old_one(tmp_path: Path):
     assert names(tmp_path / "a") == ["result"] and names(tmp_path / "a" / "result") == [MANIFEST, "weights"]
 
 
+def test_a_private_folder_stays_private(tmp_path: Path):
+    "Whether it has a result or is empty."
+    for name in ("empty", "result"):
+        folder = tmp_path / name
+        if name == "result":
+            write_result(folder, "old")
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o2750)
+        write_result(folder, "new")
+        assert folder.stat().st_mode & 0o7777 == 0o2750
+
+
 CALLS = {
     "os.fsync": os.fsync,
     "os.open": os.open,

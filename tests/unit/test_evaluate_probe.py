@@ -134,6 +134,12 @@ def test_the_model_is_its_weights(model: Path, monkeypatch: pytest.MonkeyPatch):
     assert head and all(torch.equal(pretrained[name], scratch[name]) for name in head)
 
 
+def test_a_diverged_model_has_no_score(probe: Callable):
+    "Logits that are not finite are an error, not the first class."
+    with pytest.raises(FloatingPointError, match="diverged during fine-tuning: lower learning_rates"):
+        probe(make_table(60), learning_rates=(1e30,))
+
+
 def test_macro_f1_counts_classes_alike():
     labels = np.array([0, 0, 0, 1])
     run = _score(lambda *_: np.zeros(4, int), (1.0,), _Split(np.arange(4), np.arange(4), (0,)), labels)[0]

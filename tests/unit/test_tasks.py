@@ -319,6 +319,8 @@ def test_resumed_run_keeps_its_options(work: Path):
         "tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"output_dir": "moved"}
     )
     assert moved.config.run_folder == Path("moved") and not Path("moved").exists()
+    same = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="stopped", training_config={"output_dir": None})
+    assert same.config.run_folder.resolve() == work / "stopped"
 
 
 def test_what_was_decided_when_the_run_began(work: Path, caplog: pytest.LogCaptureFixture):

@@ -267,7 +267,7 @@ def test_mask_of_a_user(loader: BatchLoader):
     expected = mask_batch(make_flat_batch(loader.dataset, rows[0], loader.pad_token_id), epoch + 100, loader.rules)
     assert same_batch(batch, expected) and seen[0] == (epoch, loader.rules)
     assert own.mask_name == "test_mask_of_a_user.<locals>.shifted" and loader.mask_name == "mask_batch"
-    assert replace(loader, mask=partial(mask_batch)).mask_name == "partial"
+    assert replace(loader, mask=partial(mask_batch)).mask_name == "partial of mask_batch"
     assert replace(loader, mask=masks_nothing).load(0).predictions == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from langmlm import tasks
@@ -276,3 +276,12 @@ def test_check_words():
                 check_words(*arguments)
         else:
             check_words(*arguments)
+
+
+def test_a_model_of_characters():
+    "A word-level model whose words are characters, spaces included: only the space begins a word."
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, " ": 2, "b": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert token_bytes(tokenizer)[1:] == [b"a", b" ", b"b"]
+    assert find_word_starts(tokenizer).tolist()[1:] == [False, True, False]

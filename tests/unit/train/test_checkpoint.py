@@ -805,6 +805,22 @@ def test_an_outdated_final_model_is_not_used(folder: Path, caplog: pytest.LogCap
     assert find_model("owner/name") == "owner/name"
 
 
+@pytest.mark.parametrize("name", ["final_model", "checkpoint-6"])
+def test_damaged_weights_are_not_used(folder: Path, name: str):
+    "Whether the run or the model is named; a model without a manifest is used as it is."
+    if name != "final_model":
+        shutil.rmtree(folder / "final_model")
+        shutil.rmtree(folder / "checkpoint-9", ignore_errors=True)
+    weights = folder / name / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4] + bytes(byte ^ 64 for byte in content[-4:]))
+    for given in (folder, folder / name):
+        with pytest.raises(ValueError, match=f"{name} is damaged: model.safetensors .* name another model"):
+            find_model(str(given))
+    (folder / name / MANIFEST).unlink()
+    assert find_model(str(folder / name)) == str(folder / name)
+
+
 def test_weights_that_do_not_fit_the_config(folder: Path):
     "The error names the parameter."
     config = folder / "final_model" / "config.json"

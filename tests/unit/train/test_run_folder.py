@@ -95,6 +95,9 @@ def test_folder_of_another_run(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file' is a file: name a folder"):
         check_run_folder(tmp_path / "file", nothing)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="link' is a link to nothing: name a folder"):
+        check_run_folder(tmp_path / "link", nothing)
 
 
 def test_lock(start_run: Callable, tmp_path: Path):
