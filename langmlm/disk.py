@@ -239,10 +239,8 @@ def check_replaceable(
         if kind is None:
             raise FileExistsError(f"{name} exists and is not empty: name a new folder")
         shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
-        raise FileExistsError(
-            f"{name} contains files that are not part of a {kind} written by langmlm ({shown}): "
-            "name another folder, or empty this one"
-        )
+        problem = f"contains files that are not part of a {kind} written by langmlm ({shown})"
+        raise FileExistsError(f"{name} {problem}: name another folder, or empty this one")
 
 
 def _find_obstacle(target: Path) -> str | None:

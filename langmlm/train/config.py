@@ -272,7 +272,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
 }
 
 # %% ../../nbs/train/01_config.ipynb #21866ebe
-_MAX_PACKING_RATIO = 4
+_MAX_PACKING_RATIO, _FEW_STEPS = 4, 1_000
 
 
 def _limit_packing(dataset: Any, config: TrainingConfig) -> tuple[int, int]:
@@ -312,9 +312,6 @@ def plan_batches(
     return plan
 
 # %% ../../nbs/train/01_config.ipynb #ab7dfe78
-_FEW_STEPS = 1_000
-
-
 @dataclass(frozen=True)
 class Arithmetic:
     "Size of a run in sequences, tokens, steps and parameters; prints with advice on a second line if there are few steps."
