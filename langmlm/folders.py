@@ -57,10 +57,10 @@ def list_own_checkpoints(folder: Path) -> list[Path]:
 def find_model(name: str | PathLike) -> str:
     "Return the final model of a run, or its newest checkpoint if that is newer; the name itself if it is not a run."
     final, checkpoints = Path(name, "final_model"), list_own_checkpoints(Path(name))
-    found, newest = final if final.is_dir() else Path(name), checkpoints[-1] if checkpoints else None
-    if found != final and newest:
-        found = newest
-    elif newest and checkpoint_step(newest) > read_facts(final).get("step", math.inf) and read_facts(newest):
+    newest = checkpoints[-1] if checkpoints else Path(name)
+    found = final if final.is_dir() else newest
+    final_step = read_facts(final).get("step", math.inf)
+    if checkpoints and checkpoint_step(newest) > final_step and read_facts(newest):
         logger.warning("%s is older than %s, which is used", final, newest.name)
         found = newest
     if read_facts(found) and (damage := find_damage(found, pattern="model*.safetensors")):
