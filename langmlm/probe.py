@@ -251,8 +251,7 @@ class _FineTuning:
         for start in range(0, len(order), 4 * self.batch_size):
             part = order[start : start + 4 * self.batch_size]
             logits = self._logits(model, test[part])
-            classes = logits.argmax(-1).where(logits.isfinite().all(-1), -1)  # A diverged model predicts no class
-            predicted[part] = classes.cpu().numpy()
+            predicted[part] = logits.argmax(-1).where(logits.isfinite().all(-1), -1).cpu().numpy()  # Diverged: no class
         if (predicted < 0).any():
             logger.warning("a model has diverged during fine-tuning: lower learning_rates")
         return predicted

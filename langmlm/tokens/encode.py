@@ -232,8 +232,7 @@ def find_word_starts(
     tokenizer: PreTrainedTokenizerBase,  # With a Rust backend
 ) -> np.ndarray:  # [vocabulary] bool
     "Return which tokens begin a word, or raise an error if the tokens do not show it."
-    vocabulary = token_bytes(tokenizer)
-    starts = np.array([token.startswith(_BEFORE_WORDS) or _needs_no_space(token) for token in vocabulary])
+    starts = np.array([token.startswith(_BEFORE_WORDS) or _needs_no_space(token) for token in token_bytes(tokenizer)])
     if not np.delete(starts, tokenizer.all_special_ids).any():
         reason = "none of its tokens begins with a space, and no prefix such as ## marks those inside a word"
         raise ValueError(f"the tokenizer does not tell where words begin: {reason}: set whole_word_masking=False")

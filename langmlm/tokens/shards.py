@@ -31,8 +31,7 @@ from ..text.selection import mark_near_duplicates, select_validation, write_hash
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
 from .encode import map_in_order, read_sequences, split_documents, token_bytes, write_sequences
 from .processes import SharedFolder, process_rank, read_finished, reuse_finished, work_folder
-from .report import Report, add_statistics, check_unknown, count_lengths, count_text, pack_bits
-from .report import warn_of_unknown
+from .report import Report, add_statistics, check_unknown, count_lengths, count_text, pack_bits, warn_of_unknown
 from .tokenizer import TokenizerConfig, fingerprint_tokenizer
 
 # %% ../../nbs/tokens/05_shards.ipynb #66cf1dac
@@ -94,8 +93,7 @@ def _read_batches(corpus: Corpus, position: _Position, shard_characters: int, ma
             is_full = len(batch.documents) == DOCUMENTS_PER_BATCH or batch.characters >= CHARACTERS_PER_BATCH
             in_shard += batch.characters if is_full else 0
             if is_full and in_shard >= shard_characters:
-                so_far = corpus.parts[part].digest_so_far()
-                begin = batch.end = _Position(begin.shard + 1, part, read, total, so_far)
+                begin = batch.end = _Position(begin.shard + 1, part, read, total, corpus.parts[part].digest_so_far())
                 batch.skipped, skipped, in_shard = skipped, Counter(), 0
         skipped += corpus.parts[part].skipped
     if batch:

@@ -24,8 +24,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizer
 
 from ..config import SPECIAL_TOKENS, TokenizerConfig  # noqa: F401  Users import both from here, too
-from ..disk import atomic_folder, check_replaceable, hash_json, is_intact
-from ..disk import read_json, write_json, write_manifest
+from ..disk import atomic_folder, check_replaceable, hash_json, is_intact, read_json, write_json, write_manifest
 from ..text.corpus import Corpus
 from ..text.selection import TextSample, affordable_bytes
 from .processes import reuse_finished, work_folder

@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,6 +57,9 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     given = f"output_dir={str(run_folder)!r}"
     if not run_folder.is_dir() and (run_folder.exists() or run_folder.is_symlink()):
         raise FileExistsError(f"{given} is a {'file' if run_folder.exists() else 'link to nothing'}: name a folder")
+    above = next(path for path in (run_folder.absolute(), *run_folder.absolute().parents) if path.exists())
+    if not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(f"{given} cannot be written to: you may not create files in {str(above)!r}")
     checkpoints = list_checkpoints(run_folder)
     taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()

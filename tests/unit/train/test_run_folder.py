@@ -73,7 +73,7 @@ def test_when_to_save(start_run: Callable):
 # Whose folder
 
 
-def test_folder_of_another_run(tmp_path: Path):
+def test_folder_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A folder with results is an error that says what to do; its own run may resume there."
     nothing, folder = StartingPoint(), tmp_path / "run"
     check_run_folder(folder, nothing)
@@ -98,6 +98,9 @@ def test_folder_of_another_run(tmp_path: Path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(FileExistsError, match="link' is a link to nothing: name a folder"):
         check_run_folder(tmp_path / "link", nothing)
+    monkeypatch.setattr("os.access", lambda path, mode, effective_ids: path != tmp_path)
+    with pytest.raises(PermissionError, match=f"new/run' cannot be written to: you may not create files in '{tmp_path}'"):
+        check_run_folder(tmp_path / "new" / "run", nothing)
 
 
 def test_lock(start_run: Callable, tmp_path: Path):
