@@ -193,7 +193,10 @@ def _fill_mask(
     from transformers.utils import logging as transformers_logging
 
     from langmlm.model.roberta import longest_input
+    from langmlm.text.readers import SURROGATES
 
+    if wrong := list(filter(SURROGATES.search, text)):
+        raise ConfigError("arguments", [f"TEXT must be UTF-8, got {line!r}" for line in wrong])
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     name = find_model(model)
@@ -209,8 +212,6 @@ def _fill_mask(
         raise ValueError(problem.partition(" See the original errors")[0]) from error
     mask, config = predict.tokenizer.mask_token, predict.model.config
     inputs = [line.replace("<mask>", mask) for line in text]
-    if wrong := [line for line in text if line != line.encode(errors="ignore").decode()]:
-        raise ConfigError("arguments", [f"TEXT must be UTF-8, got {line!r}" for line in wrong])
     size, longest, lengths = config.vocab_size, longest_input(config), map(len, predict.tokenizer(inputs).input_ids)
     errors = [f"TEXT must contain {mask}, got {line!r}" for line in inputs if mask not in line]
     errors += [f"TEXT must have at most {longest} tokens, got {count}: cut it" for count in lengths if count > longest]

@@ -215,6 +215,13 @@ def _find_file_damage(folder: Path, name: str, entry: Any, digests: bool) -> str
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
 
+# %% ../nbs/disk.ipynb #chkwrite
+def check_writable(folder: Path, name: str) -> None:
+    "Raise a `PermissionError` about `name` unless files can be created in an absolute folder, or where it will be."
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(f"{name} cannot be written to: you may not create files in {str(above)!r}")
+
 # %% ../nbs/disk.ipynb #e5fc1df0
 def check_replaceable(
     target: Path,  # Where a result will be written
@@ -225,9 +232,7 @@ def check_replaceable(
     target, name = Path(target), f"{parameter}={str(target)!r}"
     if error := _find_obstacle(target):
         raise FileExistsError(f"{name} {error}")
-    parent = next(parent for parent in Path(os.path.realpath(target)).parents if parent.exists())
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{name} cannot be written to: you may not create files in {str(parent)!r}")
+    check_writable(Path(os.path.realpath(target)).parent, name)
     if not target.is_dir():
         return
     try:
@@ -329,8 +334,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.([0-9a-f]{8}\.(partial|replaced|outdated)|writi
 
 def clean_up_interrupted(folder: Path, owned: str) -> list[str]:
     "Delete leftovers of killed writers of matching results, restore what they were replacing, and list these actions."
-    matches = [_LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")]
-    actions = []
+    actions, matches = [], [_LEFTOVER.fullmatch(path.name) for path in folder.glob(".*")]
     for name in sorted({match[1] for match in matches if match and re.fullmatch(owned, match[1])}):
         with _hold_name(folder / name) as is_held:
             actions += _clean_up(folder, name) if is_held else []
@@ -439,16 +443,15 @@ def lock_folder(
     parameter: str,  # Name of the option that holds `folder`, for the message
 ) -> FileLock:  # Held until `release` is called or the process ends
     "Lock a folder for this process, or raise an error that says why not."
+    name = f"{parameter}={str(folder)!r}"
     try:
         _make_folder(folder)
         lock = FileLock(folder / LOCK)
         lock.acquire(blocking=False)
     except Timeout:
-        raise RuntimeError(
-            f"{parameter}={str(folder)!r} is in use by another run: wait until it ends, or name another folder"
-        ) from None
+        raise RuntimeError(f"{name} is in use by another run: wait until it ends, or name another folder") from None
     except OSError as error:
-        raise type(error)(f"{parameter}={str(folder)!r} cannot be written to: {error}") from error
+        raise type(error)(f"{name} cannot be written to: {error}") from error
     return lock
 
 # %% ../nbs/disk.ipynb #bb948ecd

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
-from ..disk import clean_up_interrupted, disk_error, lock_folder, write_file, write_json
+from ..disk import check_writable, clean_up_interrupted, disk_error, lock_folder, write_file, write_json
 from ..folders import checkpoint_step, list_checkpoints
 from .checkpoint import TRAINER_STATE, StartingPoint, prune_checkpoints, save_checkpoint
 from .checkpoint import save_model, set_aside, set_aside_newer
@@ -55,11 +55,9 @@ def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
 def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     "Raise a `FileExistsError` if the folder belongs to a run other than the resumed one."
     given = f"output_dir={str(run_folder)!r}"
-    if not run_folder.is_dir() and (run_folder.exists() or run_folder.is_symlink()):
+    if os.path.lexists(run_folder) and not run_folder.is_dir():
         raise FileExistsError(f"{given} is a {'file' if run_folder.exists() else 'link to nothing'}: name a folder")
-    above = next(path for path in (run_folder.absolute(), *run_folder.absolute().parents) if path.exists())
-    if not os.access(above, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{given} cannot be written to: you may not create files in {str(above)!r}")
+    check_writable(run_folder.absolute(), given)
     checkpoints = list_checkpoints(run_folder)
     taken = checkpoints or (run_folder / "final_model").exists()  # A run that was killed at once leaves only a log
     resumes_here = start.trainer_state is not None and Path(start.weights).parent.resolve() == run_folder.resolve()
