@@ -49,7 +49,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "langmlm needs Python 3.11 or newer"'
 	$(PYTHON) -m venv $(VENV)
 
-# torch goes first and pinned: left to itself, pip may fetch gigabytes for GPUs that are not there.
+# torch goes first and pinned. Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
 $(INSTALLED): $(SETTINGS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .

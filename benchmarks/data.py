@@ -5,6 +5,7 @@ import lzma
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from processes import Place, once
 from workloads import PEERS
@@ -19,6 +20,12 @@ def read_text(file: Path) -> str:
     "Read a text file, which may be compressed by xz."
     with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf-8") as text:
         return text.read()
+
+
+def hash_text(*parts: Any) -> str:
+    "Return a name for texts and numbers: a `Path` stands for the content of the file."
+    content = [part.read_bytes() if isinstance(part, Path) else str(part).encode() for part in parts]
+    return hashlib.sha256(b"\n".join(content)).hexdigest()[:12]
 
 
 def split_documents(text: str, kind: str) -> list[str]:

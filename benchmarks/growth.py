@@ -66,6 +66,7 @@ def training_job(dataset: str, tokenizer: str, model: dict, max_length: int, dev
         precision="bf16" if device == "cuda" else "fp32",
         batch_size=batch_size,
         warm_up_steps=WARM_UP_STEPS,
+        warmup_steps=0,
         logging_steps=WARM_UP_STEPS,
         max_steps=STEPS + 2 * WARM_UP_STEPS,
     )

@@ -1,8 +1,9 @@
 """Train twenty different runs in which nothing is wrong, and count the loss spikes that are detected: all are false alarms.
 
-`python benchmarks/healthy_runs.py` stores the results in `benchmarks/results`, and the chapter on loss spikes shows them.
+`python benchmarks/healthy_runs.py --write` stores the results in `benchmarks/results`, and the chapter on loss spikes shows them.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -74,12 +75,16 @@ def train(number: int, folder: Path, **changes) -> dict:
 
 def main() -> int:
     "Train all runs, one after the other."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = []
         for number in range(len(RUNS)):
             results.append(train(number, Path(folder)))
             print(results[-1], flush=True)
-    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if arguments.write:
+        RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     alarms = sum(result["alarms"] for result in results)
     steps = sum(result["steps"] for result in results)
     print(f"{len(results)} runs, {steps:,} steps, false alarms: {alarms}")

@@ -23,6 +23,7 @@ def run_memory(data: Data, model_name: str, model: dict, max_length: int, device
             precision=precision,
             batch_size=BATCH_SIZE,
             warm_up_steps=1,
+            warmup_steps=0,
             logging_steps=1,
             max_steps=STEPS + 1,
         )

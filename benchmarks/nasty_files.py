@@ -1,12 +1,13 @@
 """Nasty files: read and tokenize files with odd text, compression and damage, and check every result.
 
-    python benchmarks/nasty_files.py 1000    # writes benchmarks/results/nasty_files.json
+    python benchmarks/nasty_files.py 1000 --write    # stores the counts in benchmarks/results/nasty_files.json
 
 Each case is drawn from a seed: documents, a format, how the file is written and compressed, and perhaps damage. The
 expected documents are known from the way the file was made, not from reading it. A damaged file has to raise an error
 that names the file, and must leave nothing behind.
 """
 
+import argparse
 import bz2
 import csv
 import gzip
@@ -298,17 +299,21 @@ def run(cases: int, seed: int, tokenizer: Path, datasets: int = 1) -> tuple[Coun
 
 
 def main() -> int:
-    "Run the number of cases given on the command line, and write the result."
+    "Run the number of cases given on the command line; return 1 if one of them was read wrongly."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=int, nargs="?", default=1_000, help="number of files")
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
+    arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # One per file with nulls or invalid UTF-8
-    cases, began = int(sys.argv[1]), time.monotonic()
+    cases, began = arguments.files, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(train_tokenizer(docstrings(), TokenizerConfig(vocab_size=1_000)), Path(folder) / "tokenizer")
         counts, problems = run(cases, seed=0, tokenizer=Path(folder) / "tokenizer")
     print("\n".join(problems))
     outcome = {"files": cases, "read": counts.pop("read"), "errors": counts.pop("errors"), "wrong": len(problems)}
     print(outcome, f"{time.monotonic() - began:.0f} s")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(outcome | {"kinds": dict(sorted(counts.items()))}, indent=2) + "\n")
+    if arguments.write:
+        RESULT.write_text(json.dumps(outcome | {"kinds": dict(sorted(counts.items()))}, indent=2) + "\n")
     return int(bool(problems))
 
 

@@ -1,7 +1,7 @@
 """Speed and memory of reading text, and of training a tokenizer on it; one process per measurement.
 
-    python benchmarks/reading.py reading     # writes results/reading.json; needs 2 GB of disk
-    python benchmarks/reading.py learning    # trains on 1 GB, with spaces and without: an hour
+    python benchmarks/reading.py reading --write     # stores results/reading.json; needs 2 GB of disk
+    python benchmarks/reading.py learning --write    # trains on 1 GB, with spaces and without: an hour
 
 The text is synthetic: words with Zipf's distribution, so that new ones never stop, and lines of a script without
 spaces. `--megabytes` makes it smaller.
@@ -142,13 +142,14 @@ def main() -> None:
     parser.add_argument(
         "--megabytes", type=float, help="size of the text (default: 500 for reading, 1,000 for learning)"
     )
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
     arguments = parser.parse_args()
+    size = arguments.megabytes or {"reading": 500, "learning": 1_000}[arguments.part]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.part == "reading":
-            makers = files_to_read(Path(folder), arguments.megabytes or 500)
+            makers = files_to_read(Path(folder), size)
         else:
-            size = arguments.megabytes or 1_000
             makers = {
                 "lines.txt": lambda file: write_lines(file, lines_of_words(size)),
                 "without_spaces.txt": lambda file: write_lines(file, lines_without_spaces(size)),
@@ -160,8 +161,9 @@ def main() -> None:
             file.unlink()
     stored = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    stored[arguments.part] = {"machine": machine, "date": time.strftime("%Y-%m-%d"), **results}
-    RESULT.write_text(json.dumps(stored, indent=2) + "\n")
+    stored[arguments.part] = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "megabytes": size, **results}
+    if arguments.write:
+        RESULT.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Every run is one process of one thread, planned for the same CPU time from a few measured steps. The held-out
 loss is that of 15% masked tokens for all, on 4% of the documents. Results go to `results/recipe.json` after each run, and
-a repeated command only does what is missing.
+a repeated command only does what is missing. Results of another text or time are not mixed: choose another `--out`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-from data import SEED, read_text, split_documents
+from data import SEED, hash_text, read_text, split_documents
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"
 VOCABULARY, MAX_LENGTH, HELD_OUT, POINTS = 8_192, 512, 0.04, 8
@@ -57,6 +57,8 @@ def prepare(work: Path, file: Path, megabytes: float) -> dict:
     documents = split_documents(read_text(file), "long")
     random.Random(SEED).shuffle(documents)
     kept, size = [], 0
+    if sum(map(len, documents)) < 100_000:
+        raise SystemExit(f"{file} is too small: the text needs 100,000 characters, for a training and a validation split")
     while documents and size < megabytes * 1e6:
         kept.append(documents.pop())
         size += len(kept[-1].encode()) + 1
@@ -171,12 +173,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of CPU time of a run; ablations get a fourth")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "recipe")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of the results, which may have some")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    options.work.mkdir(exist_ok=True)
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"runs": {}}
+    options.work /= hash_text(options.text, options.megabytes)
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     if not (options.work / "dataset").exists():
-        results["text"] = prepare(options.work, options.text, options.megabytes) | {"description": options.describe}
+        text = prepare(options.work, options.text, options.megabytes) | {"description": options.describe}
+        results.setdefault("text", text)
+        if (results["text"] | {"description": ""}, results.get("minutes")) != (text | {"description": ""}, options.minutes):
+            parser.error(f"{options.out} has runs on another text or of another time: choose another --out")
     results |= {"date": str(date.today()), "machine": platform.machine(), "model": MODEL, "minutes": options.minutes}
     for name in options.contenders:
         if name not in results["runs"]:
@@ -187,7 +194,7 @@ def main() -> None:
             sender.close()
             results["runs"][name] = receiver.recv()
             process.join()
-            RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         last = results["runs"][name]
         print(f"{name}: {last['tokens']:,} tokens, {last['cpu_seconds']:.0f} s, loss {last['curve'][-1][2]:.3f}", flush=True)
 

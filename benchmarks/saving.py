@@ -1,6 +1,6 @@
 """Measure the share of the training time of roberta-base that checkpoints take, with `save_steps=100`.
 
-    python benchmarks/saving.py
+    python benchmarks/saving.py --write
 
 Steps and saves alternate. A step of the default configuration has 32 x 512 x 2 tokens, which takes minutes on a CPU, so
 shorter steps are timed and scaled by their tokens per second. Results go to `results/saving.json` in half a minute.
@@ -76,8 +76,10 @@ def time_save(task: MLMTask) -> float:
 def main() -> None:
     "Measure, and write the results."
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="number of steps and saves")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=3, help="number of steps and saves, at least 1")
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULT.name}")
+    arguments = parser.parse_args()
+    rounds = max(1, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(f"{folder}/run")
         time_step(task)  # Warm-up
@@ -100,12 +102,13 @@ def main() -> None:
         "save_steps": SAVE_STEPS,
         "tokens_of_a_default_step": DEFAULT_TOKENS,
         "precision": task.run_folder.precision,
-        "device": f"{task.accelerator.device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "device": f"{task.accelerator.device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} of them used",
         "machine": platform.machine(),
         "date": date.today().isoformat(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.write:
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -1,8 +1,8 @@
 """Time and peak memory of tokenizing generated text of several sizes, and kills at random moments.
 
-    python benchmarks/scale.py growth --megabytes 10 100 1000
-    python benchmarks/scale.py growth --megabytes 10000
-    python benchmarks/scale.py kills --number 20
+    python benchmarks/scale.py growth --write --megabytes 10 100 1000
+    python benchmarks/scale.py growth --write --megabytes 10000
+    python benchmarks/scale.py kills --write --number 20
 
 Each size is generated, tokenized in a separate process, and deleted. Results are merged into results/scale.json.
 """
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1_000], help="sizes of the text")
     parser.add_argument("--number", type=int, default=20, help="number of kills")
     parser.add_argument("--work", type=Path, help="folder for temporary text and datasets; default: a temporary folder")
+    parser.add_argument("--write", action="store_true", help=f"store the results in {RESULTS.name}")
     given = parser.parse_args()
+    keep = store if given.write else lambda kind, figures: None
     if given.work:
         given.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work) as scratch:
@@ -134,11 +136,11 @@ def main() -> None:
         if given.what == "kills":
             figures = kill(Path(scratch), tokenizer, given.number, given.megabytes[0])
             print(json.dumps(figures, indent=1))
-            store("kills", figures)
+            keep("kills", figures)
         for megabytes in given.megabytes if given.what == "growth" else []:
             figures = measure(Path(scratch), tokenizer, megabytes)
             print(megabytes, json.dumps(figures), flush=True)
-            store("growth", {str(megabytes): figures})
+            keep("growth", {str(megabytes): figures})
 
 
 if __name__ == "__main__":

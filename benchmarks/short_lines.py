@@ -5,7 +5,7 @@
 The reference has lines as Langformers batches them: `per_device_train_batch_size` lines in a micro-batch, whatever their
 length (`packing=False`). Every other run sees the same lines as often, in larger steps. Texts are shuffled, and 5% of
 the documents are held out. Each run is a process of its own; results go to `results/short_lines.json` after each, and a
-repeated command only does what is missing.
+repeated command only does what is missing. Results of another text are not mixed: choose another `--out`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-from data import SEED, read_text, split_documents
+from data import SEED, hash_text, read_text, split_documents
 
 RESULT = Path(__file__).parent / "results" / "short_lines.json"
 SIZES = {"4x128": (4, 128), "4x256": (4, 256), "12x256": (12, 256), "12x384": (12, 384), "12x768": (12, 768)}
@@ -154,14 +154,18 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="parts of the study")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "short-lines")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time, of one thread each")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of the results, which may have some")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"texts": {}, "runs": {}}
-    options.work.mkdir(exist_ok=True)
+    results = json.loads(options.out.read_text()) if options.out.exists() else {"texts": {}, "runs": {}}
+    options.work /= hash_text(options.short_lines, options.long_documents)
+    options.work.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for kind, file in (("short", options.short_lines), ("long", options.long_documents)):
             if file and not (options.work / f"{kind}-data").exists():
-                results["texts"][kind] = pool.submit(prepare, options.work, kind, file).result()
+                text = pool.submit(prepare, options.work, kind, file).result()
+                if results["texts"].setdefault(kind, text) | {"description": ""} != text | {"description": ""}:
+                    parser.error(f"{options.out} has runs on another text: choose another --out")
                 print(kind, results["texts"][kind], flush=True)
     for kind, words in (text.split("=", 1) for text in options.describe):
         results["texts"][kind]["description"] = words
@@ -172,7 +176,7 @@ def main() -> None:
             setting, result = futures[future], future.result()
             results["runs"][setting.name] = vars(setting) | result
             results |= {"date": str(date.today()), "machine": platform.machine(), "config": CONFIG}
-            RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(setting.name, result["steps"], result["loss"], result["cpu_seconds"], "s", flush=True)
 
 

@@ -21,7 +21,8 @@ PEERS = {
         "langmlm",
         "with_langmlm.py",
         note="adam_beta2=0.999 and adam_epsilon=1e-8, the defaults of torch, instead of its own 0.98 and 1e-6; on a GPU "
-        "torch_compile=True, its default for longer runs",
+        "torch_compile=True, its default for longer runs; fill_batches=True, which is not its default: a step has up to "
+        "five times as many tokens as by default, and learns less from each",
     ),
     "langmlm-uncompiled": Peer("langmlm", "with_langmlm.py", (("torch_compile", False),), "like langmlm, not compiled"),
     "trainer-dynamic": Peer(

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data import is_held_out, read_text, split_documents, write_documents
 from measured import measured, probe
@@ -79,6 +80,15 @@ PRESETS = {
 }  # fmt: skip
 
 
+def name_and_value(text: str) -> tuple[str, Any]:
+    "Read an option and its value in JSON."
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value in JSON, as 'optim=\"muon\"' has") from error
+
+
 def read_arguments() -> argparse.Namespace:
     "The command line."
     parser = argparse.ArgumentParser(description="Measure what pretraining is worth, and write the results.")
@@ -95,10 +105,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--finetune", nargs="+", help="models to fine-tune, such as langmlm; default: all")
     parser.add_argument("--train-examples", type=int, help="of a fine-tuning, instead of the preset's number")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=JSON", help="for langmlm's training_config"
+        "--option", action="append", default=[], type=name_and_value, metavar="NAME=JSON", help="for langmlm's training_config"
     )
     parser.add_argument(
-        "--model", action="append", default=[], metavar="NAME=JSON",
+        "--model", action="append", default=[], type=name_and_value, metavar="NAME=JSON",
         help="for model_config, over the preset's; the Trainer has no other model_type than roberta, so use --until langmlm",
     )  # fmt: skip
     parser.add_argument(
@@ -145,10 +155,7 @@ def main() -> None:
         preset = replace(preset, minutes=arguments.minutes, tokens=None)
     given = {name: getattr(arguments, name) for name in ("megabytes", "train_examples", "precision")}
     preset = replace(preset, **{name: value for name, value in given.items() if value})
-    options, model = (
-        {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
-        for pairs in (arguments.option, arguments.model)
-    )
+    options, model = dict(arguments.option), dict(arguments.model)
     preset = replace(preset, model=preset.model | model)
     pieces = Pieces(arguments.work / "pieces")
     place = Place(dict.fromkeys(("langmlm", "trainer"), Path(sys.executable)), arguments.work)

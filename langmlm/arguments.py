@@ -164,7 +164,7 @@ def make_parser(
             parsers[name].add_argument("--debug", **debug | {"default": argparse.SUPPRESS})
             usage = " ".join(parsers[name].format_usage().split()).removeprefix(f"usage: langmlm {name}")
             needed = re.sub(r" \[-(?:[^][]|\[[^]]*\])*\]", "", usage)  # Without the options in brackets
-            parsers[name].usage = f"langmlm {name} [OPTIONS]{needed}"
+            parsers[name].usage = f"langmlm {name}{needed} [OPTIONS]"  # An option with several values would take DATA
     return parser, parsers
 
 # %% ../nbs/arguments.ipynb #pars0003

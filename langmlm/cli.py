@@ -36,7 +36,7 @@ def _tokenizer(
 ) -> None:
     "Train a tokenizer on text and tokenize the text."
     if not data_path:
-        raise ConfigError("arguments", ["DATA is missing: name the text, for instance langmlm tokenizer data.txt"])
+        raise ConfigError("arguments", ["DATA is missing: name the text before the options, for instance langmlm tokenizer data.txt --lowercase"])
     from langmlm.tasks import create_tokenizer
     from langmlm.tokens.processes import process_rank
 
@@ -164,7 +164,8 @@ def _bench(
 ) -> None:
     "Measure speed and memory of a run, without starting it."
     call = dict(locals()) | {"resume": "weights"}
-    training_config.pop("output_dir", None)  # Nothing is written, so it may be the folder of a run
+    for name in ("output_dir", "run_name"):  # Nothing is written, so it may be the folder of a run
+        training_config.pop(name, None)
     _measure(call, call.pop("steps"))
 
 

@@ -42,15 +42,15 @@ def show_value(
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _find_type_errors(config: Any) -> list[str]:
-    errors = []
+def _find_type_errors(config: Any) -> dict[str, str]:
+    errors = {}
     for entry in fields(config):
         value, kinds = getattr(config, entry.name), get_args(entry.type) or (entry.type,)
         allowed = tuple(get_origin(kind) or kind for kind in kinds)
         accepted = (*allowed, int) if float in allowed else allowed
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-            errors.append(f"{entry.name} must be {names}, got {show_value(value)}")
+            errors[entry.name] = f"{entry.name} must be {names}, got {show_value(value)}"
     return errors
 
 # %% ../nbs/config.ipynb #rule0001
@@ -74,11 +74,10 @@ def check_config(
     rules: Sequence[tuple] = (),  # As in `find_rule_errors`; None satisfies every rule
     find_conflicts: Callable[[Any], list[str]] = lambda config: [],  # Returns one sentence per further error
 ) -> None:
-    "Raise a `ConfigError` that lists all invalid values; ranges are only checked if all types are valid."
-    if errors := _find_type_errors(config):
-        raise ConfigError(name, errors)
-    given = {name: value for name, value in vars(config).items() if value is not None}
-    if errors := find_rule_errors(given, rules) + find_conflicts(config):
+    "Raise a `ConfigError` that lists all invalid values; conflicts are only searched for if all types are valid."
+    wrong = _find_type_errors(config)
+    typed = {option: value for option, value in vars(config).items() if value is not None and option not in wrong}
+    if errors := [*wrong.values(), *find_rule_errors(typed, rules), *([] if wrong else find_conflicts(config))]:
         raise ConfigError(name, errors)
     for entry in fields(config):  # Convert 1 to 1.0, which would otherwise change the fingerprint
         kinds, value = get_args(entry.type) or (entry.type,), getattr(config, entry.name)
@@ -204,7 +203,7 @@ class TokenizerConfig(Options):
     split_on: str = "token"  # Split after any "token", or preferably after a "word" or a "sentence"
     stride: int = 0  # Tokens that a sequence repeats from the previous one of its document, below max_length - 2
     drop_duplicates: bool = False  # Keep only the first of identical documents
-    near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to 0.99; None: only identical documents
+    near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to 0.99, which `drop_duplicates` drops; None: only identical ones
     mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
     shard: tuple[int, int] | list[int] | None = None  # Part i of n, counted from 0: (i, n), in a shell --shard i n; None: all

@@ -371,10 +371,8 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 @contextmanager
-def name_in_errors(
-    path: str | PathLike,  # File or folder that the block writes to
-) -> Iterator[None]:
-    "Add a path to operating system errors that name no file, such as a full disk."
+def name_in_errors(path: str | PathLike) -> Iterator[None]:
+    "Add the path that a block writes to, to operating system errors that name no file, such as a full disk."
     try:
         yield
     except Exception as error:
@@ -389,7 +387,7 @@ def name_in_errors(
 def atomic_folder(
     target: Path,  # Name of the finished folder; an older result of the same kind is replaced
 ) -> Iterator[Path]:  # Empty folder to write into
-    "Write a folder atomically: after an interruption, `target` is either complete or unchanged."
+    "Write a folder atomically: it is whole or absent; a kill between two renames hides an older one until `clean_up_interrupted`."
     target = Path(os.path.realpath(target))
     _make_folder(target.parent)
     with _hold_name(target) as is_held:

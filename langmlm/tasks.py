@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from torch import nn
 from torch.optim import Optimizer
@@ -128,7 +129,7 @@ class MLMTask:
         model: PreTrainedModel,  # Trained in place
         tokenizer: PreTrainedTokenizerBase,  # Tokenizer that the dataset was made with
         dataset: TokenizedDataset,  # Training split
-        config: TrainingConfig,  # As `plan_run` returns it, without a recipe
+        config: TrainingConfig,  # As `plan_run` returns it, with the choices of a recipe filled in
         start: StartingPoint = StartingPoint(),  # With a trainer state, the run is resumed; `model` has its weights
         validation: TokenizedDataset | None = None,  # Needed with `eval_steps`, unless there are `probe_sentences`
         mask: MaskFunction = mask_batch,  # Chooses the tokens to predict in training; evaluations mask as usual
@@ -137,6 +138,7 @@ class MLMTask:
     ):
         self.model, self.tokenizer, self.dataset, given = model, tokenizer, dataset, config.gradient_accumulation_steps
         self.accelerator = accelerator = make_accelerator(config)
+        config = config.change(run_name=broadcast_object_list([config.run_name])[0]) if accelerator.num_processes > 1 else config
         self.config = config = keep_global_batch(config, start.trainer_state, accelerator.num_processes)
         self.loader, self.validation = _make_loaders(self, validation, mask)
         made_with = model.config, dataset, tokenizer, config, (plan := self.loader.plan), self.loader.mask_name
@@ -163,7 +165,7 @@ class MLMTask:
         return measure_steps(self, steps)
 
     def memory(self) -> StepMemory:  # Prints as a sentence
-        "Estimate the memory that a step needs, from two small batches."
+        "Estimate the memory that a step needs, from small batches that are measured."
         return estimate_memory(self)
 
     def train(
@@ -172,8 +174,7 @@ class MLMTask:
     ) -> History:  # The log: a table, and `plot`
         "Train to the end; write `checkpoint-<step>` folders and `final_model` into the folder of the run."
         check_stop_at_step(stop_at_step, self.state.step)
-        if self.accelerator.is_main_process:
-            _log_size(self)
+        _log_size(self)
         names = "model module optimizer accelerator loader validation run_folder state config sentences"
         try:
             check_memory(self)
@@ -181,7 +182,7 @@ class MLMTask:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise torch.OutOfMemoryError(f"{explain_memory(self.config)} ({error})") from error
+            raise torch.OutOfMemoryError(f"{explain_memory(self.config, is_resumed=self.state.step > 0)} ({error})") from error
 
 # %% ../nbs/tasks.ipynb #logsize1
 @patch
@@ -200,6 +201,8 @@ def check_stop_at_step(stop_at_step: int | None, step: int = 0) -> None:
 
 def _log_size(task: MLMTask) -> None:
     "Log the size of a run, advice if it has few steps, and the reason if it is not bit-identically reproducible."
+    if not task.accelerator.is_main_process:
+        return
     arithmetic, config = task.arithmetic(), task.model.config
     logger.info("%s", arithmetic.size())
     if advice := arithmetic.advice():

@@ -68,6 +68,7 @@ def training_config(job: dict) -> dict:
         "per_device_train_batch_size": job["batch_size"],
         "gradient_accumulation_steps": 1,
         "packing": job["packing"],
+        "fill_batches": job["packing"],  # Not its default: the token budget and the learning rate are those of the peers
         "learning_rate": job["learning_rate"],
         "lr_scheduler_type": job["lr_scheduler_type"],
         "warmup_steps": job["warmup_steps"],

@@ -91,7 +91,7 @@ _SPREADS = 2  # Safety margin for the tokens in a chunk, in standard deviations
 # %% ../../nbs/data/02_batching.ipynb #6e2c6ae0
 @dataclass(eq=False)  # Compared and hashed by identity
 class BatchPlan:
-    "The sequences of every optimizer step of a run, computed on demand for any step."
+    "The sequences of every optimizer step of a run, computed on demand; a step is the number of steps done before it."
 
     lengths: np.ndarray  # [sequences] number of tokens in each, or an object that computes them when it is indexed
     _: KW_ONLY
@@ -109,34 +109,22 @@ class BatchPlan:
         self._steps_per_chunk = -(-self.steps_per_epoch // -(-len(self.lengths) // _CHUNK))
         self.total_steps = self.max_steps if self.max_steps > 0 else self.steps_per_epoch * self.num_train_epochs
 
-    def locate(
-        self,
-        step: int,  # Optimizer steps done before it
-    ) -> tuple[int, int]:
-        "Return the epoch of a step, and the number of steps before it in that epoch."
+    def locate(self, step: int) -> tuple[int, int]:
+        "Return the epoch of a step, and the number of steps before it in that epoch; both begin at 0."
         return divmod(step, self.steps_per_epoch)
 
-    def epochs_done(
-        self,
-        step: int,  # Optimizer steps done
-    ) -> float:
-        "Return the number of passes over the data, as a fraction, after a number of steps."
+    def epochs_done(self, step: int) -> float:
+        "Return the number of passes over the data, as a fraction, before a step."
         return step / self.steps_per_epoch
 
-    def batches(
-        self,
-        step: int,  # Optimizer steps done before it
-    ) -> tuple[int, list[np.ndarray]]:
+    def batches(self, step: int) -> tuple[int, list[np.ndarray]]:
         "Return the epoch of a step, and the sequence indices of each of its micro-batches, over all processes."
         first = self._first_step_of_chunk(step)
         order, bounds, edges = self._plan_chunk(first)
         cuts = bounds[edges[step - first] : edges[step - first + 1] + 1]
         return self.locate(step)[0], [order[start:end] for start, end in zip(cuts[:-1], cuts[1:])]
 
-    def plan_ahead(
-        self,
-        step: int,  # Optimizer steps done before it
-    ) -> None:
+    def plan_ahead(self, step: int) -> None:
         "Plan the chunk that follows the one of a step, so that `batches` finds it in the cache."
         first = self._first_step_of_chunk(step)
         following = first + len(self._plan_chunk(first)[2]) - 1

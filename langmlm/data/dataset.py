@@ -81,12 +81,12 @@ class TokenizedDataset:
         rows: np.ndarray | Sequence[int],  # [sequences] indices, in any order
     ) -> np.ndarray:  # [tokens] int64
         "Concatenate the ids of several sequences; raise an error if one is not in the vocabulary."
-        chunks, places = self.lengths.find(rows)
+        chunks, indices = self.lengths.find(rows)
         if len(chunks) and (chunks == chunks[0]).all():
-            return _check_ids(_gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], places)), self)
+            return _check_ids(_gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], indices)), self)
         ids, starts, ends = self._ids, self.lengths.starts, self.lengths.ends
-        found = zip(chunks.tolist(), places.tolist())
-        pieces = [ids[chunk][starts[chunk][place] : ends[chunk][place]] for chunk, place in found]
+        found = zip(chunks.tolist(), indices.tolist())
+        pieces = [ids[chunk][starts[chunk][index] : ends[chunk][index]] for chunk, index in found]
         return _check_ids(np.frombuffer(b"".join(pieces), ids[0].format).astype(np.int64), self)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids [tokens] int64; lengths [sequences] int32
@@ -110,17 +110,18 @@ class _Lengths:
 
     def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         if len(self.starts) == 1 and rows.size:
             return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
         if rows.size <= 20 * len(self.starts):  # For few rows, looping over rows is faster than looping over chunks
             found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
-            lengths = np.array([self.ends[chunk][place] - self.starts[chunk][place] for chunk, place in found], np.int32)
+            lengths = np.array([self.ends[chunk][index] - self.starts[chunk][index] for chunk, index in found], np.int32)
             return lengths if rows.ndim else lengths[0]
         order, lengths = np.argsort(rows), np.empty(len(rows), np.int32)
-        chunks, places = self.find(rows[order])
+        chunks, indices = self.find(rows[order])
         cuts = np.flatnonzero(np.diff(chunks)) + 1
-        for chunk, rows, places in zip(chunks[[0, *cuts]], np.split(order, cuts), np.split(places, cuts)):
-            lengths[rows] = np.subtract(*self.bounds(chunk, places)[::-1])
+        for chunk, rows, inside in zip(chunks[[0, *cuts]], np.split(order, cuts), np.split(indices, cuts)):
+            lengths[rows] = np.subtract(*self.bounds(chunk, inside)[::-1])
         return lengths
 
     def find(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,9 +133,9 @@ class _Lengths:
         chunks = self._first_rows.searchsorted(rows, side="right") - 1
         return chunks, rows - self._first_rows[chunks]
 
-    def bounds(self, chunk: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "Return where sequences of a chunk start and end."
-        return np.asarray(self.starts[chunk])[places], np.asarray(self.ends[chunk])[places]
+    def bounds(self, chunk: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Return where sequences of a chunk, given by their indices in it, start and end."
+        return np.asarray(self.starts[chunk])[indices], np.asarray(self.ends[chunk])[indices]
 
     @lru_cache(maxsize=2)  # The training and the validation split
     def max(self) -> int:
@@ -160,10 +161,8 @@ def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
 # %% ../../nbs/data/01_dataset.ipynb #1a87d6e8
 def _locate(*columns: pa.Array, may_be_empty: bool) -> list[memoryview]:
     "Return the ids of an Arrow chunk and the bounds of its sequences, without padding and empty sequences."
-    ids, *masks = (
-        column.cast(pa.list_(column.type.value_type)) if pa.types.is_fixed_size_list(column.type) else column
-        for column in columns
-    )
+    is_fixed = pa.types.is_fixed_size_list
+    ids, *masks = (array.cast(pa.list_(array.type.value_type)) if is_fixed(array.type) else array for array in columns)
     bounds = ids.offsets.to_numpy()
     starts, ends = bounds[:-1], bounds[1:]  # Views of the file
     for mask in masks:
@@ -190,7 +189,7 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
     "Return a local folder as is; copy a folder in object storage into the cache of `datasets`, once per version."
     url = os.fspath(folder)
     if "://" not in url:
-        return Path(folder)
+        return Path(folder).expanduser()
     try:
         storage, path = url_to_fs(url.rstrip("/"))
         sizes = {file: facts["size"] for file, facts in sorted(storage.find(path, detail=True).items())}

@@ -90,11 +90,8 @@ class BatchLoader:
             rows = np.unique(np.linspace(0, len(self.dataset) - 1, _SAMPLED_SEQUENCES).astype(np.int64))
             check_words(self.dataset.flat(rows), self.dataset.lengths[rows], self.rules)
 
-    def load(
-        self,
-        step: int,  # Optimizer steps done before it, from 0 to below `plan.total_steps`
-    ) -> StepBatches:
-        "Build the micro-batches of a step."
+    def load(self, step: int) -> StepBatches:
+        "Build the micro-batches of a step, from 0 to below `plan.total_steps`."
         epoch, rows = self.plan.batches(step)
         own = range(self.process_index, len(rows), self.num_processes)
         least = -(-len(rows) // self.num_processes) if self.equal_counts else 1
@@ -184,10 +181,8 @@ class ShownBatch:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><td>{row:,}</td><td style="{TEXT_CELL}">{"".join(_html(*piece) for piece in pieces)}</td></tr>'
-            for row, pieces in self.sequences
-        )
+        texts = ((row, "".join(_html(*piece) for piece in pieces)) for row, pieces in self.sequences)
+        rows = "".join(f'<tr><td>{row:,}</td><td style="{TEXT_CELL}">{text}</td></tr>' for row, text in texts)
         return f"<table><caption>{escape(self.summary)}</caption><tr><th>sequence</th><th>text</th></tr>{rows}</table>"
 
 

@@ -32,10 +32,7 @@ class MaskedBatch:
     masked_positions: Tensor  # [predictions] int64, indices into `input_ids`, ascending
     labels: Tensor  # [predictions] int64, the original ids; `IGNORE_INDEX` at padding
 
-    def to(
-        self,
-        device: torch.device | str,  # As in `Tensor.to`
-    ) -> "MaskedBatch":
+    def to(self, device: torch.device | str) -> "MaskedBatch":
         "Copy the batch to a device, asynchronously if it is pinned."
         return MaskedBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
@@ -112,7 +109,7 @@ def check_words(
     lengths: np.ndarray,  # [sequences] tokens in each
     rules: MaskingRules,  # With a `word_start`
 ) -> None:
-    "Raise an error if a single word covers more than half of the tokens in most sequences."
+    "Raise an error if a single word covers more than half of the tokens in most sequences of at least 16 tokens."
     position = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     sequence, ordinary = np.repeat(np.arange(len(lengths)), lengths), ~rules.special[ids]
     first = _first_of_word(ids, position, rules.word_start)

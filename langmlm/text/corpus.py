@@ -201,7 +201,9 @@ def _open_named_dataset(part: str, options: ReadOptions) -> DatasetPart | None:
     "Open a folder saved by `datasets`, or a dataset on the Hub; return None if the name refers to files."
     path = os.path.expanduser(part)
     if _is_saved_dataset(path):
-        return DatasetPart(_train_split(load_from_disk(path), part), options, part)
+        saved = DatasetPart(_train_split(load_from_disk(path), part), options, part)
+        saved.identity = os.path.realpath(path)
+        return saved
     if os.path.exists(path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", part) or detect_format(part) != (None, None):
         return None
     try:
@@ -336,7 +338,7 @@ def open_corpus(
     text_column: str = "text",  # Column or JSON key that holds the text
     document: str = "line",  # Unit of plain text: "line", "blank-line" (a paragraph) or "file"; table rows are documents
     encoding_errors: str = "strict",  # On invalid UTF-8: "strict" raises, "replace" inserts �, "skip" drops the document
-    mixing: Sequence[float] | float | None = None,  # Weight of each entry of `data_path`, or exponent of its share; None: 1
+    mixing: Sequence[float] | float | None = None,  # Weight of each entry of `data_path`, 0 to 100, or exponent of its share, 0 to 1; None: 1
 ) -> Corpus:
     "Find all documents, and check the beginning of every source."
     options = ReadOptions(text_column, document, encoding_errors)
@@ -377,8 +379,10 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
             for part in _find_parts(entry, options):
                 part.source = source
                 yield part
-    elif isinstance(data_path, Mapping) or hasattr(data_path, "columns"):
-        yield IterablePart(read_column(data_path, options.text_column), options, type(data_path).__name__)
+    elif isinstance(data_path, Mapping) or hasattr(data_path, "columns") or hasattr(data_path, "to_frame"):
+        is_column = not isinstance(data_path, Mapping) and hasattr(data_path, "to_frame")  # A Series of pandas or polars
+        table = data_path.to_frame(options.text_column) if is_column else data_path
+        yield IterablePart(read_column(table, options.text_column), options, type(data_path).__name__)
     elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, bytes, IOBase)):
         yield IterablePart(data_path, options)
     else:

@@ -50,26 +50,26 @@ def detect_format(name: str) -> tuple[str | None, str | None]:
     return (extension if extension in FORMATS else None), compression
 
 # %% ../../nbs/text/01_files.ipynb #38e372c6
+_BLOCK = 2**16  # Bytes
+
+
 def _decompress_streams(stream: BinaryIO, new_decompressor: Callable[[], Any]) -> Iterator[bytes]:
     "Decompress consecutive bz2 or xz streams; only zero padding is allowed between them."
-    decompressor, data = None, b""
+    decompressor, data, has_streams = None, b"", False
     while data := data or stream.read(_BLOCK):
         if decompressor is None:
             if not (data := data.lstrip(b"\0")):
                 continue
-            decompressor = new_decompressor()
+            decompressor, has_streams = new_decompressor(), True
         yield decompressor.decompress(data, _BLOCK)
         while not (decompressor.eof or decompressor.needs_input):
             yield decompressor.decompress(b"", _BLOCK)
         data = decompressor.unused_data
         decompressor = None if decompressor.eof else decompressor
-    if decompressor is not None:
+    if decompressor is not None or not has_streams:
         raise EOFError("no end-of-stream marker")
 
 # %% ../../nbs/text/01_files.ipynb #8394c787
-_BLOCK = 2**16  # Bytes
-
-
 def _read_blocks(stream: Any) -> Iterator[bytes]:
     "Read a stream to its end."
     return iter(partial(stream.read, _BLOCK), b"")
@@ -90,7 +90,7 @@ _MAX_RATIO, _SMALL_SIZE = 200, 2**28  # Decompressed bytes per compressed byte, 
 def check_ratio(size: int, compressed: int, name: str) -> None:
     "Raise if a file that decompresses to `size` bytes is a decompression bomb."
     if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
-        problem = f"decompresses to more than {_MAX_RATIO} times its size, as no text does"
+        problem = f"decompresses to more than {_MAX_RATIO} times its size, as only repeated lines or a decompression bomb do"
         raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
@@ -252,12 +252,16 @@ def _walk(folder: Path) -> Iterator[Path]:
             waiting += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
             yield from (Path(parent, name) for name in names)
 
-
+# %% ../../nbs/text/01_files.ipynb #globs001
 def _match(pattern: Path) -> Iterator[Path]:
     "Find all files that match a glob."
     parts = pattern.parts
     if "**" not in parts:
-        return (path for path in map(Path, glob.glob(str(pattern))) if not path.is_dir())
+        found = sorted(map(Path, glob.glob(str(pattern))))
+        if folders := [str(path) for path in found if path.is_dir()]:
+            text = "data_path %r: ignoring folders, which end in `/**` if their files are to be read: %.500s"
+            logger.warning(text, str(pattern), ", ".join(folders))
+        return (path for path in found if not path.is_dir())
     at = parts.index("**")
     folders = [Path(folder) for folder in sorted(glob.glob(str(Path(*parts[:at])))) if os.path.isdir(folder)]
     found = ((path, path.relative_to(folder).parts) for folder in folders for path in _walk(folder))

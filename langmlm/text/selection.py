@@ -275,11 +275,13 @@ def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: floa
 def _find_candidates(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Iterate over the indices of rows that equal an earlier row, paired with the first equal row."
     keys = np.zeros(len(rows), np.uint64)
-    for column in rows.T:
-        keys = (keys + column) * np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(32)
+    for begin in range(0, len(rows), 2**16):  # Each part of the file is read once, not once per column
+        part = keys[begin : begin + 2**16]
+        for column in np.ascontiguousarray(rows[begin : begin + 2**16]).T:
+            part[:] = (part + column) * np.uint64(0x9E3779B97F4A7C15)
+            part ^= part >> np.uint64(32)
     order = np.argsort(keys, kind="stable")
     begins = np.append(True, keys[order[1:]] != keys[order[:-1]])
     firsts, later = np.flatnonzero(begins), np.flatnonzero(~begins)
-    for places in np.array_split(later, range(2**15, len(later), 2**15)):
-        yield order[places], order[firsts[np.searchsorted(firsts, places) - 1]]
+    for indices in np.array_split(later, range(2**15, len(later), 2**15)):
+        yield order[indices], order[firsts[np.searchsorted(firsts, indices) - 1]]

@@ -118,8 +118,9 @@ def save_tokenizer(
     facts: dict[str, Any] = {},  # Stored in the manifest as well
 ) -> None:
     "Save a tokenizer folder atomically, for `AutoTokenizer`, `RobertaTokenizer` and older tools."
-    check_replaceable(Path(folder), "tokenizer", "folder")
-    with atomic_folder(Path(folder)) as partial:
+    folder = Path(folder).expanduser()
+    check_replaceable(folder, "tokenizer", "folder")
+    with atomic_folder(folder) as partial:
         write_tokenizer_files(tokenizer, partial)
         write_manifest(partial, "tokenizer", facts)
 
@@ -159,6 +160,7 @@ def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
+    name = os.path.expanduser(name)
     files = {file for file in _TOKENIZER_FILES if os.path.exists(os.path.join(name, file))}
     if not files and os.path.exists(os.path.join(name, "dataset_dict.json")):
         raise ValueError(f"tokenizer={str(name)!r} is the folder of a dataset: name that of a tokenizer")

@@ -168,7 +168,8 @@ def load_model(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedModel:  # Of the saved class, always in float32
     "Load a stock model of one of `MODEL_TYPES`, or raise an error; weights that are missing are named."
-    given = f"checkpoint_path={str(name)!r}"
+    name = os.path.expanduser(name)
+    given = f"checkpoint_path={name!r}"
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

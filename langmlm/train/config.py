@@ -75,8 +75,8 @@ class _DerivedValues:
         self,
         packing_ratio: int,  # Factor by which a step has more sequences than configured; 1 without packing
     ) -> float:
-        "Return the peak learning rate, which grows with the batch."
-        return self.learning_rate * packing_ratio**_RATE_EXPONENT
+        "Return the peak learning rate, which grows with the batch; a recipe has chosen it for its own batch."
+        return self.learning_rate * (packing_ratio**_RATE_EXPONENT if self.recipe is None else 1)
 
     def without_secrets(self, *others: str) -> dict[str, Any]:
         "Return all options except the token and the named ones, for files and trackers."
@@ -97,7 +97,7 @@ class TrainingConfig(_DerivedValues, Options):
     # Length of the run
     num_train_epochs: int | float = 10  # Passes over the dataset, a whole number
     max_steps: int = -1  # Optimizer steps, over as many epochs as they take; -1: use `num_train_epochs`
-    budget_minutes: int | float | None = None  # Plan `max_steps` for this many minutes on this machine; None: no plan
+    budget_minutes: int | float | None = None  # Plan `max_steps` for this many minutes of training, to which evaluations add; None: no plan
     # Batches and masks
     per_device_train_batch_size: int | str = 32  # Sequences of `max_length` per micro-batch, or as many tokens; "auto": what fits
     gradient_accumulation_steps: int = 2  # Micro-batches per optimizer step and device
@@ -340,7 +340,7 @@ class Arithmetic:
         epochs, steps = "epoch" + "s" * (self.epochs != 1), "step" + "s" * (self.steps != 1)
         text = f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.epochs:.4g} {epochs} = {self.steps:,} {steps}"
         text += f" of {self.tokens_per_step:,.0f} tokens; {self.parameters:,} parameters"
-        if self.packing_ratio > 1:
+        if self.learning_rate != self.config.learning_rate:
             text += f"; packing puts {self.packing_ratio} times as many sequences as configured into a step, so the peak"
             text += f" learning rate is {self.learning_rate:.3g} instead of {self.config.learning_rate:.3g}"
         return text

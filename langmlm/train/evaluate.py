@@ -212,8 +212,8 @@ def find_worst_tokens(
     min_count: int = 5,  # Minimum number of times that a token must have been masked
 ) -> pd.DataFrame:
     "List the tokens of a split with the highest mean loss, and what was predicted in their place."
-    if rows < 1 or min_count < 1:
-        raise ValueError(f"rows and min_count must be at least 1, got {rows} and {min_count}")
+    if not all(isinstance(value, int) and value >= 1 for value in (rows, min_count)):
+        raise ValueError(f"rows and min_count must be integers of at least 1, got {rows!r} and {min_count!r}")
     vocabulary = token_bytes(tokenizer)
     found = _collect_predictions(module, loader, accelerator)
     found["correct"] = found.label == found.predicted

@@ -47,6 +47,9 @@ def _make_splitter(backend: Tokenizer) -> Callable[[str], list[str]]:
     if words is None or not isinstance(backend.model, (BPE, Unigram, WordPiece)):
         kind = f"a {type(backend.model).__name__} model {'without' if words is None else 'with'} a pre-tokenizer"
         raise ValueError(f"the tokenizer cannot get new words: it has {kind}, not BPE, Unigram or WordPiece with one")
+    if suffix := getattr(backend.model, "end_of_word_suffix", None):  # `ignore_merges` looks words up without it
+        found = f"its BPE marks ends of words with {suffix!r}"
+        raise ValueError(f"the tokenizer cannot get new words: {found}, so old words would get other tokens, too")
     words = Sequence([words, Punctuation()]) if is_unigram else words
 
     def split(text: str) -> list[str]:

@@ -98,7 +98,9 @@ def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
 # %% ../../nbs/train/04_launch.ipynb #dcc4240d
 def explain_inexact(device: torch.device, precision: str, head_size: int, compiled: bool = False) -> str | None:
     "Return why two identical runs, or a resumed one, would differ by rounding; None if they are bit-identical."
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
+        return f"runs on {device.type} have not been tested: two runs, or a resumed run, may differ"
+    if device.type == "cpu":
         reason = "torch_compile=True compiles for the first shapes only, on a CPU: a resumed run, which starts with others,"
         return f"{reason} differs by rounding" if compiled else None
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):

@@ -133,7 +133,7 @@ _TRIAL_STEPS = 1_000  # Length of the measured run, from which a recipe chooses 
 
 
 def plan_run(
-    config: TrainingConfig,  # `recipe` and `budget_minutes` are replaced by the options that result
+    config: TrainingConfig,  # Options that `recipe` chooses are filled in, and `budget_minutes` becomes `max_steps`
     architecture: ModelConfig,  # Likewise, for a new model
     shape: PreTrainedConfig,  # Layers and width of the model
     dataset: TokenizedDataset,  # To train on

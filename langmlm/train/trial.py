@@ -167,7 +167,7 @@ def free_memory(
 def estimate_memory(task: Any) -> StepMemory:
     "Measure small batches with the model of an `MLMTask`, and extrapolate to its micro-batch."
     if is_sharded_run():
-        raise ValueError("memory cannot be measured under FSDP: set per_device_train_batch_size to a number")
+        raise ValueError("memory cannot be measured under FSDP: set per_device_train_batch_size to a number, and do not call memory()")
     dataset, module = task.dataset, task.accelerator.unwrap_model(task.module).train()
     budget, full = task.loader.plan.token_budget, dataset.max_length
     length = dataset.lengths.max() if len(dataset) <= _MOST_READ else full
@@ -186,13 +186,14 @@ def estimate_memory(task: Any) -> StepMemory:
     )
 
 # %% ../../nbs/train/15_trial.ipynb #mem0code1
-def explain_memory(config: TrainingConfig, share: float = 0.5) -> str:
+def explain_memory(config: TrainingConfig, share: float = 0.5, is_resumed: bool = False) -> str:
     "Return settings to change if only a share of a micro-batch fits into memory; the first keeps the step size."
     size, accumulated = config.per_device_train_batch_size, config.gradient_accumulation_steps
     smaller = max(1, int(size * share))
     steps = math.ceil(size * accumulated / smaller)
-    remedies = [f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}"] * (size > 1)
-    remedies += ["gradient_checkpointing=True"] * (not config.gradient_checkpointing)
+    remedies = ["gradient_checkpointing=True"] * (not config.gradient_checkpointing)
+    if size > 1 and not is_resumed:  # A resumed run keeps its batches
+        remedies.insert(0, f"per_device_train_batch_size={smaller} with gradient_accumulation_steps={steps}")
     remedies += ["a smaller model, or a lower max_length when the text is tokenized"]
     return "the run needs more memory than there is: set " + ", or ".join(remedies)
 

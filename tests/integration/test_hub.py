@@ -131,6 +131,7 @@ def test_made_public_during_the_run(hub: Hub, create: Callable, tmp_path: Path, 
     monkeypatch.setattr(RunFolder, "finish", make_public)
     task.train()
     assert hub.files["me/run"] == {} and "the upload failed: me/run is public" in caplog.text
+    assert "hf upload" not in caplog.text  # It would publish the model
 
 
 def test_card_on_the_hub_stays(hub: Hub, create: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):

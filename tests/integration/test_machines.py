@@ -19,7 +19,7 @@ from forks import forked_python
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 
-PORT, PREFIX = 29_551, f"lm{os.getpid() % 10_000}"
+PORT, PREFIX = 20_000 + os.getpid() % 10_000, f"lm{os.getpid() % 10_000}"
 SCRIPT = """
 import logging, sys
 from langmlm import tasks
@@ -38,7 +38,7 @@ task.train()
 
 
 def run(*command) -> bool:
-    return subprocess.run(command, capture_output=True).returncode == 0
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0
 
 
 @dataclass

@@ -75,6 +75,24 @@ def train_in_processes(
     return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
 
+def name_as_one_of(rank: int, store: Path, given: dict) -> None:
+    "Create a run in a child process, and write down its name."
+    join_launch(2, rank, store)
+    task = tasks.create_mlm(**given, training_config={"run_name": f"run-{rank}", "use_cpu": True, "bf16": False})
+    store.with_suffix(f".{rank}").write_text(f"{task.config.run_folder} {task.run_folder.config.run_folder}")
+
+
+def test_processes_agree_on_the_name(data, tmp_path: Path):
+    "The default is the time at which a process creates its config, so the name of the main process counts."
+    given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE}
+    processes = [fork_server().Process(target=name_as_one_of, args=(r, tmp_path / "store", given)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(HANG)
+    assert [(tmp_path / f"store.{rank}").read_text() for rank in (0, 1)] == ["run-0 run-0"] * 2
+
+
 def test_two_processes_equal_one(data, tmp_path: Path):
     "One process with 2 micro-batches per step has the data, masks, dropout and losses of two with 1 each, to rounding."
     histories = {}

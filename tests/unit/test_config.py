@@ -70,7 +70,7 @@ def test_invalid_types(changes: dict, message: str):
     assert caught.value.errors == [message] and str(caught.value) == f"example is invalid:\n- {message}"
 
 
-def test_rules():
+def test_rules(monkeypatch: pytest.MonkeyPatch):
     "Each row covers its options, None is always valid, and conflicts are reported with the ranges, but not with types."
     rules = [("steps learning_rate", lambda value: value > 0, "above 0"), ("optim", ("adamw", "muon"))]
     conflict = ["steps contradicts optim"]
@@ -82,6 +82,10 @@ def test_rules():
         with pytest.raises(ConfigError) as caught:
             check_config(Example(**changes), "example", rules, lambda config: conflict)
         assert caught.value.errors == expected + conflict
+    with pytest.raises(ConfigError) as caught:
+        monkeypatch.setattr(Example, "__post_init__", lambda config: check_config(config, "example", rules, lambda _: conflict))
+        Example(steps=0, learning_rate="high")
+    assert caught.value.errors == ["learning_rate must be float or None, got 'high'", "steps must be above 0, got 0"]
 
 
 def test_all_errors_in_one_message():

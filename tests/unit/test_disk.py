@@ -380,8 +380,25 @@ def test_cached_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert hash_file(tmp_path / "two") == digest
 
 
-def test_cached_digests_of_a_forged_time(tmp_path: Path):
+def test_unreadable_folder(papers: Path):
+    "What cannot be listed may hold files of others: the folder is neither replaced nor deleted."
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("train"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    with patch("os.scandir", refuse):
+        for action in (lambda: check_replaceable(papers, "dataset", "path_to_save_dataset"), lambda: remove_folder(papers)):
+            with pytest.raises(PermissionError, match="train"):
+                action()
+    assert is_intact(papers)
+
+
+def test_cached_digests_of_a_forged_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "The same size and the same modification time do not hide that a file was written: the time of change differs."
+    monkeypatch.setattr("langmlm.disk._TICK", -1.0)  # Otherwise, the digest of a new file is not kept at all
     file = tmp_path / "two"
     rewrite(file, b"something more")
     digest, known = hash_file(file), file.stat()

@@ -129,7 +129,6 @@ def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
         ({"tokenizer_config": {"vocabsize": 3}}, "'vocabsize' is not an option; did you mean 'vocab_size'?"),
         ({"tokenizer_config": "roberta-base"}, "tokenizer_config is invalid:\n- it must be a dict, got 'roberta-base'"),
         ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
-        ({"tokenizer": "nowhere"}, "neither a tokenizer folder"),
         ({"tokenizer": "docs"}, "is the folder of a run: name its model, 'docs/final_model'"),
         (
             {"tokenizer_config": {"path_to_save_tokenizer": "."}},

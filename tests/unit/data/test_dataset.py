@@ -63,6 +63,9 @@ def test_every_layout_is_the_same_dataset(layout: str):
     for rows in ([], [7], [299, 0, 150, 150], [-1, 3], np.arange(300)[::-1], np.arange(40, 44)):
         flat = dataset.flat(rows)
         assert flat.dtype == np.int64 and flat.tolist() == [id for row in rows for id in SEQUENCES[row]]
+    is_long = LENGTHS > 10
+    assert dataset.lengths[is_long].tolist() == LENGTHS[is_long].tolist()
+    assert dataset.lengths[np.arange(300) == 7].tolist() == LENGTHS[7:8].tolist()
     blocks = list(dataset.blocks())
     assert np.concatenate([ids for ids, _ in blocks]).tolist() == [id for ids in SEQUENCES for id in ids]
     assert dataset.fingerprint == TokenizedDataset(LAYOUTS["one chunk"]()).fingerprint
@@ -178,8 +181,9 @@ def test_flipped_bytes(tmp_path: Path):
         dataset.flat(range(200))
 
 
-def test_open_dataset(tmp_path: Path):
+def test_open_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A plain dataset is the training split; what is missing is named."
+    monkeypatch.setenv("HOME", str(tmp_path))
     rows = LAYOUTS["one chunk"]()
     rows.save_to_disk(tmp_path / "plain")
     DatasetDict(train=rows.select(range(9)), validation=rows.select([7, 3])).save_to_disk(tmp_path / "splits")
@@ -191,7 +195,7 @@ def test_open_dataset(tmp_path: Path):
     DatasetDict(train=no_rows, validation=rows).save_to_disk(tmp_path / "no training")
     DatasetDict(train=rows, validation=no_rows).save_to_disk(tmp_path / "no validation")
     assert len(open_dataset(tmp_path / "plain")) == len(open_dataset(tmp_path / "no validation")) == 300
-    assert open_dataset(str(tmp_path / "splits"), "validation")[0].tolist() == SEQUENCES[7]
+    assert open_dataset("~/splits", "validation")[0].tolist() == SEQUENCES[7]
     for folder, split, message in (
         ("nowhere", "train", "is not a dataset folder"),
         ("test", "train", "has no split 'train', only"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
@@ -82,6 +83,15 @@ def test_objects(kind: str):
     assert corpus.fingerprint() != open_corpus(iter(["two\nlinesflood", " 🌊"])).fingerprint()
 
 
+def test_columns_of_tables():
+    "The column of a DataFrame has the documents of the DataFrame; a missing value is counted in both."
+    table = pd.DataFrame({"text": ["one", None, "two"], "note": ["three", float("nan"), "four"]})
+    for data in (table, table["text"]):
+        corpus = open_corpus(data)
+        assert list(corpus) == ["one", "two"] and corpus.skipped == {"rows with null text skipped": 1}
+    assert list(open_corpus(table["note"])) == ["three", "four"]
+
+
 def test_invalid_objects():
     "Objects without text are errors when the corpus is opened."
     dataset = Dataset.from_dict({"id": range(4), "text": TEXTS})
@@ -109,13 +119,16 @@ def test_iterator_with_an_invalid_text():
         list(corpus)
 
 
-def test_saved_datasets(tmp_path: Path):
+def test_saved_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     "A folder that `save_to_disk` wrote is read as the dataset; its Arrow files are files."
     dataset = Dataset.from_dict({"id": range(4), "text": TEXTS})
     DatasetDict(train=dataset).save_to_disk(tmp_path / "saved")
     saved = open_corpus(tmp_path / "saved")
     assert list(saved) == list(open_corpus(tmp_path / "saved" / "train" / "*.arrow")) == KEPT
     assert saved.fingerprint() == open_corpus(dataset).fingerprint()
+    monkeypatch.chdir(tmp_path)
+    assert list(open_corpus(["saved", "saved/", "./saved"])) == KEPT  # Named twice, read once
+    assert "names the same file more than once" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["dataset_dict.json", "state.json"])

@@ -80,6 +80,13 @@ def test_zero_padding(compression: str, tmp_path: Path):
     assert decompress(tmp_path, data + bytes(512) + data + bytes(2**17), compression) == TEXT + TEXT
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_zeros_alone_are_damage(compression: str, tmp_path: Path):
+    "A crash may leave a file of the right size without its content."
+    with pytest.raises(ValueError, match=rf"file is truncated, damaged, or not in txt\.{compression} format"):
+        decompress(tmp_path, bytes(5_000), compression)
+
+
 def test_missing_file_is_no_damage():
     "The error of the operating system is not replaced."
     with pytest.raises(FileNotFoundError, match="nowhere"), SourceFile("nowhere", "txt").open():
@@ -105,6 +112,17 @@ def test_folders_and_globs(folder: Path, caplog: pytest.LogCaptureFixture):
         assert "a glob reads other extensions as text" in caplog.text  # But no hidden files
         assert find_files("*")[0].name == "README" and ".hidden.txt" not in [file.name for file in find_files("*")]
         assert find_files("README")[0].format == "txt"
+
+
+def test_folders_that_a_glob_matches(folder: Path, caplog: pytest.LogCaptureFixture):
+    "Only `**` reads what is in a folder; a warning names the folders that another glob leaves out."
+    (folder / "deep").mkdir()
+    (folder / "deep" / "third.txt").write_text("Not read.")
+    assert find_files(folder / "f*") == find_files(folder / "first.txt") and not caplog.records
+    assert [file.name.rsplit("/")[-1] for file in find_files(folder / "*")] == ["first.txt", "second.jsonl"]
+    assert f"ignoring folders, which end in `/**` if their files are to be read: {folder / 'deep'}" in caplog.text
+    caplog.clear()
+    assert len(find_files(folder / "**")) == 3 and not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_invalid_utf8():
     "Invalid UTF-8 is an error with file, line and byte, or it is replaced or skipped, and counted."
     fails("a.txt, line 2, byte 4 of the line: 0xe9 is not UTF-8", LATIN)
     fails("line 1, byte 7 of the line", "\ufeff".encode() + LATIN[5:])
+    fails("a.txt, line 4, byte 2 of the line: 0xff is not UTF-8", b"one\ntwo\n\nx\xff")
     counts = Counter()
     assert read(LATIN + b"\n \nend", encoding_errors="skip", counts=counts) == ["fine", "end"]
     assert counts == {"documents with invalid UTF-8 skipped": 1, EMPTY: 2}

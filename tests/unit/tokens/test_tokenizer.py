@@ -189,6 +189,12 @@ def test_folder(tokenizer, tmp_path: Path):
     assert names - {"manifest.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_home_folder(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tokenizer(tokenizer, "~/mine")
+    assert is_intact(tmp_path / "mine") and load_tokenizer("~/mine").get_vocab() == tokenizer.get_vocab()
+
+
 def test_load_tokenizer(tokenizer, tmp_path: Path):
     "A missing folder and missing special tokens are errors."
     with pytest.raises(ValueError, match="neither a tokenizer folder"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import Unigram, WordPiece
-from tokenizers.trainers import UnigramTrainer, WordPieceTrainer
+from tokenizers.models import BPE, Unigram, WordPiece
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -25,7 +25,7 @@ from langmlm import tasks
 from langmlm.config import SPECIAL_TOKENS, ConfigError
 from langmlm.text.corpus import docstrings
 from langmlm.train.checkpoint import load_model
-from langmlm.train.extend import _loss_per_byte, extend_positions, extend_tokenizer
+from langmlm.train.extend import _loss_per_byte, _make_splitter, extend_positions, extend_tokenizer
 
 
 TRAINER = {"vocab_size": 500, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
@@ -137,6 +137,17 @@ def test_errors_come_before_the_work_and_leave_nothing(run: Path, text: Path, tm
         with pytest.raises(ValueError, match=f"max_length must be an integer above 32, .* got {max_length!r}"):
             extend_positions(run, max_length, folder)
     assert not folder.exists()
+
+
+def test_marks_of_the_ends_of_words(text: Path, tmp_path: Path):
+    "Whole words would be looked up without the mark, so nearly all old words would get other tokens."
+    backend = Tokenizer(BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train([str(text)], BpeTrainer(end_of_word_suffix="</w>", **TRAINER))
+    with pytest.raises(ValueError, match="its BPE marks ends of words with '</w>', so old words would get other tokens"):
+        _make_splitter(backend)
+    backend.model = BPE()
+    assert _make_splitter(backend)("two words") == ["two", "words"]
 
 
 @pytest.mark.parametrize("family", ["xlm-roberta", "bert"])

@@ -294,8 +294,8 @@ def test_rows_and_counts(run: tasks.MLMTask):
     assert few.values.tolist() == expected.values.tolist() and len(few) == 3
     for arguments, message in (
         ({"min_count": 10**6}, "no token was masked min_count=1000000 times in the validation split: lower min_count"),
-        ({"rows": 0}, "rows and min_count must be at least 1, got 0 and 5"),
-        ({"min_count": 0}, "rows and min_count must be at least 1, got 20 and 0"),
+        ({"rows": 0}, "rows and min_count must be integers of at least 1, got 0 and 5"),
+        ({"min_count": 0}, "rows and min_count must be integers of at least 1, got 20 and 0"),
     ):
         with pytest.raises(ValueError, match=message):
             run.worst_tokens(**arguments)

@@ -106,6 +106,10 @@ def test_compiled_runs_on_a_cpu():
     assert explain_inexact(torch.device("cpu"), "no", 64) is None
 
 
+def test_devices_without_measurements():
+    assert "runs on mps have not been tested" in explain_inexact(torch.device("mps"), "no", 64)
+
+
 def test_inexact_is_where_the_kernels_are_missing(monkeypatch: pytest.MonkeyPatch):
     "It agrees with the choice of the kernel: Triton's, else FlashAttention, else PyTorch's for jagged tensors."
     monkeypatch.setattr(triton_attention, "_ENABLED", True)

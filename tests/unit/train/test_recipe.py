@@ -70,6 +70,7 @@ def test_given_options_stay(data, tmp_path: Path, option: dict):
     (name, value), *_ = option.items()
     assert getattr(task.config, name) == value
     assert task.config.mlm_probability == (0.15 if name == "mlm_probability" else 0.3)
+    assert task.arithmetic().learning_rate == task.config.learning_rate  # Chosen for the step: packing does not raise it
 
 
 def test_model_options(data, tmp_path: Path):

@@ -384,7 +384,7 @@ def spoil(run: tasks.MLMTask) -> None:
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     "Whether weights are equal, to the bit."
-    return all(torch.equal(weight, two[name]) for name, weight in one.items())
+    return one.keys() == two.keys() and all(torch.equal(weight, two[name]) for name, weight in one.items())
 
 
 def test_rollback(start_run: Callable, caplog: pytest.LogCaptureFixture):

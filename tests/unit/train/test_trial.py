@@ -158,6 +158,8 @@ def test_remedies_keep_the_step():
         smaller, steps = map(int, re.search(r"size=(\d+) with gradient_accumulation_steps=(\d+)", text).groups())
         assert smaller < size and size * accumulated <= smaller * steps < size * accumulated + smaller
     assert "per_device" not in explain_memory(TrainingConfig(per_device_train_batch_size=1))
+    text = explain_memory(TrainingConfig(per_device_train_batch_size=32), is_resumed=True)  # Its batches cannot change
+    assert "per_device" not in text and "set gradient_checkpointing=True" in text
 
 
 def test_limits_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
