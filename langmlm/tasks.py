@@ -28,7 +28,7 @@ from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
 from .disk import absolute_path, check_replaceable, clean_up_interrupted, expand_path, read_json
-from .folders import list_checkpoints
+from .folders import list_checkpoints, read_facts
 from .model.layers import compile_model
 from .model.modernbert import option_names
 from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
@@ -329,6 +329,8 @@ def create_mlm(
         model = None if start.weights is None else _load_matching(start.weights, loaded, longest, model_config)
         shape = model.config if model else complete_config(architecture, loaded, longest)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
+        found["the digest of checkpoint_path"] = start.weights and read_facts(Path(start.weights)).get("digest")
+        found |= {"mask": getattr(mask, "__qualname__", type(mask).__qualname__), "use of FSDP": is_sharded_run()}
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
         own = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit"
         found |= asdict(architecture) | config.without_secrets(*own.split())  # Options in `own` may differ
@@ -380,14 +382,16 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
         return given
     if isinstance(given, TrainingConfig):
         given = {name: getattr(given, name) for name in given.given}
-    given, known = given or {}, [entry.name for entry in fields(TrainingConfig)]
-    saved = {name: value for name, value in start.trainer_state["langmlm"]["config"].items() if name in known}
+    given, known, facts = given or {}, [entry.name for entry in fields(TrainingConfig)], start.trainer_state["langmlm"]
+    saved = {name: value for name, value in facts["config"].items() if name in known}
     saved.setdefault("fill_batches", True)  # Checkpoints from before this option were trained this way
     if "num_train_epochs" in given and given.get("budget_minutes") is None:
         saved["max_steps"] = -1  # It would override the option that is given now, as below
     if given.get("warmup_ratio", saved.get("warmup_ratio")) != saved.get("warmup_ratio"):
         saved["warmup_steps"] = 0
     saved["n_gpus"] = None  # The number of processes may change
+    saved |= {"gradient_accumulation_steps": facts["given_accumulation"]} if "given_accumulation" in facts else {}
+    saved |= {"probe_sentences": ()} if given.get("eval_steps", 0) is None else {}
     saved["output_dir"] = None if "run_name" in given else str(Path(start.weights).parent)
     decided = ["recipe", "budget_minutes"]  # Fixed when the run began
     if ignored := [f"{name}={given[name]}" for name in decided if given.get(name) not in (None, saved.get(name))]:
@@ -395,6 +399,7 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
     if given.get("per_device_train_batch_size") == "auto":
         decided += ["per_device_train_batch_size", "gradient_accumulation_steps"]
     decided += ["output_dir"] if given.get("output_dir") is None else []  # Stay in the folder of the run
+    decided += ["max_steps"] if given.get("budget_minutes") is not None and given.get("max_steps") == -1 else []  # Planned
     return saved | {name: value for name, value in given.items() if name not in decided}
 
 # %% ../nbs/tasks.ipynb #f3365fa3
@@ -431,12 +436,14 @@ class _LaunchedMLMTask:
         "Start the processes and train to the end; another call resumes the run from its latest checkpoint."
         check_stop_at_step(stop_at_step)
         arguments, folder = self._arguments | {"training_config": self.config}, self.config.run_folder
-        if not list_checkpoints(folder):
+        if not (before := list_checkpoints(folder)):
             check_run_folder(folder, StartingPoint())  # An earlier call may have left a model without checkpoints
         level = logging.getLogger("langmlm").getEffectiveLevel()
-        launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)
-        if list_checkpoints(folder):
-            self._arguments |= {"model_config": None, "checkpoint_path": str(folder), "resume": "auto"}
+        try:
+            launch_processes(_train_in_process, (arguments, stop_at_step, level), self.config.n_gpus)
+        finally:  # After an interrupt, too, unless the folder is another run's
+            if list_checkpoints(folder) != before:
+                self._arguments |= {"model_config": None, "checkpoint_path": str(folder), "resume": "auto"}
         return History(read_json(folder / TRAINER_STATE)["log_history"])
 
 

@@ -82,8 +82,6 @@ class TokenizedDataset:
     ) -> np.ndarray:  # [tokens] int64
         "Concatenate the ids of several sequences; raise an error if one is not in the vocabulary."
         chunks, indices = self.lengths.find(rows)
-        if len(chunks) and (chunks == chunks[0]).all():
-            return _check_ids(_gather(self._ids[chunks[0]], *self.lengths.bounds(chunks[0], indices)), self)
         ids, starts, ends = self._ids, self.lengths.starts, self.lengths.ends
         found = zip(chunks.tolist(), indices.tolist())
         pieces = [ids[chunk][starts[chunk][index] : ends[chunk][index]] for chunk, index in found]
@@ -111,18 +109,12 @@ class _Lengths:
     def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        if len(self.starts) == 1 and rows.size:
-            return np.subtract(*self.bounds(0, rows)[::-1]).astype(np.int32)
-        if rows.size <= 20 * len(self.starts):  # For few rows, looping over rows is faster than looping over chunks
-            found = zip(*(array.tolist() for array in self.find(np.atleast_1d(rows))))
-            lengths = np.array([self.ends[chunk][index] - self.starts[chunk][index] for chunk, index in found], np.int32)
-            return lengths if rows.ndim else lengths[0]
-        order, lengths = np.argsort(rows), np.empty(len(rows), np.int32)
-        chunks, indices = self.find(rows[order])
-        cuts = np.flatnonzero(np.diff(chunks)) + 1
-        for chunk, rows, inside in zip(chunks[[0, *cuts]], np.split(order, cuts), np.split(indices, cuts)):
-            lengths[rows] = np.subtract(*self.bounds(chunk, inside)[::-1])
-        return lengths
+        chunks, indices = self.find(np.atleast_1d(rows))
+        order, lengths = np.argsort(chunks, kind="stable"), np.empty(len(chunks), np.int32)
+        for group in filter(len, np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1)):
+            starts, ends = self.bounds(chunks[group[0]], indices[group])
+            lengths[group] = ends - starts
+        return lengths if rows.ndim else lengths[0]
 
     def find(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         "Return the chunk of each sequence, and its index in that chunk."
@@ -143,13 +135,6 @@ class _Lengths:
         return max(int(np.subtract(ends, starts).max(initial=0)) for starts, ends in zip(self.starts, self.ends))
 
 # %% ../../nbs/data/01_dataset.ipynb #1dx00002
-def _gather(ids: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    "Concatenate pieces of a chunk as int64 with one gather, which is faster than slices for short pieces."
-    lengths = ends - starts
-    shifts = starts - (np.cumsum(lengths, dtype=np.int64) - lengths)
-    return np.asarray(ids)[np.arange(lengths.sum()) + np.repeat(shifts, lengths)].astype(np.int64)
-
-
 def _check_ids(ids: np.ndarray, dataset: TokenizedDataset) -> np.ndarray:
     "Return int64 ids; raise an error if one is not in the vocabulary."
     if len(ids) and ids.view(np.uint64).max() >= dataset.vocab_size:  # Viewed as unsigned, negative ids are large

@@ -200,20 +200,14 @@ def mark_duplicates(
     hashes_per_file: int = 2**20,  # Hashes in memory at once, at about 60 bytes each
 ) -> bytes:  # One bit per document, 1 for a duplicate; see `is_duplicate`
     "Find all documents of a corpus that are duplicates of earlier ones."
-    files, marks, count, documents = [], np.zeros(0, np.uint8), 0, iter(documents)
-    while len(hashes := hash_documents(islice(documents, hashes_per_file), count)):
-        count += len(hashes)
-        marks = np.append(marks, np.zeros((count + 7) // 8 - len(marks), np.uint8))
+    files, marks, documents = [], bytearray(), iter(documents)
+    while len(hashes := hash_documents(islice(documents, hashes_per_file), len(marks))):
+        marks += bytes(len(hashes))
         files.append(folder / f"{len(files):05}.hashes")
-        _mark(marks, write_hashes(files[-1], hashes))
+        np.frombuffer(marks, np.uint8)[write_hashes(files[-1], hashes)] = 1
     for indices in find_duplicates(files):
-        _mark(marks, indices)
-    return marks.tobytes()
-
-
-def _mark(marks: np.ndarray, indices: np.ndarray) -> None:
-    "Set the bits at some document indices."
-    np.bitwise_or.at(marks, indices >> 3, np.uint8(1) << (indices & 7).astype(np.uint8))
+        np.frombuffer(marks, np.uint8)[indices] = 1
+    return np.packbits(marks, bitorder="little").tobytes()
 
 # %% ../../nbs/text/04_selection.ipynb #c05f7ce9
 def is_duplicate(marks: bytes, index: int) -> bool:
@@ -264,12 +258,12 @@ def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: floa
     if not count:
         return b""
     signatures = np.memmap(folder / "signatures", "<u4", "r").reshape(count, _PERMUTATIONS)
-    marks, bands = np.zeros((count + 7) // 8, np.uint8), MinHashLSH(threshold, _PERMUTATIONS, weights=(0.1, 0.9))
+    marks, bands = np.zeros(count, np.uint8), MinHashLSH(threshold, _PERMUTATIONS, weights=(0.1, 0.9))
     for band in range(bands.b):
         for later, first in _find_candidates(signatures[:, band * bands.r : (band + 1) * bands.r]):
             similarity = (signatures[later] == signatures[first]).mean(1)
-            _mark(marks, later[similarity >= threshold])
-    return marks.tobytes()
+            marks[later[similarity >= threshold]] = 1
+    return np.packbits(marks, bitorder="little").tobytes()
 
 
 def _find_candidates(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

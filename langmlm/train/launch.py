@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import sleep
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 from accelerate.utils import GradientAccumulationPlugin, gather_object, parse_flag_from_env, patch_environment
 from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -141,6 +143,8 @@ def count_processes(config: TrainingConfig) -> int:
     if wanted > devices:
         kind = "CPU cores" if on_cpu else "visible GPUs"
         raise ValueError(f"n_gpus must be at most the number of {kind}, {devices}, got {wanted}")
+    if not os.path.exists(getattr(sys.modules["__main__"], "__file__", os.curdir)):  # `python - < script.py`
+        raise RuntimeError("n_gpus starts processes that import this script, which has no file: save it, and run the file")
     return wanted
 
 # %% ../../nbs/train/04_launch.ipynb #imp04aa1
@@ -163,12 +167,15 @@ def launch_processes(function: Callable[..., Any], args: tuple, num_processes: i
     handlers = {number: signal.getsignal(number) for number in _REPLACED_SIGNALS}
     options["signals_to_handle"] = ",".join(number.name for number in handlers if handlers[number] != signal.SIG_IGN)
     try:
-        with patch_environment(**{_LAUNCHING: "1"}):
+        with patch_environment(**{_LAUNCHING: "1"}), TemporaryDirectory(prefix="langmlm-") as logs:
+            options["logs_specs"] = DefaultLogsSpecs(log_dir=logs)  # Otherwise, a folder for logs stays
             elastic_launch(LaunchConfig(nproc_per_node=num_processes, **options), function)(*args)
     except SignalException as error:
         raise signal_exit(error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode - 128 in (signal.SIGTERM, signal.SIGHUP):  # Stopped with a checkpoint
+            raise signal_exit(failure.exitcode - 128) from None
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         message = message if failure.exitcode < 0 or isinstance(failure.message, dict) else "its own error is printed above"
         raise RuntimeError(f"process {rank} of {num_processes} failed: {message}") from error

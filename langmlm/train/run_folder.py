@@ -81,6 +81,7 @@ class RunFolder:
         self.path, self.config, self.accelerator, self.tokenizer = config.run_folder, config, accelerator, tokenizer
         self.plan, self.description, self.start = plan, description, start
         self.precision = description["environment"]["precision"]  # As Accelerate names it
+        self._absolute = os.path.abspath(self.path)
         self._opened = False  # Whether this object has written to the folder
         self._save_failed = False  # Whether writing the last checkpoint failed
         self._logged: int | None = None  # Entries in the log file; None: unknown, so it is rewritten
@@ -90,27 +91,30 @@ class RunFolder:
         self,
         step: int,  # Optimizer steps done
     ) -> Iterator[None]:
-        "Lock the folder; the first time, also repair it and start the trackers."
+        "Lock and repair the folder; the first time, also start the trackers."
         with ExitStack() as held:
             with fail_together():
                 if self.accelerator.is_main_process:
+                    if os.path.abspath(self.path) != self._absolute:
+                        raise RuntimeError(f"the working directory has changed, so output_dir is not {self._absolute!r}: change back")
                     held.callback(lock_folder(self.path, "output_dir").release)
-                    if not self._opened:
-                        self._repair(step)
+                    self._repair(step)
             if not self._opened:
                 start_trackers(self.accelerator, self.config)
             self._opened = True
             yield
 
     def _repair(self, step: int) -> None:
-        "Check that the folder and the Hub may be written to, and clean up what a killed run left in the folder."
-        check_run_folder(self.path, self.start)
-        check_upload(self.config, self.tokenizer.mask_token)
+        "Clean up what a killed run, or another task since the last session, left in the folder; check it the first time."
+        if not self._opened:
+            check_run_folder(self.path, self.start)
+            check_upload(self.config, self.tokenizer.mask_token)
         for action in clean_up_interrupted(self.path, _OWNED):
             logger.warning("%s: %s", self.path, action)
         set_aside_newer(self.path, step)
+        self._logged = None
         for file in (self.path / _LOG, self.path / TRAINER_STATE):  # Of a killed run, or of another tool
-            if self.start.trainer_state is None and file.exists():
+            if not self._opened and self.start.trainer_state is None and file.exists():
                 set_aside(file)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
@@ -223,10 +227,11 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerSt
         if self.config.push_to_hub and self.accelerator.is_main_process and is_safe:
             upload_model(folder, self.config)
     if missing:
+        again = "train() called again in this process saves what is missing, and " * ("RANK" not in os.environ)  # A launcher ends it
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
-            f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; train() "
-            "called again in this process saves what is missing, and a resumed run computes it again"
+            f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; {again}"
+            "a resumed run computes it again"
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9

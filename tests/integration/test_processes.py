@@ -93,6 +93,31 @@ def test_processes_agree_on_the_name(data, tmp_path: Path):
     assert [(tmp_path / f"store.{rank}").read_text() for rank in (0, 1)] == ["run-0 run-0"] * 2
 
 
+def resume_one_of(rank: int, store: Path, given: dict) -> None:
+    "Resume from a copy of a checkpoint, and write down the error."
+    join_launch(2, rank, store)
+    try:
+        tasks.create_mlm(**given, checkpoint_path=store.with_name(f"disk-{rank}"), training_config={"learning_rate": 1e-3})
+    except RuntimeError as error:
+        store.with_suffix(f".{rank}").write_text(str(error))
+
+
+def test_other_checkpoints_of_the_same_step(data, tmp_path: Path):
+    "One machine has the checkpoint of an earlier attempt: two halves of different models would be trained on."
+    given = {name: str(path) for name, path in data.items()}
+    for rank in (0, 1):
+        settings = SETTINGS | {"use_cpu": True, "max_steps": 2, "output_dir": str(tmp_path / f"disk-{rank}")}
+        settings["learning_rate"] = 1e-3 * (rank + 1)
+        tasks.create_mlm(**given, model_config=ARCHITECTURE, training_config=settings).train(1)
+    processes = [fork_server().Process(target=resume_one_of, args=(r, tmp_path / "store", given)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(HANG)
+    for rank in (0, 1):
+        assert (tmp_path / f"store.{rank}").read_text().startswith("the digest of checkpoint_path is ")
+
+
 def test_two_processes_equal_one(data, tmp_path: Path):
     "One process with 2 micro-batches per step has the data, masks, dropout and losses of two with 1 each, to rounding."
     histories = {}
@@ -198,6 +223,8 @@ def start_script(data, tmp_path: Path, guarded: bool, failing: str = "no") -> su
     settings = {**SETTINGS, "gradient_accumulation_steps": 1, "max_steps": 9, "save_steps": 100}
     given = {name: str(path) for name, path in data.items()}
     constants = f"SETTINGS = {settings!r}\nDATA = {given!r}\nARCHITECTURE = {ARCHITECTURE!r}\n"
+    (tmp_path / "temporary").mkdir()
+    constants += f"import tempfile\ntempfile.tempdir = {str(tmp_path / 'temporary')!r}\n"
     script = tmp_path / "script.py"
     script.write_text(constants + START + ('if __name__ == "__main__":\n    main()' if guarded else "main()"))
     command = [forked_python(), script, tmp_path / "run", failing]
@@ -207,13 +234,14 @@ def start_script(data, tmp_path: Path, guarded: bool, failing: str = "no") -> su
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")
 def test_n_gpus_starts_processes(data, tmp_path: Path):
-    "From a plain script: two processes train, and a further call resumes in two processes."
+    "From a plain script: two processes train, and a further call resumes in two processes; no temporary folder stays."
     finished = start_script(data, tmp_path, guarded=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     saved = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert saved["global_step"] == 9 and saved["langmlm"]["environment"]["processes"] == 2
     assert saved["langmlm"]["identity"]["gradient_accumulation_steps x processes"] == 2
     assert (tmp_path / "run" / "final_model" / "model.safetensors").is_file()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores")

@@ -17,9 +17,10 @@ from transformers import AutoTokenizer, RobertaForMaskedLM, RobertaTokenizer, pi
 
 from langmlm.config import ConfigError
 from langmlm.data.dataset import check_tokenizer, open_dataset
+from langmlm.data.masking import mask_batch
 from langmlm.disk import MANIFEST, atomic_folder, hash_json, is_intact, read_json, write_json, write_manifest
 from langmlm.model.roberta import ModelConfig
-from langmlm.tasks import MLMTask, TokenizerTask, _with_saved_options, create_mlm, create_tokenizer
+from langmlm.tasks import MLMTask, TokenizerTask, _LaunchedMLMTask, _with_saved_options, create_mlm, create_tokenizer
 from langmlm.text.corpus import docstrings
 from langmlm.tokens.shards import join_dataset
 from langmlm.tokens.tokenizer import VOCABULARY_OPTIONS, TokenizerConfig
@@ -590,6 +591,42 @@ def test_a_planned_run_is_resumed_with_its_config(work: Path, tmp_path: Path, pl
     resumed = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path=tmp_path / "run", training_config=config)
     assert resumed.state.step == 1 and resumed.loader.plan.total_steps == task.loader.plan.total_steps
     assert resumed.config.per_device_train_batch_size == task.config.per_device_train_batch_size
+
+
+def test_options_of_earlier_sessions():
+    "What the script of a resumed run says decides, and else what was given when it began."
+    saved = {"gradient_accumulation_steps": 2, "max_steps": 102, "eval_steps": 5, "probe_sentences": ["a <mask>"]}
+    start = SimpleNamespace(trainer_state={"langmlm": {"config": saved, "given_accumulation": 4}}, weights="run/checkpoint-3")
+    assert _with_saved_options(None, start)["gradient_accumulation_steps"] == 4
+    assert _with_saved_options({"gradient_accumulation_steps": 1}, start)["gradient_accumulation_steps"] == 1
+    assert _with_saved_options({"budget_minutes": 1, "max_steps": -1}, start)["max_steps"] == 102  # The plan stays
+    assert _with_saved_options({"max_steps": -1}, start)["max_steps"] == -1
+    assert _with_saved_options({"eval_steps": None}, start)["probe_sentences"] == ()
+    assert _with_saved_options({"eval_steps": 3}, start)["probe_sentences"] == ["a <mask>"]
+
+
+def test_an_interrupted_launch_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "After Ctrl-C, another call of `train` resumes what the processes have saved; a folder of another run is left alone."
+    calls = []
+
+    def launch(function, args: tuple, number: int) -> None:
+        calls.append(args[0]["checkpoint_path"])
+        if len(calls) < 3:
+            (tmp_path / "run" / f"checkpoint-{len(calls)}").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("langmlm.tasks.launch_processes", launch)
+    config = TrainingConfig(n_gpus=2, output_dir=tmp_path / "run")
+    arguments = {"mask": mask_batch, "checkpoint_path": None, "model_config": {}, "resume": "auto"}
+    task, other = _LaunchedMLMTask(config, arguments), _LaunchedMLMTask(config, dict(arguments))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            task.train()
+    with pytest.raises(KeyboardInterrupt):  # Nothing of its own was saved
+        other.train()
+    with pytest.raises(KeyboardInterrupt):
+        other.train()
+    assert calls == [None, str(tmp_path / "run"), None, None]
 
 
 def test_earlier_checkpoints_keep_full_batches():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState, is_initialized
 from forks import forked_python
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
 
 from langmlm.data.masking import mask_batch
 from langmlm.model.attention import _has_flash_attention
@@ -104,6 +107,30 @@ def test_compiled_runs_on_a_cpu():
     "What is compiled depends on the batches that come first; a GPU gets batches of one shape."
     assert "a resumed run" in explain_inexact(torch.device("cpu"), "no", 64, compiled=True)
     assert explain_inexact(torch.device("cpu"), "no", 64) is None
+
+
+def test_a_process_that_was_stopped_is_no_failure(monkeypatch: pytest.MonkeyPatch):
+    "SIGTERM to one process saves a checkpoint in all of them: the caller ends as if it had received the signal."
+
+    def stop(config: LaunchConfig, function: Callable) -> Callable:
+        def raise_error(*args):
+            raise ChildFailedError("train", {0: ProcessFailure(0, 1, 143, "<N/A>")})
+
+        return raise_error
+
+    monkeypatch.setattr("langmlm.train.launch.elastic_launch", stop)
+    with pytest.raises(SystemExit) as ended:
+        launch_processes(len, ((),), 2)
+    assert ended.value.code == 143
+
+
+def test_a_script_without_a_file(monkeypatch: pytest.MonkeyPatch):
+    "Processes cannot import what was read from standard input."
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/nowhere/<stdin>", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="this script, which has no file: save it, and run the file"):
+        count_processes(TrainingConfig(n_gpus=2, use_cpu=True))
 
 
 def test_devices_without_measurements():

@@ -12,7 +12,7 @@ import pytest
 from accelerate import Accelerator
 
 from langmlm import tasks
-from langmlm.disk import LOCK, is_intact, read_json
+from langmlm.disk import LOCK, is_intact, read_json, read_manifest
 from langmlm.folders import checkpoint_step, list_checkpoints
 from langmlm.testing import tiny_run
 from langmlm.train.checkpoint import TRAINER_STATE, StartingPoint
@@ -118,7 +118,7 @@ def test_lock(start_run: Callable, tmp_path: Path):
 
 
 def test_repair(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    "What killed runs left is deleted or restored, with a warning, the first time only; files of others stay."
+    "What killed runs left is deleted or restored, with a warning, at the beginning of every session; files of others stay."
     caplog.set_level(logging.WARNING, "langmlm")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -136,8 +136,37 @@ def test_repair(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFi
     with pytest.raises(FileExistsError, match="holds another run"), second.hold(step=0):  # The restored model
         pass
     (folder / ".checkpoint-5.0a1b2c3d.partial").mkdir()
-    with run.run_folder.hold(step=0):
-        assert ".checkpoint-5.0a1b2c3d.partial" in names(folder)
+    with run.run_folder.hold(step=0):  # An interrupt during the last session may have left it
+        assert ".checkpoint-5.0a1b2c3d.partial" not in names(folder)
+
+
+def test_the_working_directory_changes(start_run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "A relative folder would be another one, and the run would be scattered over both."
+    monkeypatch.chdir(tmp_path)
+    run = start_run(output_dir="here", max_steps=3, save_steps=1)
+    run.train(1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match="working directory has changed, so output_dir is not '.*/here': change back"):
+        run.train()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    monkeypatch.chdir(tmp_path)
+    run.train()
+    assert checkpoint_step(list_checkpoints(Path("here"))[-1]) == 3
+
+
+def test_another_task_has_continued_the_run(start_run: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "An older task that trains on sets aside what a newer one has written meanwhile, and the log is that of its own steps."
+    older = start_run(save_steps=2, max_steps=6, logging_steps=1)
+    older.train(3)
+    folder = older.config.run_folder
+    start_run(checkpoint_path=folder, learning_rate=1e-4).train()
+    weights = [read_manifest(folder / name)["digest"] for name in ("checkpoint-4", "final_model")]
+    older.train()
+    kept = [read_manifest(folder / f"superseded-{name}")["digest"] for name in ("checkpoint-4", "final_model")]
+    assert kept == weights and "superseded" in caplog.text
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_state_of_another_tool_is_set_aside(start_run: Callable, tmp_path: Path):
