@@ -259,7 +259,7 @@ def _match(pattern: Path) -> Iterator[Path]:
     if "**" not in parts:
         found = sorted(map(Path, glob.glob(str(pattern))))
         if folders := [str(path) for path in found if path.is_dir()]:
-            text = "data_path %r: ignoring folders, which end in `/**` if their files are to be read: %.500s"
+            text = "data_path %r: ignoring folders, since only a glob with `/**` reads their files: %.500s"
             logger.warning(text, str(pattern), ", ".join(folders))
         return (path for path in found if not path.is_dir())
     at = parts.index("**")

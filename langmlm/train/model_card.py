@@ -228,7 +228,7 @@ def upload_model(folder: Path, config: TrainingConfig) -> None:
         api.upload_folder(repo_id=repo.id, folder_path=folder, ignore_patterns=kept, commit_message="Upload final_model")
     except Exception as error:  # The Hub client can raise any exception, and the model is saved
         words = ["hf", "upload", config.repo_name, str(folder), "."] + ["--private"] * config.hub_private_repo
-        by_hand = "" if isinstance(error, PermissionError) else f"; to upload it: {shlex.join(words)}"  # Public: see `error`
+        by_hand = "" if isinstance(error, PermissionError) else f"; to upload it: {shlex.join(words)}"  # That would publish it
         logger.warning("the upload failed: %s. The model is complete%s", error, by_hand)
     else:
         logger.info("uploaded %s to %s/%s", folder, api.endpoint, repo.id)

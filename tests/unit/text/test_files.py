@@ -120,7 +120,7 @@ def test_folders_that_a_glob_matches(folder: Path, caplog: pytest.LogCaptureFixt
     (folder / "deep" / "third.txt").write_text("Not read.")
     assert find_files(folder / "f*") == find_files(folder / "first.txt") and not caplog.records
     assert [file.name.rsplit("/")[-1] for file in find_files(folder / "*")] == ["first.txt", "second.jsonl"]
-    assert f"ignoring folders, which end in `/**` if their files are to be read: {folder / 'deep'}" in caplog.text
+    assert f"ignoring folders, since only a glob with `/**` reads their files: {folder / 'deep'}" in caplog.text
     caplog.clear()
     assert len(find_files(folder / "**")) == 3 and not caplog.records
 
