@@ -375,7 +375,7 @@ def _make_configs(model_config: dict | ModelConfig | None, training_config: dict
         raise errors[0]
     return tuple(configs)
 
-
+# %% ../nbs/tasks.ipynb #savedopt
 def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoint) -> dict | TrainingConfig | None:
     "Return the saved options and folder of a resumed run, updated with the options that are given now."
     if start.trainer_state is None or not isinstance(given, dict | TrainingConfig | None):
