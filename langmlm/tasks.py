@@ -289,6 +289,9 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
     return *accelerator.prepare(module, optimizer), captured
 
 # %% ../nbs/tasks.ipynb #e0a3d7f4
+_MAY_DIFFER = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit".split()
+
+
 def _outside_of_resumed_run(
     read: dict[str, str | None], config: TrainingConfig, start: StartingPoint
 ) -> dict[str, list[str]]:
@@ -316,8 +319,7 @@ def create_mlm(
     tokenizer, tokenized_dataset, checkpoint_path = read.values()
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
-        described = model_config if start.weights is None else None  # `_load_matching` checks what describes a model
-        architecture, config = _make_configs(described, _with_saved_options(training_config, start))
+        architecture, config = _make_configs(None if start.weights else model_config, _with_saved_options(training_config, start))
         check_run_folder(config.run_folder, start)
         kept = _outside_of_resumed_run(read, config, start)
         check_overlaps({"output_dir": config.run_folder}, kept)
@@ -332,8 +334,7 @@ def create_mlm(
         found["the digest of checkpoint_path"] = start.weights and read_facts(Path(start.weights)).get("digest")
         found |= {"mask": getattr(mask, "__qualname__", type(mask).__qualname__), "use of FSDP": is_sharded_run()}
         found["the fingerprint of tokenized_dataset"] = dataset.fingerprint
-        own = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit"
-        found |= asdict(architecture) | config.without_secrets(*own.split())  # Options in `own` may differ
+        found |= asdict(architecture) | config.without_secrets(*_MAY_DIFFER)  # Between processes
     if count_processes(config) > 1:
         return _LaunchedMLMTask(config, read | {"model_config": model_config, "resume": resume, "mask": mask})
     if start.trainer_state is None:
