@@ -1,8 +1,10 @@
 "The texts, their tokenizers, and the dataset that each peer makes from them."
 
 import hashlib
+import json
 import lzma
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,13 @@ def hash_text(*parts: Any) -> str:
     "Return a name for texts and numbers: a `Path` stands for the content of the file."
     content = [part.read_bytes() if isinstance(part, Path) else str(part).encode() for part in parts]
     return hashlib.sha256(b"\n".join(content)).hexdigest()[:12]
+
+
+def describe_once(file: Path, prepare: Callable[[], dict]) -> dict:
+    "Prepare a text once, and return the facts about it, which a JSON file keeps."
+    if not file.exists():
+        file.write_text(json.dumps(prepare()), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def split_documents(text: str, kind: str) -> list[str]:

@@ -22,7 +22,7 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-from data import SEED, hash_text, read_text, split_documents
+from data import SEED, describe_once, hash_text, read_text, split_documents
 
 RESULT = Path(__file__).parent / "results" / "recipe.json"
 VOCABULARY, MAX_LENGTH, HELD_OUT, POINTS = 8_192, 512, 0.04, 8
@@ -178,13 +178,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     options.work /= hash_text(options.text, options.megabytes)
     options.work.mkdir(parents=True, exist_ok=True)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
-    if not (options.work / "dataset").exists():
-        text = prepare(options.work, options.text, options.megabytes) | {"description": options.describe}
-        results.setdefault("text", text)
-        if (results["text"] | {"description": ""}, results.get("minutes")) != (text | {"description": ""}, options.minutes):
-            parser.error(f"{options.out} has runs on another text or of another time: choose another --out")
-    results |= {"date": str(date.today()), "machine": platform.machine(), "model": MODEL, "minutes": options.minutes}
+    text = describe_once(options.work / "text.json", lambda: prepare(options.work, options.text, options.megabytes))
+    results = {"text": text | {"description": options.describe}, "minutes": options.minutes, "runs": {}}
+    results = json.loads(options.out.read_text()) if options.out.exists() else results
+    if not text.items() <= results["text"].items() or results["minutes"] != options.minutes:
+        parser.error(f"{options.out} has runs on another text or of another time: choose another --out")
+    results |= {"date": str(date.today()), "machine": platform.machine(), "model": MODEL}
     for name in options.contenders:
         if name not in results["runs"]:
             receiver, sender = get_context("spawn").Pipe(duplex=False)

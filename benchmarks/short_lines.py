@@ -21,7 +21,7 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-from data import SEED, hash_text, read_text, split_documents
+from data import SEED, describe_once, hash_text, read_text, split_documents
 
 RESULT = Path(__file__).parent / "results" / "short_lines.json"
 SIZES = {"4x128": (4, 128), "4x256": (4, 256), "12x256": (12, 256), "12x384": (12, 384), "12x768": (12, 768)}
@@ -162,9 +162,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for kind, file in (("short", options.short_lines), ("long", options.long_documents)):
-            if file and not (options.work / f"{kind}-data").exists():
-                text = pool.submit(prepare, options.work, kind, file).result()
-                if results["texts"].setdefault(kind, text) | {"description": ""} != text | {"description": ""}:
+            if file:
+                facts = options.work / f"{kind}.json"
+                text = describe_once(facts, lambda: pool.submit(prepare, options.work, kind, file).result())
+                if not text.items() <= results["texts"].setdefault(kind, text).items():
                     parser.error(f"{options.out} has runs on another text: choose another --out")
                 print(kind, results["texts"][kind], flush=True)
     for kind, words in (text.split("=", 1) for text in options.describe):

@@ -379,9 +379,10 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
             for part in _find_parts(entry, options):
                 part.source = source
                 yield part
-    elif isinstance(data_path, Mapping) or hasattr(data_path, "columns") or hasattr(data_path, "to_frame"):
-        is_column = not isinstance(data_path, Mapping) and hasattr(data_path, "to_frame")  # A Series of pandas or polars
-        table = data_path.to_frame(options.text_column) if is_column else data_path
+    elif isinstance(data_path, Mapping) or hasattr(data_path, "columns"):
+        yield IterablePart(read_column(data_path, options.text_column), options, type(data_path).__name__)
+    elif hasattr(data_path, "to_frame"):  # A column of pandas or polars
+        table = data_path.to_frame(options.text_column)
         yield IterablePart(read_column(table, options.text_column), options, type(data_path).__name__)
     elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, bytes, IOBase)):
         yield IterablePart(data_path, options)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -47,7 +48,7 @@ for store in sys.argv[1:]:  # Two forks for each, which reach the end of the scr
 
 
 def train_as_one_of(
-    number: int, rank: int, store: Path, given: dict, stop_at_step: int | None, environment: dict
+    rank: int, number: int, store: Path, given: dict, stop_at_step: int | None, environment: dict
 ) -> None:
     "Train in a child process."
     os.environ |= environment
@@ -60,8 +61,13 @@ def train_in_processes(
 ) -> list[dict]:
     "Train, and return the log."
     store = Path(given["training_config"]["output_dir"]).with_suffix(f".store-{time.monotonic_ns()}")
-    parts = store, given, stop_at_step, environment or {}
-    processes = [fork_server().Process(target=train_as_one_of, args=(number, r, *parts)) for r in range(number)]
+    run_in_processes(number, train_as_one_of, number, store, given, stop_at_step, environment or {})
+    return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
+
+
+def run_in_processes(number: int, function: Callable, *arguments) -> None:
+    "Call a function in several child processes, with the rank of each, and check that they end well."
+    processes = [fork_server().Process(target=function, args=(rank, *arguments)) for rank in range(number)]
     for process in processes:
         process.start()
     running, deadline = list(processes), time.monotonic() + HANG
@@ -72,7 +78,6 @@ def train_in_processes(
         process.kill()
         process.join()
     assert [process.exitcode for process in processes] == [0] * number
-    return json.loads((Path(given["training_config"]["output_dir"]) / "trainer_state.json").read_text())["log_history"]
 
 
 def name_as_one_of(rank: int, store: Path, given: dict) -> None:
@@ -85,11 +90,7 @@ def name_as_one_of(rank: int, store: Path, given: dict) -> None:
 def test_processes_agree_on_the_name(data, tmp_path: Path):
     "The default is the time at which a process creates its config, so the name of the main process counts."
     given = {name: str(path) for name, path in data.items()} | {"model_config": ARCHITECTURE}
-    processes = [fork_server().Process(target=name_as_one_of, args=(r, tmp_path / "store", given)) for r in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(HANG)
+    run_in_processes(2, name_as_one_of, tmp_path / "store", given)
     assert [(tmp_path / f"store.{rank}").read_text() for rank in (0, 1)] == ["run-0 run-0"] * 2
 
 
@@ -109,11 +110,7 @@ def test_other_checkpoints_of_the_same_step(data, tmp_path: Path):
         settings = SETTINGS | {"use_cpu": True, "max_steps": 2, "output_dir": str(tmp_path / f"disk-{rank}")}
         settings["learning_rate"] = 1e-3 * (rank + 1)
         tasks.create_mlm(**given, model_config=ARCHITECTURE, training_config=settings).train(1)
-    processes = [fork_server().Process(target=resume_one_of, args=(r, tmp_path / "store", given)) for r in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(HANG)
+    run_in_processes(2, resume_one_of, tmp_path / "store", given)
     for rank in (0, 1):
         assert (tmp_path / f"store.{rank}").read_text().startswith("the digest of checkpoint_path is ")
 

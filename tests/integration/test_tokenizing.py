@@ -185,7 +185,7 @@ def test_failure_ends_all_processes(pair_job: dict, tmp_path: Path, point: str, 
     assert all(code != 0 for code, _, _ in results)
     assert "No space left, says" in results[rank][1]
     assert f"process {rank} of 2 failed: OSError: [Errno 28] No space left, says" in results[1 - rank][1]
-    assert abs(results[0][2] - results[1][2]) < 250  # Below PROCESS_TIMEOUT: it did not wait for that
+    assert abs(results[0][2] - results[1][2]) < 20
     assert [code for code, _, _ in run_pair(pair_job, tmp_path)] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
 
@@ -198,7 +198,7 @@ def test_killed_process_is_noticed(pair_job: dict, tmp_path: Path):
         "process 1 of 2 has sent no heartbeat for 3 seconds (langmlm.tokens.processes.PROCESS_TIMEOUT)"
         in results[0][1]
     )
-    assert results[0][2] - results[1][2] < HANG / 5
+    assert results[0][2] - results[1][2] < 60
     assert [code for code, _, _ in run_pair(pair_job, tmp_path)] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "tokenizer"]
 
