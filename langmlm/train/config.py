@@ -107,9 +107,10 @@ class TrainingConfig(_DerivedValues, Options):
     whole_word_masking: bool = False  # Mask all tokens of a word or none
     # Optimizer
     learning_rate: float = 2e-4  # Peak learning rate, reached at the end of warm-up
-    lr_scheduler_type: str = "linear"  # "linear", "cosine", "constant_with_warmup" or "constant"
+    lr_scheduler_type: str = "linear"  # "linear", "cosine", "warmup_stable_decay", "constant_with_warmup" or "constant"
     warmup_ratio: float = 0.05  # Share of all steps used for warm-up, at least 0 and below 1
     warmup_steps: int = 0  # Steps of warm-up, at most those of the run; 0: use `warmup_ratio`
+    decay_ratio: float = 0.2  # Share of the steps after warm-up in which "warmup_stable_decay" decays, above 0 and below 1
     weight_decay: float = 0.01  # Applied to weight matrices, not to biases and layer norms
     adam_beta1: float = 0.9  # Decay rate of the first moment, at least 0 and below 1
     adam_beta2: float = 0.98  # Decay rate of the second moment, at least 0 and below 1
@@ -157,10 +158,9 @@ class TrainingConfig(_DerivedValues, Options):
 
 # %% ../../nbs/train/01_config.ipynb #484804be
 def _are_sentences(values: list | tuple) -> bool:
-    return len(values) <= 100 and all(isinstance(text, str) and not _SURROGATES.search(text) for text in values)
+    return len(values) <= 100 and all(isinstance(text, str) and text.encode(errors="ignore").decode() == text for text in values)
 
 
-_SURROGATES = re.compile("[\ud800-\udfff]")  # Not characters: they cannot be encoded in a file
 _BATCH, _EPOCHS = range(1, 10**6 + 1), range(1, 10**5 + 1)
 _RULES = [  # In the format of `check_config`
     ("recipe", ("efficient",)),
@@ -175,8 +175,8 @@ _RULES = [  # In the format of `check_config`
     ("learning_rate adam_epsilon", lambda value: 0 < value < math.inf, "above 0"),
     ("budget_minutes", lambda value: 0 < value <= 10**7, "above 0 and at most 10,000,000"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    ("mlm_probability", lambda value: 0 < value < 1, "above 0 and below 1"),
-    ("lr_scheduler_type", ("linear", "cosine", "constant_with_warmup", "constant")),  # This and the next: as in `optim`
+    ("mlm_probability decay_ratio", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("lr_scheduler_type", ("linear", "cosine", "warmup_stable_decay", "constant_with_warmup", "constant")),  # As in `optim`, and the next
     ("optim", ("adamw_torch_fused", "adamw_torch", "muon")),
     ("on_loss_spike", ("rollback", "warn", "ignore")),
     ("save_strategy", ("steps", "epoch", "no")),
@@ -259,6 +259,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     "preprocessing_num_workers": "langmlm tokenizer --num_workers, or num_workers in tokenizer_config",
     "per_device_eval_batch_size": "an evaluation uses micro-batches of the size of per_device_train_batch_size",
     "train_batch_size": "the name is per_device_train_batch_size",
+    "lr_scheduler_kwargs": "decay_ratio sets the decay of warmup_stable_decay; the other schedules have no settings",
     "logging_strategy": "set logging_steps, the steps between two log entries",
     "overwrite_output_dir": "a folder that holds another run is never overwritten; name another output_dir",
     "group_by_length": "packing leaves no padding that grouping could save",

@@ -142,7 +142,7 @@ def _next_learning_rate(state: TrainState, plan: BatchPlan, config: TrainingConf
     "Return the learning rate of the next step."
     peak = state.learning_rate_factor * config.peak_learning_rate(plan.packing_ratio)
     warmup_steps = config.count_warmup_steps(plan.total_steps)
-    return learning_rate_at(state.step, plan.total_steps, warmup_steps, peak, config.lr_scheduler_type)
+    return learning_rate_at(state.step, plan.total_steps, warmup_steps, peak, config.lr_scheduler_type, config.decay_ratio)
 
 
 def _handle(

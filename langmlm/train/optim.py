@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 # %% ../../nbs/train/02_optim.ipynb #6f3f4ffa
-SCHEDULES = {  # Fraction of the steps after warm-up -> fraction of the peak
-    "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    "constant_with_warmup": lambda done: 1.0,
-    "constant": lambda done: 1.0,  # Without warm-up
+SCHEDULES = {  # Fraction of the steps after warm-up, `decay_ratio` -> fraction of the peak
+    "linear": lambda done, decay: 1 - done,
+    "cosine": lambda done, decay: (1 + math.cos(math.pi * done)) / 2,
+    "warmup_stable_decay": lambda done, decay: 1 - math.sqrt(max(0.0, 1 - (1 - done) / decay)),
+    "constant_with_warmup": lambda done, decay: 1.0,
+    "constant": lambda done, decay: 1.0,  # Without warm-up
 }
 
 
@@ -29,11 +30,12 @@ def learning_rate_at(
     warmup_steps: int,  # The last of them reaches the peak; ignored by "constant"
     learning_rate: float,  # Peak learning rate
     schedule: str = "linear",  # Key of `SCHEDULES`; the names are those of transformers
+    decay_ratio: float = 0.2,  # Share of the steps after warm-up in which "warmup_stable_decay" decays
 ) -> float:  # Above 0 at every step, the first and the last included
     "Compute the learning rate of a step."
     if schedule != "constant" and step < warmup_steps:
         return learning_rate * (step + 1) / warmup_steps
-    return learning_rate * SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return learning_rate * SCHEDULES[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps), decay_ratio)
 
 # %% ../../nbs/train/02_optim.ipynb #98de938b
 def _bf16_is_native(device_type: str) -> bool:
@@ -44,15 +46,12 @@ def _bf16_is_native(device_type: str) -> bool:
     return device_type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-_EPSILON = 1e-7  # Lower bound of the norm that a matrix is divided by
-
-
 def _orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     "Make the singular values of matrices [n, rows, columns] nearly equal, by Newton-Schulz iteration."
     a, b, c = coefficients
     dtype = torch.bfloat16 if _bf16_is_native(matrices.device.type) else torch.float32
     wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    result = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).to(dtype)
+    result = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(steps):
         gram = result @ result.mT
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

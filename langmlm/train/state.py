@@ -168,7 +168,7 @@ def restore_state(
 # Options that may differ from the checkpoint's
 _FREE = (
     *("learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
-    *("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps"),
+    *("adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "decay_ratio"),
 )
 
 

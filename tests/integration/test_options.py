@@ -61,6 +61,7 @@ KEEPS_WEIGHTS = {  # Up to rounding
 }
 TESTED_ELSEWHERE = {
     "fp16",
+    "decay_ratio",
     "n_gpus",
     "run_name",
     "output_dir",
@@ -80,7 +81,7 @@ TESTED_ELSEWHERE = {
     "hub_private_repo",
     "hub_strategy",
     "hub_token",
-}  # In the tests of training options, the recipe, the model card, uploads, processes, trackers, speed and evaluation
+}  # In the tests of training options, resuming, the recipe, the model card, uploads, processes, trackers, speed and evaluation
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from helpers import same_weights
 
+from langmlm.train.optim import learning_rate_at
+
 LARGER = {"per_device_train_batch_size": 12}  # Epochs of 5 steps: neither logging nor saves fall on their ends
 SCHEDULES = {  # Which data, masks, learning rates, saves and log entries a step has, depends on its number
     "steps": {},
-    "epochs": {"save_strategy": "epoch"},
+    "epochs": {"save_strategy": "epoch", "lr_scheduler_type": "warmup_stable_decay"},
     "max steps": {"max_steps": 11, "lr_scheduler_type": "cosine"},
     "rows": {"packing": False, "whole_word_masking": True},
 }
@@ -77,3 +79,20 @@ def test_moved_and_longer(create, resume, tmp_path: Path):
     before = len(losses(longer))
     longer.train()
     assert len(losses(longer)) > before and (tmp_path / "longer" / "final_model").is_dir()
+
+
+def test_longer_from_the_stable_phase(create, resume, tmp_path: Path):
+    "A run that is made longer before its learning rate decays equals one that was planned so."
+    stable = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 2, "decay_ratio": 0.5}
+    planned = create(tmp_path / "planned", **stable, num_train_epochs=3)
+    planned.train()
+    create(tmp_path / "run", **stable).train()
+    longer = resume(tmp_path / "run" / "checkpoint-4", num_train_epochs=3)
+    longer.train()
+    assert same_weights(longer, planned) and losses(longer) == losses(planned)
+    total, peak = planned.loader.plan.total_steps, planned.config.peak_learning_rate(planned.loader.plan.packing_ratio)
+    for step, _, _, rate, _ in losses(planned):
+        assert rate == learning_rate_at(step - 1, total, 2, peak, "warmup_stable_decay", 0.5)
+    decayed = resume(tmp_path / "run" / "superseded-checkpoint-12", num_train_epochs=3, output_dir=tmp_path / "decayed")
+    decayed.train()
+    assert not same_weights(decayed, planned)

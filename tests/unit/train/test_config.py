@@ -54,10 +54,11 @@ ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1
         ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
         ({"adam_epsilon": 0.0}, "adam_epsilon must be above 0, got 0.0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio must be at least 0 and below 1, got 1.0"),
+        ({"decay_ratio": 0.0}, "decay_ratio must be above 0 and below 1, got 0.0"),
         ({"adam_beta1": 1.0}, "adam_beta1 must be at least 0 and below 1, got 1.0"),
         ({"adam_beta2": -0.1}, "adam_beta2 must be at least 0 and below 1, got -0.1"),
         ({"mlm_probability": 1.0}, "mlm_probability must be above 0 and below 1, got 1.0"),
-        ({"lr_scheduler_type": "sawtooth"}, "one of linear, cosine, constant_with_warmup, constant, got 'sawtooth'"),
+        ({"lr_scheduler_type": "sawtooth"}, "one of linear, cosine, warmup_stable_decay, constant_with_warmup, constant, got 'sawtooth'"),
         ({"optim": "sgd"}, "optim must be one of adamw_torch_fused, adamw_torch, muon, got 'sgd'"),
         ({"save_strategy": "hourly"}, "save_strategy must be one of steps, epoch, no, got 'hourly'"),
         ({"on_loss_spike": "pray"}, "on_loss_spike must be one of rollback, warn, ignore, got 'pray'"),
@@ -177,7 +178,7 @@ def test_every_name_of_training_arguments():
     assert all(TrainingConfig.explain(name) is None for name in ("tau", "", 7, "epochs"))
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay", "constant_with_warmup", "constant"])
 def test_warmup_longer_than_the_run(schedule: str):
     "Its peak would never be reached, which is an error; a schedule without warm-up ignores the number."
     total = plan_batches(DATASET, CONFIG).total_steps

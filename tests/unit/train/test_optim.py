@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers.optimization import get_wsd_schedule
 
 from langmlm.train.config import _RULES
 from langmlm.train.optim import (
@@ -43,6 +44,22 @@ def test_learning_rate():
     assert learning_rate_at(0, 1, 0, 2e-4) == 2e-4
     with pytest.raises(KeyError, match="sawtooth"):
         learning_rate_at(60, 1_000, 50, 2e-4, "sawtooth")
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 20])
+def test_warmup_stable_decay(warmup_steps: int):
+    "At the peak until the last part of the run, and then as transformers with `decay_type='1-sqrt'`."
+    _, optimizer, _ = make_pair(2)
+    scheduler = get_wsd_schedule(optimizer, warmup_steps, 30, 120 + warmup_steps, decay_type="1-sqrt")
+    for step in range(warmup_steps, 120 + warmup_steps):
+        rate = learning_rate_at(step, 120 + warmup_steps, warmup_steps, 1.0, "warmup_stable_decay", 0.25)
+        assert rate == pytest.approx(scheduler.lr_lambdas[0](step)) and (rate == 1) == (step <= 90 + warmup_steps)
+
+
+def test_stable_phase_does_not_depend_on_the_length():
+    "A run that is made longer before its decay continues as if it had been planned so."
+    short, long = ([learning_rate_at(step, total, 5, 1e-3, "warmup_stable_decay") for step in range(80)] for total in (100, 300))
+    assert short == long
 
 
 def make_pair(size: int) -> tuple:
