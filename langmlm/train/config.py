@@ -125,10 +125,9 @@ class TrainingConfig(_DerivedValues, Options):
     gradient_checkpointing: bool = False  # Recompute activations in the backward pass: less memory, more work
     use_cpu: bool = False  # Train on the CPU even if there is a GPU
     n_gpus: int | None = None  # Number of processes, one per GPU; 0: use the CPU; None: as many as were launched
-    # Loss spikes
+    # Loss spikes, evaluation, log and checkpoints
     on_loss_spike: str = "rollback"  # "rollback" to a stable checkpoint at half the learning rate, "warn" or "ignore"
     max_rollbacks: int = 5  # Rollbacks before the run stops with an error
-    # Evaluation, log and checkpoints
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
     probe_sentences: list | tuple = ()  # Up to 100 sentences with `<mask>`, which every evaluation fills
     probe_held_out: bool = True  # Fill masks in three held-out sequences, too; False: no text of the corpus is logged
