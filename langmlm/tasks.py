@@ -357,6 +357,7 @@ def _open_splits(
     validation = open_dataset(folder, "validation", optional) if config.eval_steps else None
     for split in filter(None, (dataset, validation)):
         check_tokenizer(split, tokenizer)
+    mask_sentences(tokenizer, config.probe_sentences if config.eval_steps else (), None, dataset.max_length)  # Checks them
     return dataset, validation
 
 # %% ../nbs/tasks.ipynb #a85dfc86

@@ -16,12 +16,12 @@ from .text.corpus import docstrings
 
 # %% ../nbs/testing.ipynb #3442b28c
 def tiny_run(
-    folder: str | PathLike,  # Folder for `tokenizer`, `dataset` and the run
+    folder: str | PathLike,  # Folder for `tokenizer`, `dataset` and a new run; existing data is reused, whatever the options
     documents: int = 300,  # Docstring paragraphs to train on
     tokenizer_config: dict[str, Any] = {},  # Options that differ from those of the fixture
     model_config: dict[str, Any] = {},  # Options that differ from the fixture's; ignored with `checkpoint_path`
     checkpoint_path: str | PathLike | None = None,  # Run or model to start from, as for `create_mlm`
-    **training_config: Any,  # Options of `TrainingConfig` that differ from those of the fixture
+    **training_config: Any,  # Options that differ from the fixture's; with `checkpoint_path`, from the library's or the run's
 ) -> tasks.MLMTask:  # Call its `train` method
     "Create a run that trains in seconds; tokenizer and dataset in the folder are reused."
     folder = Path(folder)

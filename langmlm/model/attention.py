@@ -54,8 +54,7 @@ def _as_rows(tensor: Tensor, block: EqualLengthBlock) -> Tensor:
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, blocks, dropout, scale, window):
-        ctx.save_for_backward(query, key, value)
-        ctx.options, ctx.weights = (blocks, dropout, scale), []
+        ctx.options, saved = (blocks, dropout, scale), [query, key, value]
         generator = dropout_generator() if dropout else None
         output = torch.empty_like(value)
         with torch.autocast(query.device.type, enabled=False):
@@ -69,17 +68,18 @@ class _BlockAttention(torch.autograd.Function):
                 dropped = draw_dropout_mask(weights.shape, dropout, generator).to(weights.device) if dropout else None
                 mixed = (weights.masked_fill(dropped, 0) if dropout else weights) @ v
                 torch.mul(mixed, 1 / keep_probability(dropout), out=_as_rows(output, block))
-                ctx.weights.append((weights, dropped))
+                saved += weights, dropped
+        ctx.save_for_backward(*saved)  # Attributes of `ctx` would survive the backward pass and gradient checkpointing
         return output
 
     @staticmethod
     def backward(ctx, gradient):
         blocks, dropout, scale = ctx.options
         gradient = gradient * (1 / keep_probability(dropout))
-        inputs = ctx.saved_tensors  # Unpacked once, as gradient checkpointing requires
-        gradients = [torch.empty_like(tensor) for tensor in inputs]
-        for block, (weights, dropped) in zip(blocks, ctx.weights):
-            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*inputs, gradient))
+        saved = ctx.saved_tensors  # Unpacked once, as gradient checkpointing requires
+        gradients = [torch.empty_like(tensor) for tensor in saved[:3]]
+        for block, (weights, dropped) in zip(blocks, zip(saved[3::2], saved[4::2])):
+            q, k, v, grad_output = (_as_rows(tensor, block) for tensor in (*saved[:3], gradient))
             grad_q, grad_k, grad_v = (_as_rows(tensor, block) for tensor in gradients)
             kept = weights.masked_fill(dropped, 0) if dropout else weights
             grad_v.copy_(kept.mT @ grad_output)

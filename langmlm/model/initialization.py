@@ -37,7 +37,7 @@ def count_neighbors(
             within, before, after = sequence[:-distance] == sequence[distance:], ids[:-distance], ids[distance:]
             for shift, token, neighbor in ((0, after, before), (len(contexts), before, after)):
                 counted = within & (column[neighbor] >= 0)
-                cells = token[counted] * table.shape[1] + column[neighbor[counted]] + shift
+                cells = token[counted].astype(np.int64) * table.shape[1] + column[neighbor[counted]] + shift
                 weights = torch.full((len(cells),), 1 / distance)
                 table.view(-1).index_add_(0, torch.from_numpy(cells), weights)
     return table
@@ -65,7 +65,7 @@ def embed_neighbors(
     return torch.where(counted[:, None], embedding, 0.0)
 
 # %% ../../nbs/model/05_initialization.ipynb #2d4a855a
-_SHARPNESS = 8.0  # Attention logit at the offset; about 0 at far positions
+_SHARPNESS = 8.0  # Attention logit at the offset; about 0 at far positions; token types reduce it to two thirds
 _LONGEST = 128  # Longest wavelength in positions; the shortest is 2
 
 
@@ -95,12 +95,12 @@ def attend_to_neighbors(
     angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
     positions = model.base_model.embeddings.position_embeddings.weight
     positions.zero_()
-    positions[:, : 2 * pairs] = torch.stack([angles.sin(), angles.cos()], -1).flatten(1) * amplitude
-    normalized = math.sqrt(config.hidden_size / pairs / 2)  # Amplitude after the layer norm, next to token embeddings
+    positions[:, : 2 * pairs] = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, : config.hidden_size] * amplitude
+    normalized = math.sqrt(config.hidden_size / pairs / 2)  # Amplitude after the layer norm, without token types
     gain = math.sqrt(_SHARPNESS * math.sqrt(head_size) / pairs) / normalized
     for number, layer in enumerate(model.base_model.encoder.layer):
         attention = layer.attention.self
-        for head in range(math.ceil(config.num_attention_heads / 2)):
+        for head in range(math.ceil(config.num_attention_heads / 2) if head_size > 1 else 0):
             angle = frequencies * _neighbor_offset(head, number)
             rotations = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(pairs, 2, 2)
             _add_block(attention.query.weight, head * head_size, torch.eye(2 * pairs) * gain)

@@ -1,11 +1,13 @@
 "Every path of attention equals attention sequence by sequence, and the private operators beneath are as expected."
 
 import warnings
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from langmlm.model import attention
 from langmlm.model.attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
@@ -127,3 +129,37 @@ def test_flash_attention_without_a_gpu(inputs: Tensor):
     own = attention._flash_attention.set_kernel_enabled("cpu", False)  # Another test may have registered a kernel
     with own, pytest.raises(NotImplementedError, match="CPU"):
         attention._flash_attention(*inputs, CU_SEQLENS, 64, 0.0, 0.25)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_attention_weights_are_freed(inputs: Tensor, checkpointed: bool, monkeypatch):
+    "After the backward pass, even while the loss is alive; with gradient checkpointing, after the forward pass."
+    softmax, made = torch.softmax, []
+
+    def recorded(*arguments) -> Tensor:
+        result = softmax(*arguments)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(torch, "softmax", recorded)
+    leaves, alive = [tensor.clone().requires_grad_() for tensor in inputs], lambda: sum(weight() is not None for weight in made)
+    if checkpointed:
+        output = checkpoint(attend_equal_lengths, *leaves, BLOCKS, 0.1, use_reentrant=False)
+        assert len(made) == len(BLOCKS) and alive() == 0
+    else:
+        output = attend_equal_lengths(*leaves, BLOCKS, 0.1)
+        assert alive() == len(BLOCKS)
+    output.sum().backward()
+    assert alive() == 0 and all(leaf.grad.any() for leaf in leaves)
+
+
+@pytest.mark.parametrize("length", [11, 12, 13])
+def test_the_shortest_sequences_with_a_window(length: int):
+    "A window of 10 excludes the first pair of tokens in a sequence of 12."
+    query, key, value = torch.randn(3, length, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(length)
+    near = (positions[:, None] - positions).abs() <= 10
+    heads_first = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    expected = F.scaled_dot_product_attention(*heads_first, attn_mask=near).transpose(0, 1)
+    found = attend_equal_lengths(query, key, value, [EqualLengthBlock(0, 1, length)], window=10)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)

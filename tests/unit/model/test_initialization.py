@@ -45,6 +45,12 @@ def initialize(model: PreTrainedModel, corpus) -> None:
     initialize_from_corpus(model, counts(corpus), corpus, SPECIAL)
 
 
+def test_counts_of_stored_ids():
+    "Datasets store ids in two bytes, into which the cells of the table do not fit."
+    ids = np.array([60_000, 5, 60_000], np.uint16)
+    assert count_neighbors([(ids, np.array([3]))], np.array([5]), 60_001)[60_000].tolist() == [1, 1]
+
+
 def test_counts_equal_a_loop():
     "Neighbors at distance 1 and 2, before and after, in the same sequence, of contexts only."
     generator = np.random.default_rng(1)
@@ -97,6 +103,8 @@ def test_what_changes(corpus, tied: bool):
     suffixes = ("word_embeddings.weight", "position_embeddings.weight", "query.weight", "key.weight")
     suffixes += ("lm_head.decoder.weight", "decoder.bias", "lm_head.bias", "lm_head.dense.weight")
     assert all(name.endswith(suffixes) for name in changed)
+    attention = "roberta.encoder.layer.0.attention.self"
+    assert changed >= {f"{attention}.query.weight", f"{attention}.key.weight"}
     words, decoder = model.roberta.embeddings.word_embeddings.weight, model.lm_head.decoder.weight
     seen = torch.from_numpy(counts(corpus) > 0)
     seen[list(SPECIAL)] = False
@@ -141,8 +149,10 @@ def test_heads_attend_to_their_offset(heads: int):
 
 def test_one_dimension_a_head(corpus):
     "Heads too small for a rotation keep their random weights."
-    model = make_model(hidden_size=8, num_attention_heads=8)
+    model, before = (make_model(hidden_size=8, num_attention_heads=8) for _ in range(2))
     initialize(model, corpus)
+    for mine, theirs in zip(model.roberta.encoder.layer, before.roberta.encoder.layer, strict=True):
+        assert torch.equal(mine.attention.self.query.weight, theirs.attention.self.query.weight)
     loss = model(torch.randint(5, 100, (2, 9)), labels=torch.randint(5, 100, (2, 9))).loss
     assert loss.isfinite()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import triton_reference
+from packaging.version import Version
 from test_roberta import NO_DROPOUT, SIZES, TOKENIZER, batch, loss_and_gradients  # noqa: F401, `batch` is a fixture
 from torch import Tensor, nn
 
@@ -26,8 +28,8 @@ from langmlm.model.triton_attention import attend_triton, has_triton_kernel, tok
 ROOT = Path(__file__).resolve().parents[3]
 HAS_TRITON = find_spec("triton") is not None
 MISSING = None if HAS_TRITON else "Triton is not installed: PyTorch for CPUs comes without it, and it is large"
-if HAS_TRITON and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
-    MISSING = "Triton's interpreter needs NumPy below 2.4"
+if HAS_TRITON and Version(np.__version__) >= Version("2.4") and Version(version("triton")) < Version("3.7"):
+    MISSING = "Triton's interpreter needs Triton 3.7 or newer, or NumPy below 2.4"
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -1,7 +1,7 @@
 """The Triton kernels on a CPU, through Triton's interpreter; `test_triton_attention.py` runs this file.
 
 By hand: `TRITON_INTERPRET=1 python -m pytest --noconftest -c /dev/null tests/unit/model/triton_interpreted.py`, which
-needs Triton, NumPy below 2.4, and no other package of langmlm than PyTorch.
+needs Triton 3.7 (or an older one with NumPy below 2.4), and no other package of langmlm than PyTorch.
 """
 
 import os

@@ -220,8 +220,9 @@ def test_without_a_validation_split(start_run: Callable, tmp_path: Path):
         ("The <mask>.", "probe_sentences must be list or tuple, got 'The <mask>.'"),
     ],
 )
-def test_errors(start_run: Callable, tmp_path: Path, sentences: list, message: str):
-    "The sentence is named, and nothing is written."
+def test_errors(start_run: Callable, tmp_path: Path, sentences: list, message: str, monkeypatch):
+    "The sentence is named before a model is built, and nothing is written."
+    monkeypatch.setattr(tasks, "new_model", Mock(side_effect=AssertionError("a model is built")))
     with pytest.raises(ConfigError, match=message):
         start_run(eval_steps=5, probe_sentences=sentences, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
