@@ -177,7 +177,7 @@ def parse_words(commands: Mapping[str, Callable], words: Sequence[str]) -> dict[
     booleans = {name for name, metavar in known.items() if metavar}
     arguments, unknown = parser.parse_known_args(_normalize_words(words, booleans))
     if unknown:
-        explain = TrainingConfig.explain if "learning_rate" in known else None
+        explain = TrainingConfig.explain if {"learning_rate", "vocab_size"} & {*known} else None
         names = [word[2:].partition("=")[0] for word in unknown if word.startswith("--")]
         usage = own.format_usage().removeprefix("usage: ").rstrip()
         unnamed = [name for name in names if name.removesuffix("_path").upper() in re.findall(r"\w+", usage)]

@@ -31,7 +31,7 @@ from .disk import absolute_path, check_replaceable, clean_up_interrupted, expand
 from .folders import list_checkpoints, read_facts
 from .model.layers import compile_model
 from .model.modernbert import option_names
-from .model.roberta import FlatMaskedLM, ModelConfig, build_model, find_mismatches, complete_config
+from .model.roberta import FlatMaskedLM, ModelConfig, build_model, complete_config, find_mismatches, longest_input
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, check_overlaps, named_paths, open_corpus, source_files
 from .tokens.encode import find_word_starts
@@ -345,6 +345,7 @@ def create_mlm(
     if model is None:  # Planning may have changed the architecture
         shape = complete_config(architecture, loaded, longest)
         model = new_model(shape, architecture.initialization, config.seed, loaded, dataset)
+    loaded.model_max_length = min(loaded.model_max_length, longest_input(model.config))  # For `truncation=True`
     paths = {name: absolute_path(read[name]) for name in ("tokenizer", "tokenized_dataset")}
     return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, architecture.initialization)
 
@@ -411,6 +412,13 @@ def _load_matching(
     "Load a model; raise an error unless it matches the tokenizer, the longest sequence and any given `model_config`."
     model = load_model(name)
     errors = find_mismatches(model.config, tokenizer, longest)
+    try:
+        own = load_tokenizer(name).get_vocab()
+    except ValueError:  # The folder has no tokenizer
+        own = {}
+    if moved := sum(own.get(token, id) != id for token, id in tokenizer.get_vocab().items()):
+        remedy = f"tokenize the text with tokenizer={name!r}, and pass that here, too"
+        errors.append(f"its tokenizer has other ids for {moved:,} of the {len(tokenizer):,} tokens: {remedy}")
     given = model_config or {}
     if isinstance(model_config, ModelConfig):  # Its defaults apply to RoBERTa only
         given = {name: getattr(model_config, name) for name in model_config.given}

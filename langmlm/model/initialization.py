@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from .roberta import fixed_seed, mlm_head
@@ -43,9 +43,6 @@ def count_neighbors(
     return table
 
 # %% ../../nbs/model/05_initialization.ipynb #e0255a02
-_CONTEXT_EXPONENT = 0.75  # Smooths context frequencies: rare contexts get a slightly lower weight
-
-
 def embed_neighbors(
     table: Tensor,  # From `count_neighbors`; overwritten
     width: int,  # Dimensions of the embedding
@@ -53,7 +50,7 @@ def embed_neighbors(
     seed: int = 42,  # Seed of the randomized decomposition and the rotation
 ) -> Tensor:  # [vocab_size, width] float32; zero for tokens without neighbors
     "Compute embeddings in which tokens with the same neighbors are similar."
-    contexts, totals = table.sum(0) ** _CONTEXT_EXPONENT, table.sum(1, keepdim=True)
+    contexts, totals = table.sum(0) ** 0.75, table.sum(1, keepdim=True)  # Smoothed: rare contexts weigh slightly less
     shares = contexts / contexts.sum().clamp(min=1e-9)
     table.div_(totals.clamp(min=1e-9)).div_(shares.clamp(min=1e-9)).clamp_(min=1).log_()
     with fixed_seed(seed):
@@ -132,6 +129,9 @@ def attend_by_rotation(
             _add_block(key[head], 0, torch.outer(torch.cat([gains * angles.cos(), -gains * angles.sin()]), opposite))
 
 # %% ../../nbs/model/05_initialization.ipynb #746bedce
+_HEAD_BIAS, _HEAD_GAIN = 2.0, 2.0  # Of the head's dense layer, and of its layer norm
+
+
 @torch.no_grad()
 def initialize_from_corpus(
     model: PreTrainedModel,  # With random weights, changed in place
@@ -153,6 +153,9 @@ def initialize_from_corpus(
         weight[counted] = found[counted]
     attend = attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors
     attend(model)
-    head = mlm_head(model)
-    getattr(head, "transform", head).dense.weight.add_(torch.eye(config.hidden_size))  # BERT has a `transform`
+    head = getattr(mlm_head(model), "transform", mlm_head(model))  # BERT has a `transform`
+    head.dense.weight.add_(torch.eye(config.hidden_size))
+    if head.dense.bias is not None:
+        head.dense.bias.add_(_HEAD_BIAS)
+    next(part for part in head.modules() if isinstance(part, nn.LayerNorm)).weight.fill_(_HEAD_GAIN)
     decoder.bias.copy_(torch.from_numpy(np.log((occurrences + 0.5) / (occurrences + 0.5).sum())))

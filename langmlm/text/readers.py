@@ -43,12 +43,9 @@ class ReadOptions:
         return "strict" if self.encoding_errors == "strict" else "surrogateescape"
 
 # %% ../../nbs/text/02_readers.ipynb #d02f48f9
-_WIDE_ENCODINGS = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")  # The mark of UTF-32LE begins with that of UTF-16LE
-
-
 def detect_wide_encoding(head: bytes) -> str | None:
     "Detect UTF-16 and UTF-32 by the byte order mark or the positions of NUL bytes at the beginning of a file."
-    for encoding in _WIDE_ENCODINGS:
+    for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):  # The mark of UTF-32LE begins with that of UTF-16LE
         if head.startswith("\ufeff".encode(encoding)):
             return encoding
     head = head[: min(len(head), 1024) // 4 * 4]
@@ -72,11 +69,11 @@ _MAGIC = {
 
 def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
     "Create the error for an invalid UTF-8 byte; `head`: the first bytes of the file."
-    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8"
+    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8; or set encoding_errors to 'replace' or 'skip'"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
-            remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract it"
-    return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy}; or set encoding_errors to 'replace' or 'skip')")
+            remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract its text"
+    return ValueError(f"{location}: {byte:#04x} is not UTF-8 ({remedy})")
 
 # %% ../../nbs/text/02_readers.ipynb #48447036
 def _decode(blocks: Iterable[bytes], name: str, options: ReadOptions) -> Iterator[str]:

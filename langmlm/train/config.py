@@ -39,7 +39,7 @@ class _DerivedValues:
         from transformers import TrainingArguments  # Slow to import, and needed for an error message only
 
         other = "langmlm has nothing that corresponds to this name of transformers.TrainingArguments"
-        return other if key in TrainingArguments.__dataclass_fields__ else None
+        return other if key in TrainingArguments.__dataclass_fields__ and not hasattr(TrainingConfig, key) else None
 
     def count_warmup_steps(
         self,

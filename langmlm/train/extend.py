@@ -186,9 +186,6 @@ def _load(
     return model.eval(), tokenizer
 
 # %% ../../nbs/train/13_extend.ipynb #79f11223
-_MASKED = 0.15  # Share of words to mask
-
-
 @torch.no_grad()
 def _loss_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
     "Return the masked loss in nats per byte of masked words; the choice of words depends on the texts only."
@@ -197,7 +194,7 @@ def _loss_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         draw, encoding = Random(number).random, backend.encode(text, add_special_tokens=False)
         ids, offsets = torch.tensor(encoding.ids), torch.tensor(encoding.offsets).view(-1, 2)
         masked = torch.zeros(len(ids), dtype=torch.bool)
-        for begin, end in (word.span() for word in re.finditer(r"\S+", text) if draw() < _MASKED):
+        for begin, end in (word.span() for word in re.finditer(r"\S+", text) if draw() < 0.15):
             masked |= (offsets[:, 0] < end) & (offsets[:, 1] > begin)
             size += len(text[begin:end].encode())
         ends = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])

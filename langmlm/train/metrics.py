@@ -65,9 +65,6 @@ def format_filled_masks(filled_masks: list[dict]) -> list[tuple[str, str, str]]:
     return rows
 
 
-_FILLED_HEADER = "sentence", "held-out token", "predictions"
-
-
 def _html_table(rows: list[tuple[str, ...] | list[str]], caption: str, style: str = "") -> str:
     "Return an HTML table; the first row is the header, and `style` applies to the other cells."
     style = style and f' style="{style}"'
@@ -124,7 +121,7 @@ class History:
 
     def _repr_html_(self) -> str:
         beat, title, filled = self._captions()
-        below = _html_table([_FILLED_HEADER, *filled], title, TEXT_CELL) if title else ""
+        below = _html_table([("sentence", "held-out token", "predictions"), *filled], title, TEXT_CELL) if title else ""
         return _html_table(_tabulate(self.steps()), beat) + below
 
     def _ipython_display_(self) -> None:

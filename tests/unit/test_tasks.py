@@ -634,3 +634,30 @@ def test_earlier_checkpoints_keep_full_batches():
     for saved, expected in (({}, True), ({"fill_batches": False}, False)):
         start = SimpleNamespace(trainer_state={"langmlm": {"config": saved}}, weights="run/checkpoint-3")
         assert _with_saved_options(None, start)["fill_batches"] is expected
+
+
+def test_model_with_another_tokenizer(work: Path, tmp_path: Path):
+    "A model is not continued with the ids of another tokenizer; without a tokenizer of its own, nothing is known."
+    options = {**OPTIONS, "path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    create_tokenizer("data.txt", options | {"lowercase": True}).train()
+    other = {"tokenizer": tmp_path / "tokenizer", "tokenized_dataset": tmp_path / "dataset"}
+    settings = {"training_config": {"output_dir": tmp_path / "run"}}
+    with pytest.raises(ConfigError, match=r"its tokenizer has other ids for \d+ of the 500 tokens: tokenize the text with tokenizer='docs/final_model'"):
+        create_mlm(**other, **settings, checkpoint_path="docs/final_model")
+    RobertaForMaskedLM.from_pretrained("docs/final_model").save_pretrained(tmp_path / "weights")
+    create_mlm(**other, **settings, checkpoint_path=tmp_path / "weights")
+
+
+def test_the_final_tokenizer_truncates(work: Path, tmp_path: Path):
+    "`truncation=True` with the tokenizer of `final_model` gives what the model reads, whatever the first tokenizer allowed."
+    given = AutoTokenizer.from_pretrained("tokenizer", model_max_length=10**30)
+    given.save_pretrained(tmp_path / "given")
+    config = {"max_length": 16, "path_to_save_dataset": tmp_path / "dataset"}
+    create_tokenizer("data.txt", config, tokenizer=tmp_path / "given").train()
+    settings = {**SETTINGS, "max_steps": 1, "output_dir": tmp_path / "run"}
+    create_mlm(tmp_path / "given", tmp_path / "dataset", SMALL, settings).train()
+    final = tmp_path / "run" / "final_model"
+    inputs = AutoTokenizer.from_pretrained(final)("one two three " * 99, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 16)
+    assert RobertaForMaskedLM.from_pretrained(final)(**inputs).logits.isfinite().all()
+    create_mlm(final, tmp_path / "dataset", checkpoint_path=final, training_config={"output_dir": tmp_path / "next"})

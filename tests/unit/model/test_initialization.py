@@ -102,6 +102,7 @@ def test_what_changes(corpus, tied: bool):
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     suffixes = ("word_embeddings.weight", "position_embeddings.weight", "query.weight", "key.weight")
     suffixes += ("lm_head.decoder.weight", "decoder.bias", "lm_head.bias", "lm_head.dense.weight")
+    suffixes += ("lm_head.dense.bias", "lm_head.layer_norm.weight")
     assert all(name.endswith(suffixes) for name in changed)
     attention = "roberta.encoder.layer.0.attention.self"
     assert changed >= {f"{attention}.query.weight", f"{attention}.key.weight"}
@@ -122,7 +123,16 @@ def test_the_head_passes_hidden_states_on(corpus, family: str):
     initialize(model, corpus)
     dense = model.get_submodule(name)
     torch.testing.assert_close(dense.weight - before, torch.eye(64))
-    assert torch.nn.functional.cosine_similarity(dense(hidden), hidden).min() > 0.9
+    linear = torch.nn.functional.linear(hidden, dense.weight)
+    assert torch.nn.functional.cosine_similarity(linear, hidden).min() > 0.9
+    bias = 0 if dense.bias is None else dense.bias
+    torch.testing.assert_close(dense(hidden), linear + bias)
+    norm = next(part for part in model.get_submodule(name.rpartition(".")[0]).modules() if isinstance(part, torch.nn.LayerNorm))
+    passed = norm(torch.nn.functional.gelu(linear + bias))
+    assert torch.equal(norm.weight, torch.full((64,), 2.0))
+    centered = hidden - hidden.mean(1, keepdim=True)
+    least = 0.5 if dense.bias is None else 0.9  # Without a bias, the GELU cuts off the negative half
+    assert torch.nn.functional.cosine_similarity(passed, centered).min() > least
 
 
 def test_bias_is_the_logarithm_of_frequencies(corpus):
