@@ -129,7 +129,7 @@ def attend_by_rotation(
             _add_block(key[head], 0, torch.outer(torch.cat([gains * angles.cos(), -gains * angles.sin()]), opposite))
 
 # %% ../../nbs/model/05_initialization.ipynb #746bedce
-_HEAD_BIAS, _HEAD_GAIN = 2.0, 2.0  # Of the head's dense layer, and of its layer norm
+_HEAD_BIAS = 2.0  # Above about -2, the GELU is almost linear
 
 
 @torch.no_grad()
@@ -157,5 +157,6 @@ def initialize_from_corpus(
     head.dense.weight.add_(torch.eye(config.hidden_size))
     if head.dense.bias is not None:
         head.dense.bias.add_(_HEAD_BIAS)
-    next(part for part in head.modules() if isinstance(part, nn.LayerNorm)).weight.fill_(_HEAD_GAIN)
+    norm = next(part for part in head.modules() if isinstance(part, nn.LayerNorm))
+    norm.weight.fill_(min(4.0, max(1.0, 512 / config.hidden_size)))
     decoder.bias.copy_(torch.from_numpy(np.log((occurrences + 0.5) / (occurrences + 0.5).sum())))

@@ -129,7 +129,7 @@ def test_the_head_passes_hidden_states_on(corpus, family: str):
     torch.testing.assert_close(dense(hidden), linear + bias)
     norm = next(part for part in model.get_submodule(name.rpartition(".")[0]).modules() if isinstance(part, torch.nn.LayerNorm))
     passed = norm(torch.nn.functional.gelu(linear + bias))
-    assert torch.equal(norm.weight, torch.full((64,), 2.0))
+    assert torch.equal(norm.weight, torch.full((64,), 4.0))
     centered = hidden - hidden.mean(1, keepdim=True)
     least = 0.5 if dense.bias is None else 0.9  # Without a bias, the GELU cuts off the negative half
     assert torch.nn.functional.cosine_similarity(passed, centered).min() > least
@@ -191,3 +191,11 @@ def test_rotated_heads_attend_to_their_offset(heads: int):
     for number, attention in enumerate(attentions):
         for head in range(-(-heads // 2)):
             assert attention[:, head].diagonal(_neighbor_offset(head, number), 1, 2).mean() > 0.7
+
+
+@pytest.mark.parametrize(("width", "weight"), [(32, 4.0), (256, 2.0), (384, 4 / 3), (768, 1.0)])
+def test_layer_norm_of_the_head(corpus, width: int, weight: float):
+    "Narrow models need larger weights for logits of the same size."
+    model = make_model(hidden_size=width, num_hidden_layers=1)
+    initialize(model, corpus)
+    torch.testing.assert_close(model.lm_head.layer_norm.weight, torch.full((width,), weight))
