@@ -245,6 +245,10 @@ def test_check_tokenizer():
     check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(400))
     with pytest.raises(ValueError, match="has only 300 tokens"):
         check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(300))
+    largest = max(map(max, SEQUENCES))
+    check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(largest + 1))
+    with pytest.raises(ValueError, match=f"contains the id {largest}, but the tokenizer has only {largest} tokens"):
+        check_tokenizer(TokenizedDataset(LAYOUTS["padded"]()), Tokenizer(largest))
     unmarked = Dataset.from_dict({"input_ids": pad(0)["input_ids"]})
     with pytest.raises(ValueError, match="is padded but has no column 'attention_mask'"):
         check_tokenizer(TokenizedDataset(unmarked), Tokenizer(400))
@@ -255,7 +259,8 @@ def test_nothing_to_predict():
     for ids in ([[0, 2]] * 1_500, [[0, 4, 2]]):
         with pytest.raises(ValueError, match="my_dataset has only special tokens, so there is nothing to predict: tokenize"):
             check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": ids}), name="my_dataset"), Tokenizer(400))
-    check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": [[0, 2]] * 1_500 + [[0, 5, 2]]})), Tokenizer(400))
+    for ids in ([[0, 2]] * 1_500 + [[0, 5, 2]], [[0, 5, 2]] + [[0, 2]] * 1_500):
+        check_tokenizer(TokenizedDataset(Dataset.from_dict({"input_ids": ids})), Tokenizer(400))
 
 
 def test_unigram_entropy():

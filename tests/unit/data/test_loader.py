@@ -294,10 +294,11 @@ def test_labels_to_ignore(loader: BatchLoader):
         (lambda masked: replace(masked, labels=masked.labels.numpy()), "an int64 tensor with one dimension, got ndarray, int64, ["),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions.flip(0)), "are ascending, from 0 to"),
         (lambda masked: replace(masked, masked_positions=masked.masked_positions + 10_000), "are ascending, from 0 to"),
+        (lambda masked: replace(masked, masked_positions=masked.masked_positions[:1].expand(len(masked.labels))), "are ascending"),
         (lambda masked: replace(masked, input_ids=masked.input_ids - 7), "whose input_ids are ids from 0 to 499, got -7 to"),
         (lambda masked: replace(masked, labels=masked.labels + 500), "whose labels are ids from 0 to 499, got 5"),
     ],
-    ids=["nothing", "labels", "ids", "dtype", "array", "order", "range", "negative", "vocabulary"],
+    ids=["nothing", "labels", "ids", "dtype", "array", "order", "range", "twice", "negative", "vocabulary"],
 )
 def test_invalid_masks(loader: BatchLoader, change: Callable, message: str):
     "What a mask function of a user returns is checked."

@@ -21,11 +21,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MLMTask:
     return tiny_run(tmp_path_factory.mktemp("show"), 150, gradient_accumulation_steps=2, max_steps=9, num_train_epochs=1)
 
 
-def test_it_is_the_batch_of_the_step(run: MLMTask):
-    "Texts, labels and inputs are those that the loader gives to the model; the summary counts them."
-    step, index = 3, 1
-    batch = run.loader.load(step).batches[index][1]
-    shown = run.loader.show_batch(run.tokenizer, step, index, sequences=10**6)
+@pytest.mark.parametrize("step", [3, 16])
+def test_it_is_the_batch_of_the_step(run: MLMTask, step: int):
+    "Texts, labels and inputs are those that the loader gives to the model, in every epoch; the summary counts them."
+    index, loader = 1, replace(run.loader, plan=replace(run.loader.plan, max_steps=20))
+    assert (loader.plan.epochs_done(step) >= 1) == (step == 16)
+    batch = loader.load(step).batches[index][1]
+    shown = loader.show_batch(run.tokenizer, step, index, sequences=10**6)
     pieces = [piece for _, sequence in shown.sequences for piece in sequence]
     styles = [style for _, style in pieces if style]
     assert len(styles) == len(batch.labels) and set(styles) <= {"mask", "random", "unchanged"}
@@ -40,7 +42,7 @@ def test_it_is_the_batch_of_the_step(run: MLMTask):
     for style, words in (("mask", "replaced by <mask>"), ("random", "replaced by a random token"), ("unchanged", "unchanged")):
         assert f"{styles.count(style)} {words}" in shown.summary
     tokens, rows = len(batch.input_ids), len(batch.cu_seqlens) - 1
-    counts = f"step 3, micro-batch 1: sequences: {rows} ({rows} shown); tokens: {tokens}; to predict: {len(styles)} ("
+    counts = f"step {step}, micro-batch 1: sequences: {rows} ({rows} shown); tokens: {tokens}; to predict: {len(styles)} ("
     assert shown.summary.startswith(counts)
 
 
