@@ -163,7 +163,7 @@ def _bench(
     training_config: TrainingConfig,  # training options
 ) -> None:
     "Measure speed and memory of a run, without starting it."
-    call = dict(locals()) | {"resume": "weights"}
+    call = dict(locals()) | {"resume": "weights" if checkpoint_path else "auto"}
     for name in ("output_dir", "run_name"):  # Nothing is written, so it may be the folder of a run
         training_config.pop(name, None)
     _measure(call, call.pop("steps"))

@@ -143,7 +143,7 @@ def describe_unknown(key: Any, known: list[str], explain: Callable[[str], str | 
     close += [name for name in known if len(text) > 1 and text == "".join(word[:1] for word in name.split("_"))]  # "lr"
     words = tuple(text.split("_"))  # Each begins a word of the option
     begun = [name for name in known if len(text) > 2 and all(f"_{word}" in f"_{name}" for word in words)]
-    close += begun if len(begun) <= 2 else []
+    close += begun if len(begun) == 1 else []
     return f"{show_value(key)} is not an option" + (f"; did you mean {close[0]!r}?" if close else "")
 
 # %% ../nbs/config.ipynb #5a05e014

@@ -53,9 +53,6 @@ def random_uniform(
     return (random_bits(*keys) >> np.uint64(11)) * 2.0**-53
 
 # %% ../../nbs/data/02_batching.ipynb #e6f11046
-_ROUNDS = 8  # With only 4 rounds, neighbors measurably often stay adjacent
-
-
 def shuffled_order(
     sequences: int,  # Number of sequences in the dataset
     seed: int,  # 0 or more
@@ -66,7 +63,7 @@ def shuffled_order(
     "Return the sequences that an epoch visits at some positions of its order."
     side = math.isqrt(max(0, sequences - 1)) + 1  # A position is two digits in base `side`
     side += side % 2  # An odd `side` would produce even permutations only
-    bits = random_bits(seed, epoch, np.arange(_ROUNDS)[:, None], np.arange(side))
+    bits = random_bits(seed, epoch, np.arange(8)[:, None], np.arange(side))  # After 4 rounds, neighbors often stay adjacent
     shifts = ((bits >> np.uint64(32)) * np.uint64(side) >> np.uint64(32)).astype(np.int64)
     order = _permute(np.arange(start, sequences if stop is None else stop), shifts)
     while len(outside := np.flatnonzero(order >= sequences)):

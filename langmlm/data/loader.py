@@ -231,11 +231,11 @@ def show_batch(
     sequences: int = 10,  # Maximum number of sequences to show, from the shortest to the longest
 ) -> ShownBatch:  # Displays itself
     "Show a micro-batch: its sequences, and which tokens are masked, replaced or left as they are."
-    if not 0 <= step < self.plan.total_steps:
-        raise ValueError(f"step must be 0 to {self.plan.total_steps - 1}, the last of the run, got {step}")
+    if step not in range(self.plan.total_steps):
+        raise ValueError(f"step must be 0 to {self.plan.total_steps - 1}, the last of the run, got {step!r}")
     epoch, batches = self.plan.batches(step)
-    if not 0 <= micro_batch < len(batches):
-        raise ValueError(f"micro_batch must be 0 to {len(batches) - 1}, the last of step {step}, got {micro_batch}")
+    if micro_batch not in range(len(batches)):
+        raise ValueError(f"micro_batch must be 0 to {len(batches) - 1}, the last of step {step}, got {micro_batch!r}")
     flat = make_flat_batch(self.dataset, batches[micro_batch], self.pad_token_id)
     inputs, vocabulary = self._mask(flat, epoch), token_bytes(tokenizer)
     styles = _find_styles(flat.input_ids.numpy(), inputs, self.rules.mask_token_id)

@@ -101,9 +101,6 @@ def _first_of_word(ids: np.ndarray, position: np.ndarray, word_start: np.ndarray
     return np.maximum.accumulate(np.where(word_start[ids] | (position == 0), np.arange(len(ids)), 0))
 
 # %% ../../nbs/data/03_masking.ipynb #9eaa8787
-_LEAST_TOKENS = 16  # A shorter sequence may be a single word
-
-
 def check_words(
     ids: np.ndarray,  # [tokens] int64, ids of sequences, concatenated
     lengths: np.ndarray,  # [sequences] tokens in each
@@ -116,7 +113,7 @@ def check_words(
     longest, words = np.zeros(len(lengths)), np.bincount(first, ordinary, len(ids))
     np.maximum.at(longest, sequence, words[first])
     tokens = np.bincount(sequence, ordinary, len(lengths))
-    long = tokens >= _LEAST_TOKENS
+    long = tokens >= 16  # A shorter sequence may be a single word
     filled = int((longest[long] > tokens[long] / 2).sum())
     if filled > long.sum() / 2:
         found = f"in {filled:,} of {long.sum():,} sequences, a single word has more than half of the tokens"

@@ -178,7 +178,7 @@ def _local_files(part: str) -> list[SourceFile]:
     if not paths:
         raise FileNotFoundError(
             f"data_path {part!r:.200}: there is no such file, and no file matches it as a glob "
-            f"(searched from {Path.cwd()}). To pass documents instead of files, pass an iterator: iter([...])"
+            f"(searched from {Path.cwd()}): check the spelling, and quote a path with spaces. In Python, iter([...]) passes documents instead of files"
         )
     first = {}
     for file in sorted(paths, key=Path.is_symlink):  # Files that are not links come first
@@ -218,9 +218,9 @@ def _known_formats(part: str, names: dict[Any, str]) -> list:
             known.append(path)
         else:
             others[os.path.splitext(name)[1] or "without extension"] += 1
-    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(5)) or "none"
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(8)) or "none"
     advice = "extract archives; " if any(kind[1:].lower() in _ARCHIVES for kind in others) else ""
-    advice += "a glob reads other extensions as text"
+    advice += "a glob reads other extensions as text, for instance 'folder/**/*.md'"
     if not known:
         problem = f"the folder has no file with extension .{', .'.join(FORMATS)}"
         raise FileNotFoundError(f"data_path {part!r}: {problem} (it has: {kinds}); {advice}")

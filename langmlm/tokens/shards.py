@@ -231,6 +231,7 @@ def _write_shards(
                 elif (record := records.get(batch.begin.shard)) and _Position(**record["end"]) != batch.end:
                     raise TextError(f"the text of finished shard {batch.begin.shard} has changed; call again to begin anew")
                 tokenized, total = [], batch.end.shard
+                logger.info("tokenized %s documents", f"{batch.end.total:,}")
     return total
 
 # %% ../../nbs/tokens/05_shards.ipynb #95d7644d

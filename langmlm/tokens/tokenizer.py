@@ -109,7 +109,7 @@ def write_tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
     tokenizer.backend_tokenizer.model.save(str(folder))
     if type(tokenizer) is PreTrainedTokenizerFast:
         settings = folder / "tokenizer_config.json"
-        write_json(settings, read_json(settings) | {"trust_remote_code": True})
+        write_json(settings, read_json(settings) | {"tokenizer_class": "PreTrainedTokenizerFast", "trust_remote_code": True})
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #5191dc18
 def save_tokenizer(
@@ -153,15 +153,13 @@ def has_no_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(tokenizer) < len(tokenizer.all_special_ids) + 4
 
 # %% ../../nbs/tokens/01_tokenizer.ipynb #fdf77464
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-
-
 def load_tokenizer(
     name: str | PathLike,  # Folder, or name on the Hub
 ) -> PreTrainedTokenizerBase:  # With a Rust backend and the special tokens that pretraining needs
     "Load a tokenizer, or raise an error that says why it cannot be used."
     name = os.path.expanduser(name)
-    files = {file for file in _TOKENIZER_FILES if os.path.exists(os.path.join(name, file))}
+    own = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    files = {file for file in own if os.path.exists(os.path.join(name, file))}
     if not files and os.path.exists(os.path.join(name, "dataset_dict.json")):
         raise ValueError(f"tokenizer={str(name)!r} is the folder of a dataset: name that of a tokenizer")
     if not files and os.path.isdir(final := os.path.join(name, "final_model")):
@@ -172,7 +170,8 @@ def load_tokenizer(
     except Exception as error:  # Damaged files can raise almost any exception
         reason = "cannot be read" if files else "is neither a tokenizer folder nor a name on the Hub"
         reason = "needs code of its own, which is never run" if "trust_remote_code" in str(error) else reason
-        raise ValueError(f"tokenizer={str(name)!r} {reason}: {type(error).__name__}: {error}") from error
+        found = "it has no tokenizer.json" if os.path.isdir(name) and not files else f"{type(error).__name__}: {error}"
+        raise ValueError(f"tokenizer={str(name)!r} {reason}: {found}") from error
     needed = ("cls_token", "pad_token", "sep_token", "mask_token")
     missing = [role for role in needed if getattr(tokenizer, role, None) is None]
     ids = [getattr(tokenizer, f"{role}_id", None) for role in needed]
@@ -245,6 +244,7 @@ def reuse_or_train_tokenizer(corpus: Corpus, config: TokenizerConfig, source: st
                 logger.info("the tokenizer that an earlier call has trained is reused")
             else:
                 shutil.rmtree(trained, ignore_errors=True)
+                logger.info("training the tokenizer")
                 save_tokenizer(train_tokenizer(corpus.mixed(), config), trained, facts)
             work.tell("trained")
         work.wait_until(lambda: work.has_told(0, "trained"))

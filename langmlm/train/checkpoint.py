@@ -230,7 +230,7 @@ class StartingPoint:
     trainer_state: dict | None = None  # Content of `trainer_state.json` to resume from; None: a new run
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
-_NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights`) starts a new run with its weights"
+_NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights --checkpoint_path RUN`) starts a new run with its weights"
 
 
 def find_starting_point(
@@ -241,10 +241,14 @@ def find_starting_point(
     if resume not in ("auto", "full", "weights"):
         raise ValueError(f"resume must be 'auto', 'full' or 'weights', got {resume!r}")
     if checkpoint_path is None:
-        if resume == "full":
-            raise ValueError("resume='full' needs a checkpoint_path to resume from")
+        if resume != "auto":
+            raise ValueError(f"resume={resume!r} needs a checkpoint_path to resume from, or to take the weights of")
         return StartingPoint()
-    folder = Path(checkpoint_path)
+    folder, run = Path(checkpoint_path), Path(checkpoint_path).parent
+    is_local = re.match(r"checkpoint-\d|final_model", folder.name) or run.name and run.is_dir()
+    if is_local and not folder.exists():
+        present = ", ".join(path.name for path in list_checkpoints(run)) or "no checkpoint"
+        raise ValueError(f"checkpoint_path={str(folder)!r} does not exist; in {str(run)!r} there is {present}")
     checkpoints, final = list_own_checkpoints(folder), folder / "final_model"
     is_run = bool(checkpoints)
     if is_run and resume == "weights" and read_facts(final).get("step", -1) >= checkpoint_step(checkpoints[-1]) and is_intact(final):
@@ -263,7 +267,9 @@ def find_starting_point(
             logger.warning("%s contains files that are not part of the checkpoint: %s", folder, ", ".join(unlisted[:5]))
         return StartingPoint(str(folder), _read_trainer_state(folder / TRAINER_STATE))
     if folder.is_dir() and not (folder / "config.json").is_file():
-        remedy = "to start a run, leave it out (in a shell, `langmlm train`)"
+        remedy = "to start a run, leave it out; else name a run or a model"
+        if (options := folder / "options.yaml").is_file():
+            remedy = f"its run has no checkpoint yet; to start it again: langmlm train --config {options} --output_dir {folder}"
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")

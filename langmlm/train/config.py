@@ -18,9 +18,6 @@ from typing import Any
 from ..config import ConfigError, Options, check_config, find_path_error, show_value
 
 # %% ../../nbs/train/01_config.ipynb #f977011f
-_RATE_EXPONENT = 0.75  # Exponent of the batch size, see `train.optim`
-
-
 def _new_run_name() -> str:
     "Return a run name made of the current time, to the millisecond."
     return datetime.now().strftime("mlm-%Y%m%d-%H%M%S-%f")[:-3]
@@ -76,7 +73,7 @@ class _DerivedValues:
         packing_ratio: int,  # Factor by which a step has more sequences than configured; 1 without packing
     ) -> float:
         "Return the peak learning rate, which grows with the batch; a recipe has chosen it for its own batch."
-        return self.learning_rate * (packing_ratio**_RATE_EXPONENT if self.recipe is None else 1)
+        return self.learning_rate * (packing_ratio**0.75 if self.recipe is None else 1)  # See `train.optim`
 
     def without_secrets(self, *others: str) -> dict[str, Any]:
         "Return all options except the token and the named ones, for files and trackers."
@@ -170,8 +167,8 @@ _RULES = [  # In the format of `check_config`
     ("max_steps", lambda value: 1 <= value <= 10**9 or value == -1, "1 to 10**9, or -1 to use num_train_epochs"),
     ("warmup_steps n_gpus max_rollbacks", lambda value: 0 <= value < 2**63, "0 or more"),
     ("seed", lambda value: 0 <= value < 2**64, "at least 0 and below 2**64"),
-    ("weight_decay max_grad_norm", lambda value: 0 <= value < math.inf, "0 or more"),
-    ("learning_rate adam_epsilon", lambda value: 0 < value < math.inf, "above 0"),
+    ("weight_decay max_grad_norm", lambda value: 0 <= value < 1e300, "0 or more"),
+    ("learning_rate adam_epsilon", lambda value: 0 < value < 1e300, "above 0"),
     ("budget_minutes", lambda value: 0 < value <= 10**7, "above 0 and at most 10,000,000"),
     ("warmup_ratio adam_beta1 adam_beta2", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("mlm_probability decay_ratio", lambda value: 0 < value < 1, "above 0 and below 1"),

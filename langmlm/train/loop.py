@@ -207,6 +207,10 @@ class _Monitor:
         self._session.add(batches, waited)
         self._recent.add(batches, waited)
         self.bar.update()
+        if self._session.steps == 5 and self._is_main_process:
+            rest = self._session.estimate(self._plan.total_steps - self._state.step)
+            if rest.seconds_per_step * self._config.logging_steps > 60:  # Long before the first entry
+                logger.info("%s", rest)
 
     def log(self, entry: dict) -> None:
         "Append an entry about the latest step to the log; the time of an evaluation does not count as training."

@@ -176,12 +176,9 @@ def plan_run(
     return planned, model
 
 # %% ../../nbs/train/11_recipe.ipynb #6a3b683c
-_SAMPLED_TOKENS = 20_000_000  # For initial weights
-
-
 def _sample_blocks(dataset: TokenizedDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Iterate over evenly spaced sequences of at most about 20 million tokens."
-    count = min(len(dataset), math.ceil(_SAMPLED_TOKENS * len(dataset) / dataset.tokens))
+    count = min(len(dataset), math.ceil(20_000_000 * len(dataset) / dataset.tokens))
     for rows in np.array_split(np.linspace(0, len(dataset) - 1, count).astype(np.int64), math.ceil(count / 1_000)):
         yield dataset.flat(rows), dataset.lengths[rows]
 

@@ -161,9 +161,6 @@ def _describe_space(folder: Path, model: PreTrainedModel, optimizer_state: Optim
     return f"a checkpoint needs about {needed / 1e6:,.1f} MB, {free}"
 
 # %% ../../nbs/train/10_run_folder.ipynb #61762221
-_TEXT_TRACKERS = ("tensorboard", "wandb", "comet_ml", "trackio")  # Accelerate trackers whose `log` accepts text
-
-
 @patch
 def save_log(self: RunFolder, state: TrainState) -> None:
     "Append the new entries of `log_history` to the log file, and pass the numbers of this step to the trackers."
@@ -176,7 +173,7 @@ def save_log(self: RunFolder, state: TrainState) -> None:
     try:
         self.accelerator.log(numbers, step=state.step)
         for tracker in self.accelerator.trackers if lines else ():
-            if tracker.name in _TEXT_TRACKERS:
+            if tracker.name in ("tensorboard", "wandb", "comet_ml", "trackio"):  # Their `log` accepts text
                 tracker.log({"filled_masks": "\n".join(lines)}, step=state.step)
     except Exception as error:  # Trackers raise whatever their servers make them raise
         logger.warning("the trackers did not get the entry of step %d: %r", state.step, error)

@@ -721,6 +721,8 @@ def test_starting_points(folder: Path):
         ("final_model", "full", "final_model' is not a checkpoint of langmlm and cannot be resumed; resume='weights'"),
         ("owner/some-model", "full", "is not a checkpoint of langmlm and cannot be resumed"),
         (None, "full", "resume='full' needs a checkpoint_path to resume from"),
+        (None, "weights", "resume='weights' needs a checkpoint_path"),
+        ("checkpoint-77", "auto", "checkpoint-77' does not exist; in '"),
         ("empty", "auto", "contains neither a checkpoint nor a model: to start a run, leave it out"),
         ("empty", "weights", "contains neither a checkpoint nor a model"),
         ("", "yes", "resume must be 'auto', 'full' or 'weights', got 'yes'"),
