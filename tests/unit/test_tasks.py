@@ -661,3 +661,19 @@ def test_the_final_tokenizer_truncates(work: Path, tmp_path: Path):
     assert inputs["input_ids"].shape == (1, 16)
     assert RobertaForMaskedLM.from_pretrained(final)(**inputs).logits.isfinite().all()
     create_mlm(final, tmp_path / "dataset", checkpoint_path=final, training_config={"output_dir": tmp_path / "next"})
+
+
+def test_work_is_logged(work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    "Without a terminal, the log says what is going on, long before the first log entry of a run."
+    caplog.set_level("INFO", "langmlm")
+    options = {**OPTIONS, "path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
+    create_tokenizer("data.txt", options).train()
+    assert [message for message in caplog.messages if message.startswith(("training the", "tokenized"))] == [
+        "training the tokenizer",
+        "tokenized 150 documents",
+    ]
+    for logging_steps, said in ((10**6, 1), (6, 0)):
+        caplog.clear()
+        settings = {**SETTINGS, "max_steps": 6, "logging_steps": logging_steps, "output_dir": tmp_path / str(said)}
+        create_mlm("tokenizer", "tokenized_dataset", SMALL, settings).train()
+        assert sum(message.startswith("about ") and ": 1 step of " in message for message in caplog.messages) == said

@@ -52,6 +52,8 @@ ARITHMETIC = run_arithmetic(DATASET, plan_batches(DATASET, CONFIG), parameters=1
         ({"logging_dir": "x" * 300}, "logging_dir must be a path without null characters and with at most 255 bytes"),
         ({"max_rollbacks": -1}, "max_rollbacks must be 0 or more, got -1"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0, got nan"),
+        ({"learning_rate": 10**400}, "learning_rate must be above 0, got an integer of more than 100 digits"),
+        ({"weight_decay": 10**400}, "weight_decay must be 0 or more, got an integer"),
         ({"adam_epsilon": 0.0}, "adam_epsilon must be above 0, got 0.0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio must be at least 0 and below 1, got 1.0"),
         ({"decay_ratio": 0.0}, "decay_ratio must be above 0 and below 1, got 0.0"),
