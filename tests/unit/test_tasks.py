@@ -641,6 +641,8 @@ def test_model_with_another_tokenizer(work: Path, tmp_path: Path):
     options = {**OPTIONS, "path_to_save_tokenizer": tmp_path / "tokenizer", "path_to_save_dataset": tmp_path / "dataset"}
     create_tokenizer("data.txt", options | {"lowercase": True}).train()
     other = {"tokenizer": tmp_path / "tokenizer", "tokenized_dataset": tmp_path / "dataset"}
+    saved = read_json(tmp_path / "tokenizer" / "tokenizer_config.json")
+    assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # Which transformers 4 knows, too
     settings = {"training_config": {"output_dir": tmp_path / "run"}}
     with pytest.raises(ConfigError, match=r"its tokenizer has other ids for \d+ of the 500 tokens: tokenize the text with tokenizer='docs/final_model'"):
         create_mlm(**other, **settings, checkpoint_path="docs/final_model")
