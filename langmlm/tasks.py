@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -31,7 +32,7 @@ from .disk import absolute_path, check_replaceable, clean_up_interrupted, expand
 from .folders import list_checkpoints, read_facts
 from .model.layers import compile_model
 from .model.modernbert import option_names
-from .model.roberta import FlatMaskedLM, ModelConfig, build_model, complete_config, find_mismatches, longest_input
+from .model.roberta import FlatMaskedLM, ModelConfig, build_model, complete_config, find_mismatches
 from .probe import evaluate  # noqa: F401  `evaluate` is part of the API
 from .text.corpus import Corpus, check_overlaps, named_paths, open_corpus, source_files
 from .tokens.encode import find_word_starts
@@ -328,7 +329,7 @@ def create_mlm(
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
         longest = max(dataset.max_length, int(validation.lengths.max()) if validation else 0)
-        model = None if start.weights is None else _load_matching(start.weights, loaded, longest, model_config)
+        model = None if start.weights is None else _load_matching(start.weights, loaded, longest, model_config, bool(start.trainer_state))
         shape = model.config if model else complete_config(architecture, loaded, longest)
         found["the step of checkpoint_path"] = start.trainer_state and start.trainer_state["global_step"]
         found["the digest of checkpoint_path"] = start.weights and read_facts(Path(start.weights)).get("digest")
@@ -345,7 +346,6 @@ def create_mlm(
     if model is None:  # Planning may have changed the architecture
         shape = complete_config(architecture, loaded, longest)
         model = new_model(shape, architecture.initialization, config.seed, loaded, dataset)
-    loaded.model_max_length = min(loaded.model_max_length, longest_input(model.config))  # For `truncation=True`
     paths = {name: absolute_path(read[name]) for name in ("tokenizer", "tokenized_dataset")}
     return MLMTask(model, loaded, dataset, config, start, validation, mask, paths, architecture.initialization)
 
@@ -407,21 +407,18 @@ def _with_saved_options(given: dict | TrainingConfig | None, start: StartingPoin
 
 # %% ../nbs/tasks.ipynb #f3365fa3
 def _load_matching(
-    name: str, tokenizer: PreTrainedTokenizerBase, longest: int, model_config: dict | ModelConfig | None
+    name: str, tokenizer: PreTrainedTokenizerBase, longest: int, model_config: dict | ModelConfig | None, is_resumed: bool
 ) -> PreTrainedModel:
     "Load a model; raise an error unless it matches the tokenizer, the longest sequence and any given `model_config`."
     model = load_model(name)
     errors = find_mismatches(model.config, tokenizer, longest)
-    try:
-        own = load_tokenizer(name).get_vocab()
-    except ValueError:  # The folder has no tokenizer
-        own = {}
+    own = {}
+    with suppress(ValueError):  # The folder may have no tokenizer; a resumed run compares more
+        own = {} if is_resumed else load_tokenizer(name).get_vocab()
     if moved := sum(own.get(token, id) != id for token, id in tokenizer.get_vocab().items()):
-        remedy = f"tokenize the text with tokenizer={name!r}, and pass that here, too"
-        errors.append(f"its tokenizer has other ids for {moved:,} of the {len(tokenizer):,} tokens: {remedy}")
-    given = model_config or {}
-    if isinstance(model_config, ModelConfig):  # Its defaults apply to RoBERTa only
-        given = {name: getattr(model_config, name) for name in model_config.given}
+        errors.append(f"its tokenizer has other ids for {moved:,} of the {len(tokenizer):,} tokens: tokenize the text with tokenizer={name!r}, and pass that, too")
+    is_config = isinstance(model_config, ModelConfig)  # Its defaults apply to RoBERTa only
+    given = {name: getattr(model_config, name) for name in model_config.given} if is_config else model_config or {}
     for key, value in sorted(given.items()):
         names = option_names(model.config.model_type, key)
         present = getattr(model.config, names[0], None) if names else value

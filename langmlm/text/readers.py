@@ -69,7 +69,7 @@ _MAGIC = {
 
 def _utf8_error(location: str, byte: int, head: bytes = b"") -> ValueError:
     "Create the error for an invalid UTF-8 byte; `head`: the first bytes of the file."
-    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8; or, if only a few bytes are damaged, set encoding_errors to 'replace' or 'skip'"
+    remedy = "convert the file first, for instance: iconv -f WINDOWS-1252 -t UTF-8; or set encoding_errors to 'replace' or 'skip'"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             remedy = f"it seems to be a {kind} file: give it the extension of its format, or extract its text"

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
 from ..disk import read_json, remove_folder, unlisted_files, write_file, write_json, write_manifest
 from ..folders import checkpoint_step, list_checkpoints, list_own_checkpoints, read_facts
-from ..model.roberta import MODEL_TYPES, fixed_seed
+from ..model.roberta import MODEL_TYPES, fixed_seed, longest_input
 from ..tokens.tokenizer import write_tokenizer_files
 from .sharding import OptimizerState, shard_like
 
@@ -98,6 +98,7 @@ def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     "Write the files of a model and its tokenizer into a folder; tensor files get the permissions of the config."
     with _without_progress_bars():
         model.save_pretrained(folder, save_original_format=False)  # True restores names like `LayerNorm.gamma`
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_input(model.config))  # For `truncation=True`
     write_tokenizer_files(tokenizer, folder)
     for file in folder.glob("*.safetensors"):  # safetensors makes them readable by their owner only
         with suppress(OSError):  # Not every file system has permissions
@@ -230,7 +231,7 @@ class StartingPoint:
     trainer_state: dict | None = None  # Content of `trainer_state.json` to resume from; None: a new run
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7658dffa
-_NEW_RUN = "resume='weights' (in a shell, `langmlm train --resume weights --checkpoint_path RUN`) starts a new run with its weights"
+_NEW_RUN = "resume='weights' (`langmlm train --resume weights --checkpoint_path RUN`) starts a new run with its weights"
 
 
 def find_starting_point(
@@ -241,16 +242,14 @@ def find_starting_point(
     if resume not in ("auto", "full", "weights"):
         raise ValueError(f"resume must be 'auto', 'full' or 'weights', got {resume!r}")
     if checkpoint_path is None:
-        if resume != "auto":
-            raise ValueError(f"resume={resume!r} needs a checkpoint_path to resume from, or to take the weights of")
-        return StartingPoint()
+        if resume == "auto":
+            return StartingPoint()
+        raise ValueError(f"resume={resume!r} needs a checkpoint_path to resume from, or to take the weights of")
     folder, run = Path(checkpoint_path), Path(checkpoint_path).parent
-    is_local = re.match(r"checkpoint-\d|final_model", folder.name) or run.name and run.is_dir()
-    if is_local and not folder.exists():
-        present = ", ".join(path.name for path in list_checkpoints(run)) or "no checkpoint"
-        raise ValueError(f"checkpoint_path={str(folder)!r} does not exist; in {str(run)!r} there is {present}")
-    checkpoints, final = list_own_checkpoints(folder), folder / "final_model"
-    is_run = bool(checkpoints)
+    if not folder.exists() and (re.match(r"checkpoint-\d|final_model", folder.name) or run.name and run.is_dir()):
+        there = f"in {str(run)!r} there is {', '.join(path.name for path in list_checkpoints(run)) or 'no checkpoint'}"
+        raise ValueError(f"checkpoint_path={str(folder)!r} does not exist; {there}")
+    final, is_run = folder / "final_model", bool(checkpoints := list_own_checkpoints(folder))
     if is_run and resume == "weights" and read_facts(final).get("step", -1) >= checkpoint_step(checkpoints[-1]) and is_intact(final):
         return StartingPoint(str(final))  # The last checkpoint may be older
     folder = newest_checkpoint(folder) if is_run else folder

@@ -149,7 +149,7 @@ def restore_state(
     saved, step = trainer_state["langmlm"], trainer_state["global_step"]
     if differences := _list_changes(saved["identity"], description["identity"]):
         remedy = "make them equal to resume it, or pass resume='weights' to start a new run with its weights"
-        remedy += " (in a shell, `langmlm train --resume weights --checkpoint_path RUN`)"
+        remedy += " (`langmlm train --resume weights --checkpoint_path RUN`)"
         found = "".join(f"\n- {change}" for change in differences)
         raise ValueError(f"the checkpoint was saved by a run with other settings; {remedy}:{found}")
     if step > plan.total_steps:
