@@ -21,7 +21,7 @@ from transformers.activations import gelu
 
 from ..config import ConfigError, ModelConfig
 from ..data.masking import IGNORE_INDEX
-from .attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
+from .attention import RowLayout, arrange_rows, attend_in_rows, attend_varlen
 from .layers import replace_layers
 from .modernbert import encode_modernbert, option_names
 from .triton_attention import attend_triton, has_triton_kernel, token_bounds, window_bounds
@@ -179,7 +179,7 @@ def _flat_attention(
     value: Tensor,
     attention_mask: None,  # Not used: `cu_seqlens` has the sequence bounds
     cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: not a flat batch, an error
-    blocks: list[EqualLengthBlock] | None = None,  # None: FlashAttention, or Triton with bounds
+    layout: RowLayout | None = None,  # None: FlashAttention, or Triton with bounds
     bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
     seed: Tensor | None = None,  # [1] int64, dropout seed of the Triton kernel
     dropout: float = 0.0,
@@ -193,9 +193,9 @@ def _flat_attention(
     query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if bounds is not None:
         return attend_triton(query, key, value, bounds, dropout, scaling, seed)[None], None
-    if blocks is not None:
+    if layout is not None:
         window = None if sliding_window is None else sliding_window - 1
-        return attend_equal_lengths(query, key, value, blocks, dropout, scaling, window)[None], None
+        return attend_in_rows(query, key, value, layout, dropout, scaling, window)[None], None
     return attend_varlen(query, key, value, cu_seqlens, longest_input(module.config), dropout, scaling)[None], None
 
 
@@ -213,7 +213,7 @@ def _attention_arguments(
     is_local = [kind == "sliding_attention" for kind in getattr(config, "layer_types", ())] or [False] * layers
     if not has_triton_kernel(hidden, config.hidden_size // heads):
         is_read = any(is_local) or not cu_seqlens.is_cuda  # FlashAttention here lacks windows
-        return [{"cu_seqlens": cu_seqlens, "blocks": group_equal_lengths(cu_seqlens, heads) if is_read else None}] * layers
+        return [{"cu_seqlens": cu_seqlens, "layout": arrange_rows(cu_seqlens, heads) if is_read else None}] * layers
     bounds = token_bounds(cu_seqlens, hidden.shape[1])
     near = window_bounds(bounds, config.sliding_window) if any(is_local) else None
     seeds = torch.randint(2**63 - 1, (layers,), device=hidden.device).split(1)

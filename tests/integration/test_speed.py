@@ -90,7 +90,7 @@ def step_without_values(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     The tensors claim to be on a CPU, because without a GPU PyTorch computes no gradients of others; so what is only
     done on CPUs is patched out.
     """
-    monkeypatch.setattr(roberta, "group_equal_lengths", lambda *_: None)
+    monkeypatch.setattr(roberta, "arrange_rows", lambda *_: None)
     monkeypatch.setattr(roberta, "has_triton_kernel", lambda *_: request.param == "triton")
     monkeypatch.setattr(attention, "_has_flash_attention", lambda _: True)
     used = []

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from langmlm.model import attention
-from langmlm.model.attention import EqualLengthBlock, attend_equal_lengths, attend_varlen, group_equal_lengths
+from langmlm.model.attention import arrange_rows, attend_in_rows, attend_varlen
 
 LENGTHS = [3, 5, 5, 8, 17, 33, 40, 64]
 CU_SEQLENS = F.pad(torch.tensor(LENGTHS).cumsum(0), (1, 0)).int()
-BLOCKS = group_equal_lengths(CU_SEQLENS, heads=2)
+LAYOUT = arrange_rows(CU_SEQLENS, heads=2)
 
 warnings.filterwarnings("ignore", message=".*nested tensors", category=UserWarning)
 
@@ -42,18 +42,44 @@ def output_and_gradients(function, inputs: Tensor, *arguments, **options) -> tup
     return output.detach(), *torch.autograd.grad((output * factors).sum(), leaves)
 
 
-def test_group_equal_lengths():
-    "Blocks hold every token; long sequences are divided over several; empty sequences are left out."
-    assert BLOCKS[1] == EqualLengthBlock(start=3, rows=2, length=5)
-    assert sum(block.rows * block.length for block in BLOCKS) == sum(LENGTHS)
+def test_arrange_rows():
+    "Sequences of similar length share a block; rows have the heads first, and repeat the last token as padding."
+    assert [(len(block.sources) // block.length, block.length) for block in LAYOUT.blocks] == [(8, 8), (2, 17), (4, 40), (2, 64)]
+    sequences = iter(torch.arange(sum(LENGTHS)).split(LENGTHS))
+    for block in LAYOUT.blocks:
+        tokens, heads = (part.view(-1, 2, block.length) for part in (block.sources // 2, block.sources % 2))
+        assert (heads == torch.arange(2)[:, None]).all()
+        for row, sequence in zip(range(len(tokens)), sequences):
+            expected = F.pad(sequence, (0, block.length - len(sequence)), value=int(sequence[-1]))
+            assert (tokens[row] == expected).all()
+            padding = torch.arange(block.length) >= len(sequence)
+            assert torch.equal(padding, torch.zeros_like(padding) if block.padding is None else block.padding[row, 0])
+    placed = torch.cat([block.sources for block in LAYOUT.blocks])
+    assert len(placed) == LAYOUT.size and (placed[LAYOUT.targets] == torch.arange(2 * sum(LENGTHS))).all()
+
+
+def test_blocks_of_rows():
+    "Long sequences are divided over several blocks; empty sequences are left out, and so is an empty batch."
     full_rows = torch.arange(0, 512 * 5, 512, dtype=torch.int32)
-    assert [block.rows for block in group_equal_lengths(full_rows, heads=1)] == [2, 2]
+    assert [len(block.sources) for block in arrange_rows(full_rows, heads=1).blocks] == [2 * 512, 2 * 512]
     assert 2 * 512**2 == attention._LOGITS_PER_BLOCK
-    assert group_equal_lengths(torch.tensor([0, 4, 4, 4], dtype=torch.int32), heads=1) == [EqualLengthBlock(0, 1, 4)]
+    (block,) = arrange_rows(torch.tensor([0, 4, 4, 4], dtype=torch.int32), heads=1).blocks
+    assert (block.start, block.length, block.sources.tolist(), block.padding) == (0, 4, [0, 1, 2, 3], None)
+    empty = torch.zeros(0, 2, 4)
+    assert attend_in_rows(empty, empty, empty, arrange_rows(torch.tensor([0], dtype=torch.int32), 2)).shape == (0, 2, 4)
+
+
+def test_the_order_of_the_sequences_is_free(inputs: Tensor):
+    "Blocks need not be sorted by length; adjacent sequences of different size classes make blocks of their own."
+    lengths = [64, 3, 40, 5, 5, 33, 8, 17]
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+    expected = output_and_gradients(attend_by_sequence, inputs, cu_seqlens)
+    found = output_and_gradients(attend_in_rows, inputs, arrange_rows(cu_seqlens, heads=2))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [None, 0.5])
-@pytest.mark.parametrize(("function", "arguments"), [(attend_equal_lengths, [BLOCKS]), (attend_varlen, [CU_SEQLENS, 64])])
+@pytest.mark.parametrize(("function", "arguments"), [(attend_in_rows, [LAYOUT]), (attend_varlen, [CU_SEQLENS, 64])])
 def test_equals_the_reference(inputs: Tensor, function, arguments: list, scale: float | None):
     expected = output_and_gradients(attend_by_sequence, inputs, CU_SEQLENS, scale=scale)
     found = output_and_gradients(function, inputs, *arguments, scale=scale)
@@ -61,19 +87,24 @@ def test_equals_the_reference(inputs: Tensor, function, arguments: list, scale: 
 
 
 def test_sequences_are_independent(inputs: Tensor):
-    "A change in the first sequence reaches no other."
+    "A change in the first sequence reaches no other, not even in the same block."
     changed = inputs.clone()
     changed[2, :3] += 1
-    difference = (attend_equal_lengths(*changed, BLOCKS) - attend_equal_lengths(*inputs, BLOCKS)).abs().amax((1, 2))
+    difference = (attend_in_rows(*changed, LAYOUT) - attend_in_rows(*inputs, LAYOUT)).abs().amax((1, 2))
     assert (difference[:3] > 0).all() and (difference[3:] == 0).all()
+    changed[:, :3] = torch.nan
+    found = output_and_gradients(attend_in_rows, changed, LAYOUT)
+    assert all(part[:3].isnan().all() and not part[3:].isnan().any() for part in found)
 
 
-def test_blocks_of_other_tokens(inputs: Tensor):
-    with pytest.raises(RuntimeError, match="unflatten"):
-        attend_equal_lengths(*inputs[:, :-1], BLOCKS)
+def test_a_layout_of_other_tokens_or_heads(inputs: Tensor):
+    with pytest.raises(IndexError, match="out of range"):
+        attend_in_rows(*inputs[:, :-1], LAYOUT)
+    with pytest.raises(RuntimeError, match="shape"):
+        attend_in_rows(*inputs, arrange_rows(CU_SEQLENS, heads=1))
 
 
-@pytest.mark.parametrize(("function", "arguments"), [(attend_equal_lengths, [BLOCKS]), (attend_varlen, [CU_SEQLENS, 64])])
+@pytest.mark.parametrize(("function", "arguments"), [(attend_in_rows, [LAYOUT]), (attend_varlen, [CU_SEQLENS, 64])])
 def test_dropout(inputs: Tensor, function, arguments: list):
     "Draws differ, and their mean is the output without dropout."
     torch.manual_seed(0)
@@ -87,7 +118,7 @@ def test_gradient_of_dropout(inputs: Tensor):
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return attend_equal_lengths(query, key, value, BLOCKS[:3], dropout=0.2)
+        return attend_in_rows(query, key, value, arrange_rows(CU_SEQLENS[:5], heads=1), dropout=0.2)
 
     small = [tensor[:21, :1, :4].clone().requires_grad_() for tensor in inputs]
     assert torch.autograd.gradcheck(attend, small)
@@ -144,11 +175,11 @@ def test_attention_weights_are_freed(inputs: Tensor, checkpointed: bool, monkeyp
     monkeypatch.setattr(torch, "softmax", recorded)
     leaves, alive = [tensor.clone().requires_grad_() for tensor in inputs], lambda: sum(weight() is not None for weight in made)
     if checkpointed:
-        output = checkpoint(attend_equal_lengths, *leaves, BLOCKS, 0.1, use_reentrant=False)
-        assert len(made) == len(BLOCKS) and alive() == 0
+        output = checkpoint(attend_in_rows, *leaves, LAYOUT, 0.1, use_reentrant=False)
+        assert len(made) == len(LAYOUT.blocks) and alive() == 0
     else:
-        output = attend_equal_lengths(*leaves, BLOCKS, 0.1)
-        assert alive() == len(BLOCKS)
+        output = attend_in_rows(*leaves, LAYOUT, 0.1)
+        assert alive() == len(LAYOUT.blocks)
     output.sum().backward()
     assert alive() == 0 and all(leaf.grad.any() for leaf in leaves)
 
@@ -161,5 +192,5 @@ def test_the_shortest_sequences_with_a_window(length: int):
     near = (positions[:, None] - positions).abs() <= 10
     heads_first = (tensor.transpose(0, 1) for tensor in (query, key, value))
     expected = F.scaled_dot_product_attention(*heads_first, attn_mask=near).transpose(0, 1)
-    found = attend_equal_lengths(query, key, value, [EqualLengthBlock(0, 1, length)], window=10)
+    found = attend_in_rows(query, key, value, arrange_rows(torch.tensor([0, length]), heads=1), window=10)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
