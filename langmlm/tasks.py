@@ -104,7 +104,7 @@ def create_tokenizer(
     check_overlaps(written, {"data_path": named_paths(data_path), "tokenizer": used})
     corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors, config.mixing)
     check_overlaps(written, {"data_path": source_files(corpus)})
-    check_replaceable(config.path_to_save_dataset, "dataset", "path_to_save_dataset")
+    check_replaceable(config.dataset_folder, "dataset part" if config.shard else "dataset", "path_to_save_dataset")
     if tokenizer is None:
         check_replaceable(config.path_to_save_tokenizer, "tokenizer", "path_to_save_tokenizer")
         return TokenizerTask(corpus, config)

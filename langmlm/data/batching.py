@@ -131,7 +131,7 @@ class BatchPlan:
     def _first_step_of_chunk(self, step: int) -> int:
         return step - self.locate(step)[1] % self._steps_per_chunk
 
-    @lru_cache(maxsize=2)  # A chunk and the next
+    @lru_cache(maxsize=2)  # Usually a chunk and the next; shared by all plans
     def _plan_chunk(self, first_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Return the ordered sequences of a chunk, its micro-batch bounds, and the bounds of its steps in micro-batches."
         return _plan_steps(self, *self.locate(first_step), self._steps_per_chunk)

@@ -38,6 +38,8 @@ class TokenizedDataset:
         manifest: dict[str, Any] | None = None,  # From `write_dataset`; None: a dataset made by another tool
         name: str = "tokenized_dataset",  # Name of the dataset in error messages
     ):
+        if rows._indices is not None:  # Private: how `select`, `filter` and `shuffle` order rows
+            raise ValueError(f"{name} is a selection of rows: pass rows.flatten_indices()")
         self.manifest, self.name, self.vocab_size = manifest, name, 2**31  # `check_tokenizer` sets the vocabulary size
         columns = [rows.data.column(key).chunks for key in ("input_ids", "attention_mask") if key in rows.column_names]
         chunks = [_locate(*arrays, may_be_empty=manifest is None) for arrays in zip(*columns)]
@@ -177,20 +179,20 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
         return Path(folder).expanduser()
     try:
         storage, path = url_to_fs(url.rstrip("/"))
-        sizes = {file: facts["size"] for file, facts in sorted(storage.find(path, detail=True).items())}
+        files = sorted(storage.find(path, detail=True).items())  # With sizes, times and ETags
         manifest = f"{path}/{MANIFEST}"
         version = storage.cat_file(manifest).decode() if storage.exists(manifest) else ""  # With all file digests
     except (ImportError, ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be opened: {error}") from error
-    if not sizes:
+    if not files:
         raise ValueError(f"{name} has no files")
-    if None in sizes.values():
+    if None in (sizes := [facts["size"] for _, facts in files]):
         raise ValueError(f"{name} is on a server that does not tell the sizes of files: copy the folder to this machine")
-    target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), sizes, version]))
+    target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), str(files), version]))
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # The processes of a machine share the copy
         if not target.exists():
-            logger.info("copying %s, %.1f MB, to %s", url, sum(sizes.values()) / 1e6, target)
+            logger.info("copying %s, %.1f MB, to %s", url, sum(sizes) / 1e6, target)
             with atomic_folder(target) as partial:
                 storage.get(f"{path}/", f"{partial}/", recursive=True)
     return target

@@ -59,7 +59,7 @@ def _check_masked(masked: MaskedBatch, batch: FlatBatch, name: str, vocab_size: 
         found = f"{len(masked.input_ids)}, {len(positions)} and {len(masked.labels)}"
         raise ValueError(f"{where} with {tokens} input_ids, and as many labels as masked_positions, got {found}")
     if len(positions) and not (0 <= positions[0] and positions[-1] < tokens and (positions.diff() > 0).all()):
-        raise ValueError(f"{where} whose masked_positions are ascending, from 0 to {tokens - 1}")
+        raise ValueError(f"{where} whose masked_positions are ascending, from 0 to {tokens - 1}, got {positions[:5].tolist()}, ...")
     for key, ids in (("input_ids", masked.input_ids), ("labels", masked.labels[masked.labels != IGNORE_INDEX])):
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
             raise ValueError(f"{where} whose {key} are ids from 0 to {vocab_size - 1}, got {ids.min()} to {ids.max()}")
@@ -196,7 +196,7 @@ def _html(text: str, style: str) -> str:
 # %% ../../nbs/data/04_loader.ipynb #b7aa79ba
 def _find_styles(original: np.ndarray, masked: MaskedBatch, mask_token_id: int) -> np.ndarray:
     "Return the name of each token's style, empty for tokens that are not predicted."
-    positions, styles = masked.masked_positions.numpy(), np.full(len(original), "", "<U9")
+    positions, styles = masked.masked_positions[masked.labels != IGNORE_INDEX].numpy(), np.full(len(original), "", "<U9")
     seen = masked.input_ids.numpy()[positions]
     replaced = np.where(seen == mask_token_id, "mask", "random")
     styles[positions] = np.where(seen == original[positions], "unchanged", replaced)
@@ -237,10 +237,11 @@ def show_batch(
     if micro_batch not in range(len(batches)):
         raise ValueError(f"micro_batch must be 0 to {len(batches) - 1}, the last of step {step}, got {micro_batch!r}")
     flat = make_flat_batch(self.dataset, batches[micro_batch], self.pad_token_id)
-    inputs, vocabulary = self._mask(flat, epoch), token_bytes(tokenizer)
-    styles = _find_styles(flat.input_ids.numpy(), inputs, self.rules.mask_token_id)
+    original, vocabulary = flat.input_ids.numpy().copy(), token_bytes(tokenizer)  # Masking may work in place
+    inputs = self._mask(flat, epoch)
+    styles = _find_styles(original, inputs, self.rules.mask_token_id)
     chosen = np.unique(np.linspace(0, len(flat.rows) - 1, max(1, sequences)).astype(int))
-    bounds, columns = flat.cu_seqlens.tolist(), (flat.input_ids.numpy(), inputs.input_ids.numpy(), styles)
+    bounds, columns = flat.cu_seqlens.tolist(), (original, inputs.input_ids.numpy(), styles)
     shown = []
     for index in chosen.tolist():
         of_sequence = (column[bounds[index] : bounds[index + 1]] for column in columns)
@@ -248,5 +249,5 @@ def show_batch(
     counts = ", ".join(f"{(styles == style).sum():,} {words}" for style, (words, *_) in _STYLES.items())
     counts = counts.replace("<mask>", tokenizer.mask_token)
     size = f"sequences: {len(flat.rows):,} ({len(shown):,} shown); tokens: {len(styles):,}"
-    summary = f"step {step:,}, micro-batch {micro_batch}: {size}; to predict: {len(inputs.labels):,} ({counts})"
+    summary = f"step {step:,}, micro-batch {micro_batch}: {size}; to predict: {(styles != '').sum():,} ({counts})"
     return ShownBatch(summary, shown)

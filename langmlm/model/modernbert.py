@@ -47,5 +47,4 @@ def encode_modernbert(
     rotation = rotations[last.attention_type]
     attended, _ = last.attn(last.attn_norm(hidden), position_embeddings=rotation, **arguments[-1])
     masked = (hidden + attended)[0, masked_positions]
-    masked = masked + last.mlp(last.mlp_norm(masked))
-    return model.head(body.final_norm(masked))
+    return model.head(body.final_norm(masked + last.mlp(last.mlp_norm(masked))))

@@ -21,7 +21,7 @@ from transformers.activations import gelu
 
 from ..config import ConfigError, ModelConfig
 from ..data.masking import IGNORE_INDEX
-from .attention import RowLayout, arrange_rows, attend_in_rows, attend_varlen
+from .attention import RowBlock, arrange_rows, attend_in_rows, attend_varlen
 from .layers import replace_layers
 from .modernbert import encode_modernbert, option_names
 from .triton_attention import attend_triton, has_triton_kernel, token_bounds, window_bounds
@@ -179,7 +179,7 @@ def _flat_attention(
     value: Tensor,
     attention_mask: None,  # Not used: `cu_seqlens` has the sequence bounds
     cu_seqlens: Tensor | None = None,  # [sequences + 1] int32; None: not a flat batch, an error
-    layout: RowLayout | None = None,  # None: FlashAttention, or Triton with bounds
+    layout: tuple[list[RowBlock], Tensor] | None = None,  # None: FlashAttention, or Triton with bounds
     bounds: Tensor | None = None,  # [2, tokens] int32, for the Triton kernel
     seed: Tensor | None = None,  # [1] int64, dropout seed of the Triton kernel
     dropout: float = 0.0,

@@ -51,7 +51,7 @@ _CACHED_WORDS = 2**16  # Tens of megabytes
 
 
 class Encoder:
-    "Encode batches of documents into arrays; each call uses one thread, and several threads may call it at once."
+    "Encode batches of documents into arrays; several threads may call it at once."
 
     def __init__(
         self,

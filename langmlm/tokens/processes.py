@@ -40,9 +40,8 @@ def process_rank() -> tuple[int, int]:  # Rank of this process; number of proces
 # %% ../../nbs/tokens/04_processes.ipynb #3179b056
 def read_finished(folder: Path, key: str) -> dict[str, Any] | None:
     "Return the manifest of a complete result with this key, or None."
-    manifest = read_manifest(folder)
-    finished = manifest is not None and manifest.get("key") == key and not find_damage(folder, digests=False)
-    return manifest if finished else None
+    manifest = read_manifest(folder) or {}
+    return manifest if manifest.get("key") == key and not find_damage(folder, digests=False) else None
 
 # %% ../../nbs/tokens/04_processes.ipynb #a964c3aa
 PROCESS_TIMEOUT = 300  # Seconds without a heartbeat after which a process counts as dead
@@ -161,7 +160,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
             if work.rank == 0:
                 lock = lock_folder(path, parameter)
                 work.forget_earlier_calls()
-                for other in sorted({*target.parent.glob(f".{target.name}.*.unfinished")} - {path}):
+                for other in sorted({*target.parent.glob(f".{target.name}.{'?' * 12}.unfinished")} - {path}):
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
                 if read_manifest(target):  # Otherwise it is missing or empty

@@ -31,7 +31,7 @@ _IS_IN_WORD = bytes(byte not in b"\t\n\r " for byte in range(256))
 
 
 def count_text(documents: list[str]) -> tuple[int, int, Counter]:
-    "Count the bytes, the words and, by code point such as `U+0000`, the unusual characters of at least one document."
+    "Count the bytes, words and unusual characters of one or more documents; characters are named by code point, as `U+0000`."
     text = "\n".join(documents)
     data = text.encode()
     in_word = np.frombuffer(b"\0" + data.translate(_IS_IN_WORD), bool)
@@ -55,7 +55,6 @@ def count_lengths(lengths: np.ndarray) -> list[int]:
 def pack_bits(used: np.ndarray) -> str:
     "Encode booleans as base64 text, eight per byte."
     return base64.b64encode(np.packbits(used)).decode()
-
 
 
 def add_statistics(vocab_size: int, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _sparkline(counts: np.ndarray) -> str:
     if not len(counts):
         return "none"
     heights = np.ceil(8 * counts / counts.max()).astype(int)
-    return f"1 {''.join(' ▁▂▃▄▅▆▇█'[height] for height in heights)} {LENGTH_EDGES[len(counts)]:,} tokens"
+    return f"1 {''.join(' ▁▂▃▄▅▆▇█'[height] for height in heights)} below {LENGTH_EDGES[len(counts)]:,} tokens"
 
 # %% ../../nbs/tokens/03_report.ipynb #dadae837
 def _report_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -59,6 +59,8 @@ def draw_training_text(
 ) -> TextSample:
     "Sample the text that the tokenizer is trained on, limited to what fits into memory."
     sample = TextSample(documents, config.max_train_bytes, config.seed)
+    if sample.total_bytes and not sample.bytes:
+        raise ValueError(f"max_train_bytes={config.max_train_bytes:,} is too small for any piece of the text: set 1,000,000 or more")
     affordable = affordable_bytes(sample, lambda piece: _split_words(piece, untrained), max_distinct)
     if affordable < sample.bytes:
         text = "the text has so many distinct words that the tokenizer is trained on %.1f MB of it instead of %.1f MB"

@@ -117,9 +117,7 @@ def _encode_probes(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str],
 _HELD_OUT, _LEAST_TOKENS, _MOST_TOKENS = 3, 8, 40  # Number of sequences; minimum and maximum tokens in each
 
 
-def _mask_held_out(
-    dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase, vocabulary: list[bytes]
-) -> list[_Masked]:
+def _mask_held_out(dataset: TokenizedDataset, tokenizer: PreTrainedTokenizerBase, vocabulary: list[bytes]) -> list[_Masked]:
     "Choose sequences of the validation split, and mask the token in the middle of each."
     rows, masked = np.flatnonzero(dataset.lengths[:] >= min(_LEAST_TOKENS, dataset.lengths.max())), []
     middles = (np.arange(_HELD_OUT) + 0.5) * len(rows) / _HELD_OUT  # Middles of equal parts of the split

@@ -250,9 +250,7 @@ class _Monitor:
 
 # %% ../../nbs/train/09_loop.ipynb #a2c0b364
 @contextmanager
-def _monitor(
-    model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState
-) -> Iterator[_Monitor]:
+def _monitor(model: PreTrainedModel, loader: BatchLoader, run_folder: RunFolder, state: TrainState) -> Iterator[_Monitor]:
     "Show progress inside the block, restore PyTorch's random generators, and explain a lost connection."
     monitor = _Monitor(model, loader, run_folder, state)
     try:

@@ -192,8 +192,7 @@ def training_flops(
     projections, rest = 3 * hidden**2, hidden**2 + gates * hidden * intermediate  # Weights before and after attention
     layers = config.num_hidden_layers * projections * tokens + 2 * hidden * pairs
     layers += rest * ((config.num_hidden_layers - 1) * tokens + predictions)
-    head = (hidden**2 + hidden * config.vocab_size) * predictions
-    return 6 * (layers + head)
+    return 6 * (layers + (hidden**2 + hidden * config.vocab_size) * predictions)  # With the MLM head
 
 # %% ../../nbs/train/03_metrics.ipynb #ca3d172a
 _PEAK_TFLOPS = {  # The first key that is contained in the GPU name is used

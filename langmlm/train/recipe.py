@@ -91,10 +91,7 @@ def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDatas
         accumulated = max(1, round(rows / config.per_device_train_batch_size))
     elif "gradient_accumulation_steps" in config.given:
         accumulated = config.gradient_accumulation_steps
-    return {
-        "per_device_train_batch_size": max(1, round(rows / accumulated)),
-        "gradient_accumulation_steps": accumulated,
-    }
+    return {"per_device_train_batch_size": max(1, round(rows / accumulated)), "gradient_accumulation_steps": accumulated}
 
 # %% ../../nbs/train/11_recipe.ipynb #34327abb
 def _mean_tokens_per_step(dataset: TokenizedDataset, config: TrainingConfig, num_processes: int = 1) -> float:

@@ -202,9 +202,7 @@ def _list_changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return [f"{name}: then {brief(saved[name])}, now {brief(current[name])}" for name in changed]
 
 # %% ../../nbs/train/06_state.ipynb #a1e57c02
-def keep_global_batch(
-    config: TrainingConfig, trainer_state: dict[str, Any] | None, num_processes: int
-) -> TrainingConfig:
+def keep_global_batch(config: TrainingConfig, trainer_state: dict[str, Any] | None, num_processes: int) -> TrainingConfig:
     "Adapt `gradient_accumulation_steps` of a resumed run to its processes, unless it was changed on purpose."
     if trainer_state is None:
         return config

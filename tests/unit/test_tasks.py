@@ -123,6 +123,17 @@ def test_a_dataset_in_parts(work: Path, report: dict, tmp_path: Path):
     assert joined["content"] == report["content"]
 
 
+def test_the_folder_of_a_part_is_checked(work: Path, tmp_path: Path):
+    "Before the text is read: the folder of the part must be free, not that of the whole dataset."
+    part = {"shard": (0, 2), "path_to_save_dataset": tmp_path / "shared"}
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "notes.txt").touch()
+    create_tokenizer("data.txt", part, tokenizer="tokenizer").train()
+    (tmp_path / "shared.part-0-of-2" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="shared.part-0-of-2.*notes.txt"):
+        create_tokenizer("data.txt", part, tokenizer="tokenizer")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

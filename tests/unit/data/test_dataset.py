@@ -181,6 +181,14 @@ def test_flipped_bytes(tmp_path: Path):
         dataset.flat(range(200))
 
 
+def test_a_selection_of_rows():
+    "Its order is kept apart from its data, which would be read in the old order."
+    rows = LAYOUTS["one chunk"]().select([7, 3])
+    with pytest.raises(ValueError, match="my_rows is a selection of rows: pass rows.flatten_indices()"):
+        TokenizedDataset(rows, name="my_rows")
+    assert TokenizedDataset(rows.flatten_indices())[1].tolist() == SEQUENCES[3]
+
+
 def test_open_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     "A plain dataset is the training split; what is missing is named."
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -236,7 +236,7 @@ def test_validation_has_the_shape_of_training(tmp_path: Path):
     )
     few = replace(loader, dataset=validation)
     shortest = load_from_disk(tmp_path / "path_to_save_dataset")["validation"].select(validation.lengths[:].argsort()[:3])
-    few_rows = TokenizedDataset(shortest, validation.manifest)
+    few_rows = TokenizedDataset(shortest.flatten_indices(), validation.manifest)
     shapes = {
         tuple(len(value) for value in vars(batch).values())
         for each in (loader, few, replace(few, dataset=few_rows))

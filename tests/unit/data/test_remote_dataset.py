@@ -5,6 +5,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from langmlm import tasks
 from langmlm.config import ConfigError
@@ -45,6 +46,16 @@ def test_new_version(storage, data, tmp_path: Path):
     storage.rm("/bucket", recursive=True)
     storage.put(f"{tmp_path}/new/", "/bucket/dataset/", recursive=True)
     assert open_dataset("memory://bucket/dataset").max_length == 16 and len(copies(tmp_path)) == 2
+
+
+def test_new_version_of_equal_size(storage, tmp_path: Path):
+    "A dataset of another tool has no digests; its files have other times."
+    for number in (7, 99):
+        Dataset.from_dict({"input_ids": [[0, number, 2]]}).save_to_disk(tmp_path / str(number))
+        storage.put(f"{tmp_path / str(number)}/", "/bucket/other/", recursive=True)
+        for _ in range(2):
+            assert open_dataset("memory://bucket/other")[0].tolist() == [0, number, 2]
+    assert len(copies(tmp_path)) == 2
 
 
 def test_server_without_sizes(storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

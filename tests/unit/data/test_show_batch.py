@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from langmlm.data.batching import FlatBatch
 from langmlm.data.loader import _html, _show_sequence
-from langmlm.data.masking import BatchSizes
+from langmlm.data.masking import IGNORE_INDEX, BatchSizes, MaskedBatch, MaskingRules
 from langmlm.tasks import MLMTask
 from langmlm.testing import tiny_run
 from langmlm.tokens.encode import token_bytes
@@ -44,6 +46,24 @@ def test_it_is_the_batch_of_the_step(run: MLMTask, step: int):
     tokens, rows = len(batch.input_ids), len(batch.cu_seqlens) - 1
     counts = f"step {step}, micro-batch 1: sequences: {rows} ({rows} shown); tokens: {tokens}; to predict: {len(styles)} ("
     assert shown.summary.startswith(counts)
+
+
+def masks_in_place(batch: FlatBatch, epoch: int, rules: MaskingRules) -> MaskedBatch:
+    "A mask function of a user that changes the batch it gets, and counts every second prediction only."
+    positions = torch.arange(1, len(batch.input_ids), 5)
+    labels = batch.input_ids[positions].clone()
+    labels[::2] = IGNORE_INDEX
+    batch.input_ids[positions] = rules.mask_token_id
+    return MaskedBatch(batch.input_ids, batch.position_ids, batch.cu_seqlens, positions, labels)
+
+
+def test_masks_that_are_made_in_place(run: MLMTask):
+    "The summary counts what the model predicts, and the text is that of the dataset."
+    loader = replace(run.loader, mask=masks_in_place)
+    shown = loader.show_batch(run.tokenizer, 3, 1, sequences=10**6)
+    styles = [style for _, sequence in shown.sequences for _, style in sequence if style]
+    counted = int((loader.load(3).batches[1][1].labels != IGNORE_INDEX).sum())
+    assert styles == ["mask"] * counted and f"to predict: {counted} ({counted} replaced by <mask>, 0 " in shown.summary
 
 
 def test_documents_are_rows(run: MLMTask):

@@ -44,26 +44,26 @@ def output_and_gradients(function, inputs: Tensor, *arguments, **options) -> tup
 
 def test_arrange_rows():
     "Sequences of similar length share a block; rows have the heads first, and repeat the last token as padding."
-    assert [(len(block.sources) // block.length, block.length) for block in LAYOUT.blocks] == [(8, 8), (2, 17), (4, 40), (2, 64)]
+    assert [(len(block.sources) // block.length, block.length) for block in LAYOUT[0]] == [(8, 8), (2, 17), (4, 40), (2, 64)]
     sequences = iter(torch.arange(sum(LENGTHS)).split(LENGTHS))
-    for block in LAYOUT.blocks:
+    for block in LAYOUT[0]:
         tokens, heads = (part.view(-1, 2, block.length) for part in (block.sources // 2, block.sources % 2))
         assert (heads == torch.arange(2)[:, None]).all()
         for row, sequence in zip(range(len(tokens)), sequences):
             expected = F.pad(sequence, (0, block.length - len(sequence)), value=int(sequence[-1]))
             assert (tokens[row] == expected).all()
             padding = torch.arange(block.length) >= len(sequence)
-            assert torch.equal(padding, torch.zeros_like(padding) if block.padding is None else block.padding[row, 0])
-    placed = torch.cat([block.sources for block in LAYOUT.blocks])
-    assert len(placed) == LAYOUT.size and (placed[LAYOUT.targets] == torch.arange(2 * sum(LENGTHS))).all()
+            assert torch.equal(padding, torch.zeros_like(padding) if block.padding is None else block.padding[row, 0, 0])
+    placed = torch.cat([block.sources for block in LAYOUT[0]])
+    assert (placed[LAYOUT[1]] == torch.arange(2 * sum(LENGTHS))).all()
 
 
 def test_blocks_of_rows():
     "Long sequences are divided over several blocks; empty sequences are left out, and so is an empty batch."
     full_rows = torch.arange(0, 512 * 5, 512, dtype=torch.int32)
-    assert [len(block.sources) for block in arrange_rows(full_rows, heads=1).blocks] == [2 * 512, 2 * 512]
+    assert [len(block.sources) for block in arrange_rows(full_rows, heads=1)[0]] == [2 * 512, 2 * 512]
     assert 2 * 512**2 == attention._LOGITS_PER_BLOCK
-    (block,) = arrange_rows(torch.tensor([0, 4, 4, 4], dtype=torch.int32), heads=1).blocks
+    ((block,), _) = arrange_rows(torch.tensor([0, 4, 4, 4], dtype=torch.int32), heads=1)
     assert (block.start, block.length, block.sources.tolist(), block.padding) == (0, 4, [0, 1, 2, 3], None)
     empty = torch.zeros(0, 2, 4)
     assert attend_in_rows(empty, empty, empty, arrange_rows(torch.tensor([0], dtype=torch.int32), 2)).shape == (0, 2, 4)
@@ -176,10 +176,10 @@ def test_attention_weights_are_freed(inputs: Tensor, checkpointed: bool, monkeyp
     leaves, alive = [tensor.clone().requires_grad_() for tensor in inputs], lambda: sum(weight() is not None for weight in made)
     if checkpointed:
         output = checkpoint(attend_in_rows, *leaves, LAYOUT, 0.1, use_reentrant=False)
-        assert len(made) == len(LAYOUT.blocks) and alive() == 0
+        assert len(made) == len(LAYOUT[0]) and alive() == 0
     else:
         output = attend_in_rows(*leaves, LAYOUT, 0.1)
-        assert alive() == len(LAYOUT.blocks)
+        assert alive() == len(LAYOUT[0])
     output.sum().backward()
     assert alive() == 0 and all(leaf.grad.any() for leaf in leaves)
 

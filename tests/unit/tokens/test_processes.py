@@ -97,6 +97,11 @@ def test_work_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         with work_folder(target, "b" * 32, "dataset", "option") as other:
             assert other.path != work.path == unfinished_folder(target, "a" * 32)
     assert (work.path / "half").exists() and f"{work.path}: unfinished work on other text" in caplog.text
+    caplog.clear()
+    with work_folder(tmp_path / "res", "a" * 32, "dataset", "option"), work_folder(tmp_path / "result.b", "a" * 32, "dataset", "option"):
+        pass
+    with work_folder(target, "b" * 32, "dataset", "option"):
+        assert "result.b" not in caplog.text
     assert "will be replaced" not in caplog.text
     target.mkdir()
     with work_folder(target, "c" * 32, "dataset", "option"):

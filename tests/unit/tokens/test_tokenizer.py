@@ -102,6 +102,13 @@ def test_sample_is_reproducible_and_bounded(documents: list[str], caplog: pytest
     assert module._MAX_DISTINCT_BYTES < 8e9 / 110
 
 
+def test_sample_without_text(documents: list[str]):
+    plain = make_untrained_tokenizer(TokenizerConfig())
+    with pytest.raises(ValueError, match="max_train_bytes=1 is too small for any piece of the text: set 1,000,000"):
+        draw_training_text(documents, plain, TokenizerConfig(max_train_bytes=1))
+    assert draw_training_text([], plain, TokenizerConfig(max_train_bytes=1)).total_bytes == 0
+
+
 def test_every_text_round_trips(tokenizer):
     "Special tokens have ids 0 to 4, no text has an unknown token, and every text decodes to itself."
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4] and len(tokenizer) == 2_000
