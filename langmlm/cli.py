@@ -106,7 +106,7 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
         try:
             logger.info("the options are in %s", save_options(folder, _complete_call(task)))
         finally:
-            lock.release()
+            lock.close()
     if task.state.step == task.loader.plan.total_steps:
         logger.info("the run has finished: to train longer, raise num_train_epochs or max_steps")
     try:
@@ -146,7 +146,7 @@ def _resume(
     "Resume a run from its newest checkpoint."
     if not (folder := Path(run)).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
-    saved = list_options(folder) or list_options(folder.absolute().parent)
+    saved = list_options(folder.absolute().parent if folder.absolute().name.startswith("checkpoint-") else folder)
     before = read_options(saved[-1]) if saved else recorded_paths(folder)  # Runs started in Python have no options file
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}

@@ -204,7 +204,7 @@ class TokenizerConfig(Options):
     stride: int = 0  # Tokens that a sequence repeats from the previous one of its document, below max_length - 2
     drop_duplicates: bool = False  # Keep only the first of identical documents
     near_duplicates: float | None = None  # Similarity of duplicates, 0.5 to 0.99, which `drop_duplicates` drops; None: only identical ones
-    mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share; None: 1
+    mixing: list | tuple | float | None = None  # Weight of each entry of `data_path`, or exponent of its share, 0 to 1; None: all text once
     validation_fraction: float = 0.0  # Share of documents in the split `validation`, 0 <= fraction < 1
     shard: tuple[int, int] | list[int] | None = None  # Part i of n, counted from 0: (i, n), in a shell --shard i n; None: all
     num_workers: int | None = None  # Threads that tokenize; None: one per core
@@ -291,20 +291,20 @@ class ModelConfig(Options):
 
     model_type: str = "roberta"  # "roberta", "bert" or "modernbert"; options left out are those of its base model
     vocab_size: int | None = None  # Rows of the embedding; None: the number of tokens in the tokenizer
-    max_position_embeddings: int | None = None  # None: `max_length`, plus 2 in RoBERTa, whose positions start at 2
+    max_position_embeddings: int | None = None  # Rows of the position embedding; None: `max_length`, plus 2 in RoBERTa, whose positions start at 2
     num_hidden_layers: int = 12  # Layers of the encoder
-    hidden_size: int = 768  # A multiple of `num_attention_heads`
+    hidden_size: int = 768  # Width of the hidden states, a multiple of `num_attention_heads`
     num_attention_heads: int = 12  # Attention heads in each layer
     intermediate_size: int = 3072  # Width of the feed-forward layers
     hidden_act: str = "gelu"  # Name of an activation function in transformers
-    hidden_dropout_prob: float = 0.1  # From 0 to 0.99
-    attention_probs_dropout_prob: float = 0.1  # From 0 to 0.99
+    hidden_dropout_prob: float = 0.1  # Dropout after the embeddings and in each layer, from 0 to 0.99
+    attention_probs_dropout_prob: float = 0.1  # Dropout of the attention weights, from 0 to 0.99
     layer_norm_eps: float = 1e-5  # Added to the variance in layer norms
     initializer_range: float = 0.02  # Standard deviation of the random initialization
     initialization: str = "random"  # "random", or "corpus": computed from the dataset, to learn sooner
     type_vocab_size: int = 1  # Token types; RoBERTa has one
     tie_word_embeddings: bool = True  # The MLM head shares the weights of the embedding
-    classifier_dropout: float | None = None  # For fine-tuning later; not used in pretraining
+    classifier_dropout: float | None = None  # For fine-tuning later; not used in pretraining; None: `hidden_dropout_prob`
     pad_token_id: int | None = None  # None: the tokenizer's
     bos_token_id: int | None = None  # None: the tokenizer's
     eos_token_id: int | None = None  # None: the tokenizer's

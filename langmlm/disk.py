@@ -20,9 +20,8 @@ from fnmatch import fnmatchcase
 from hashlib import file_digest
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 # %% ../nbs/disk.ipynb #bf4b7f35
@@ -439,14 +438,14 @@ def remove_folder(folder: Path) -> None:
 def lock_folder(
     folder: Path,  # Created if it does not exist
     parameter: str,  # Name of the option that holds `folder`, for the message
-) -> FileLock:  # Held until `release` is called or the process ends
+) -> BinaryIO:  # The lock is held until this file is closed or the process ends
     "Lock a folder for this process, or raise an error that says why not."
     name = f"{parameter}={str(folder)!r}"
     try:
         _make_folder(folder)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(blocking=False)
-    except Timeout:
+        lock = open(folder / LOCK, "ab")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise RuntimeError(f"{name} is in use by another run: wait until it ends, or name another folder") from None
     except OSError as error:
         raise type(error)(f"{name} cannot be written to: {error}") from error

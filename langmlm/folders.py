@@ -61,9 +61,9 @@ def find_model(name: str | PathLike) -> str:
     found = final if final.is_dir() else newest
     final_step = read_facts(final).get("step", math.inf)
     if checkpoints and checkpoint_step(newest) > final_step and read_facts(newest):
-        logger.warning("%s is older than %s, which is used", final, newest.name)
+        logger.warning("%s is used, since %s is older", newest.name, final)
         found = newest
-    if read_facts(found) and (damage := find_damage(found, pattern="model*.safetensors")):
+    if (Path(found) / MANIFEST).is_file() and (damage := find_damage(found, pattern="model*.safetensors")):
         raise ValueError(f"{found} is damaged: {'; '.join(damage)}. Copy it again, or name another model")
     return str(name if found == Path(name) else found)
 
@@ -79,7 +79,7 @@ def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
     if not (kind := manifest.get("kind") or _guess_kind(folder)):
         runs = ", ".join(sorted(file.parent.name for file in folder.glob("*/log.jsonl")))
         inside = f"; in it are the runs {runs}" if runs else ""
-        raise ValueError(f"{folder} is neither a tokenizer nor a dataset, checkpoint, model or run{inside}")
+        raise ValueError(f"PATH={str(folder)!r} is neither a tokenizer nor a dataset, checkpoint, model or run{inside}")
     rows = {"kind": kind if manifest or damage else f"{kind} without a manifest, so that damage cannot be found"}
     rows |= {entry.name: manifest[entry.name] for entry in fields(TokenizerConfig) if entry.name in manifest}
     rows |= _describe_training(folder) | _describe_model(folder)
@@ -92,8 +92,7 @@ def describe_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 def _guess_kind(folder: Path) -> str | None:
     "Infer the kind of a folder without a manifest from its files."
-    marks = {"config.json": "model", "tokenizer.json": "tokenizer", "dataset_dict.json": "dataset"}
-    marks |= {"dataset_info.json": "dataset"}
+    marks = {"config.json": "model", "tokenizer.json": "tokenizer", "dataset_dict.json": "dataset", "dataset_info.json": "dataset"}
     return next((kind for file, kind in marks.items() if (folder / file).is_file()), None)
 
 # %% ../nbs/folders.ipynb #r0000010
@@ -132,8 +131,10 @@ def _describe_training(folder: Path) -> dict[str, Any]:
 # %% ../nbs/folders.ipynb #paths002
 def recorded_paths(folder: Path) -> dict[str, str]:
     "Return the tokenizer and dataset paths recorded in a run or checkpoint, {} if there are none."
-    file = folder / "trainer_state.json"
-    return read_json(file).get("langmlm", {}).get("paths", {}) if file.is_file() else {}
+    for path in (folder, *reversed(list_checkpoints(folder))):
+        if paths := _read_if_present(path / "trainer_state.json").get("langmlm", {}).get("paths"):
+            return paths
+    return {}
 
 # %% ../nbs/folders.ipynb #r0000011
 def _read_losses(folder: Path) -> list[dict[str, Any]]:

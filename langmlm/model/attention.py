@@ -70,7 +70,7 @@ class _RowAttention(torch.autograd.Function):
                 q, k, v = (part.index_select(0, block.sources).view(-1, block.length, size) for part in vectors)
                 logits = q.mul_(scale) @ k.mT
                 if block.padding is not None:
-                    logits.unflatten(0, (len(block.padding), -1)).masked_fill_(block.padding, float("-inf"))
+                    logits.unflatten(0, (len(block.padding), -1)).masked_fill_(block.padding, torch.finfo(q.dtype).min)
                 if window is not None and block.length > window + 1:
                     positions = torch.arange(block.length, device=q.device)
                     logits.masked_fill_((positions[:, None] - positions).abs() > window, float("-inf"))

@@ -176,7 +176,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
             is_empty = work.ranks == 1 and [*path.glob("*")] == [path / LOCK]  # There is nothing to resume
             if is_finished or is_empty:
                 shutil.rmtree(path, ignore_errors=True)
-            lock.release()
+            lock.close()
 
 # %% ../../nbs/tokens/04_processes.ipynb #7b1c40de
 def reuse_finished(target: Path, key: str) -> dict[str, Any] | None:

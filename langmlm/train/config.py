@@ -108,7 +108,7 @@ class TrainingConfig(_DerivedValues, Options):
     warmup_ratio: float = 0.05  # Share of all steps used for warm-up, at least 0 and below 1
     warmup_steps: int = 0  # Steps of warm-up, at most those of the run; 0: use `warmup_ratio`
     decay_ratio: float = 0.2  # Share of the steps after warm-up in which "warmup_stable_decay" decays, above 0 and below 1
-    weight_decay: float = 0.01  # Applied to weight matrices, not to biases and layer norms
+    weight_decay: float = 0.01  # 0 or more; applied to weight matrices, not to biases and layer norms
     adam_beta1: float = 0.9  # Decay rate of the first moment, at least 0 and below 1
     adam_beta2: float = 0.98  # Decay rate of the second moment, at least 0 and below 1
     adam_epsilon: float = 1e-6  # Added to the denominator of AdamW's update, above 0
@@ -128,8 +128,8 @@ class TrainingConfig(_DerivedValues, Options):
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
     probe_sentences: list | tuple = ()  # Up to 100 sentences with `<mask>`, which every evaluation fills
     probe_held_out: bool = True  # Fill masks in three held-out sequences, too; False: no text of the corpus is logged
-    run_name: str = field(default_factory=_new_run_name)  # Default: `mlm-` and the time at which the config is created
-    output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: `./<run_name>`
+    run_name: str = field(default_factory=_new_run_name)  # Default: that of the resumed run, or `mlm-` and the time at which the config is created
+    output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: that of the resumed run, or `./<run_name>`
     logging_dir: str | PathLike | None = None  # Folder of trackers; None: `./logs/<run_name>`
     logging_steps: int = 100  # Steps between log entries
     report_to: list | tuple | str = ("none",)  # Accelerate trackers, such as "tensorboard"; "all": all installed ones

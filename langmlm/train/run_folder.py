@@ -97,7 +97,7 @@ class RunFolder:
                 if self.accelerator.is_main_process:
                     if os.path.abspath(self.path) != self._absolute:
                         raise RuntimeError(f"the working directory has changed, so output_dir is not {self._absolute!r}: change back")
-                    held.callback(lock_folder(self.path, "output_dir").release)
+                    held.callback(lock_folder(self.path, "output_dir").close)
                     self._repair(step)
             if not self._opened:
                 start_trackers(self.accelerator, self.config)

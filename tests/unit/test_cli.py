@@ -357,6 +357,17 @@ def test_resume_a_run_that_python_has_started(tmp_path: Path, monkeypatch: pytes
     assert saved["tokenized_dataset"] == str(tmp_path / "made" / "dataset")
 
 
+def test_resume_without_the_files_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "The paths are those of its newest checkpoint, and not those of another options file in the folder above."
+    tiny_run(tmp_path / "made", max_steps=20).train(stop_at_step=10)
+    run = tmp_path / "made" / "run"
+    (run.parent / "options.yaml").write_text("tokenizer: other\n")
+    (run / "trainer_state.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["resume", str(run), "--stop_at_step", "11"]) == 0
+    assert (run / "checkpoint-11").is_dir()
+
+
 # Errors
 
 
@@ -554,7 +565,7 @@ def test_a_folder_in_use_gets_no_options(calls: list, capsys: pytest.CaptureFixt
     "Those of the run that uses it stay the latest."
     lock = lock_folder(Path("run"), "output_dir")
     status, lines = fail(["train"], capsys)
-    lock.release()
+    lock.close()
     assert status == 1 and "output_dir='run' is in use by another run" in lines[-1]
     assert list_options(Path("run")) == []
     assert cli.main(["train"]) == 0 and len(list_options(Path("run"))) == 1

@@ -754,6 +754,17 @@ def test_folders_with_two_names(job: Path):
 
 # Locks, links and errors
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "Such as Lustre without `-o flock`: an error at once, not at the first save."
+
+    def flock(*_) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="output_dir=.*run' cannot be written to: .*Function not implemented"):
+        lock_folder(tmp_path / "run", "output_dir")
+
+
 LOCK_AND = "from pathlib import Path; from langmlm.disk import lock_folder; lock_folder(Path('run'), 'output_dir')"
 
 
@@ -762,10 +773,10 @@ def test_lock_of_another_process(tmp_path: Path):
     held = lock_folder(tmp_path / "run", "output_dir")
     second = run_python(LOCK_AND, tmp_path)
     assert second.returncode == 1 and "output_dir='run' is in use by another run: wait until it ends" in second.stderr
-    held.release()
+    held.close()
     assert run_python(LOCK_AND, tmp_path).returncode == 0
     assert run_python(f"{LOCK_AND}; import os; os.kill(os.getpid(), 9)", tmp_path).returncode == -signal.SIGKILL
-    lock_folder(tmp_path / "run", "output_dir").release()
+    lock_folder(tmp_path / "run", "output_dir").close()
     assert names(tmp_path / "run") == [LOCK]
 
 
@@ -774,8 +785,8 @@ def test_lock_in_one_process(tmp_path: Path):
     held = lock_folder(tmp_path / "run", "output_dir")
     with pytest.raises(RuntimeError, match="is in use by another run"):
         lock_folder(tmp_path / "run", "output_dir")
-    held.release()
-    lock_folder(tmp_path / "run", "output_dir").release()
+    held.close()
+    lock_folder(tmp_path / "run", "output_dir").close()
 
 
 def test_folders_that_cannot_be_locked(tmp_path: Path):

@@ -194,3 +194,20 @@ def test_the_shortest_sequences_with_a_window(length: int):
     expected = F.scaled_dot_product_attention(*heads_first, attn_mask=near).transpose(0, 1)
     found = attend_in_rows(query, key, value, arrange_rows(torch.tensor([0, length]), heads=1), window=10)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_padding_outside_of_every_window(inputs: Tensor):
+    "Padding that is farther from its sequence than the window has no key with a weight; nothing becomes NaN."
+    lengths = [3, 16, 1, 4, 151]
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+
+    def attend_nearby(*tensors: Tensor) -> Tensor:
+        sequence, positions = torch.repeat_interleave(torch.arange(5), torch.tensor(lengths)), torch.arange(sum(lengths))
+        near = ((positions[:, None] - positions).abs() <= 2) & (sequence[:, None] == sequence)
+        heads_first = (tensor.transpose(0, 1) for tensor in tensors)
+        return F.scaled_dot_product_attention(*heads_first, attn_mask=near).transpose(0, 1)
+
+    expected = output_and_gradients(attend_nearby, inputs)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.bfloat16, 0.1)):
+        found = output_and_gradients(attend_in_rows, inputs.to(dtype), arrange_rows(cu_seqlens, heads=2), window=2)
+        torch.testing.assert_close([part.double() for part in found], [*expected], atol=tolerance, rtol=tolerance)

@@ -799,7 +799,7 @@ def test_an_outdated_final_model_is_not_used(folder: Path, caplog: pytest.LogCap
     shutil.copytree(folder / "checkpoint-6", folder / "checkpoint-12")
     os.utime(folder / "final_model" / MANIFEST)  # As after a copy: the steps count
     assert find_model(str(folder)) == str(folder / "checkpoint-12")
-    assert caplog.messages == [f"{folder / 'final_model'} is older than checkpoint-12, which is used"]
+    assert caplog.messages == [f"checkpoint-12 is used, since {folder / 'final_model'} is older"]
     (folder / "checkpoint-12" / MANIFEST).unlink()
     assert find_model(str(folder)) == str(folder / "final_model")
     shutil.rmtree(folder / "final_model")
@@ -857,3 +857,13 @@ def test_hostile_names_in_a_manifest(checkpoint: Path):
     write_json(checkpoint / MANIFEST, manifest | {"digest": hash_json(manifest)})
     with pytest.raises(ValueError, match="names files outside the folder: ../../secret"):
         find_starting_point(checkpoint)
+
+
+def test_damage_of_a_model_whose_manifest_is_damaged(tmp_path: Path):
+    "Two damaged files are found, as one is."
+    task = tiny_run(tmp_path, max_steps=2)
+    task.train()
+    folder = tmp_path / "run" / "final_model"
+    (folder / MANIFEST).write_bytes(b"")
+    with pytest.raises(ValueError, match="final_model is damaged: .*Copy it again"):
+        find_model(str(folder))

@@ -394,6 +394,7 @@ def test_estimate_of_few_steps(start_run: Callable):
 # Private APIs of other libraries
 
 PRIVATE = {  # What the modules of training, data and disks use; each has a test, named here
+    "data/dataset.py": {"rows._indices"},  # test_dataset.py::test_a_selection_of_rows
     "train/launch.py": {"AcceleratorState._reset_state"},  # test_launch.py::test_private_api_of_accelerate
     "train/optim.py": {"torch.cpu._is_amx_tile_supported", "torch.cpu._is_avx512_bf16_supported"},  # test_optim.py
     "train/trial.py": {"torch.utils._python_dispatch: _python_dispatch"},  # test_trial.py::test_tensors_are_counted_...
