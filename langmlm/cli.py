@@ -144,9 +144,9 @@ def _resume(
     training_config: TrainingConfig = None,  # training options that change; batches, masks, seed and kind of optimizer cannot
 ) -> None:
     "Resume a run from its newest checkpoint."
-    if not (folder := Path(run)).is_dir():
+    if not (folder := Path(run).absolute()).is_dir():
         raise FileNotFoundError(f"RUN={run!r} is not a folder")
-    saved = list_options(folder.absolute().parent if folder.absolute().name.startswith("checkpoint-") else folder)
+    saved = list_options(folder.parent if folder in list_checkpoints(folder.parent) else folder)
     before = read_options(saved[-1]) if saved else recorded_paths(folder)  # Runs started in Python have no options file
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
     call = {name: given[name] or before.get(name, name) for name in _PATHS}

@@ -179,16 +179,16 @@ def _local_copy(folder: str | PathLike, name: str) -> Path:
         return Path(folder).expanduser()
     try:
         storage, path = url_to_fs(url.rstrip("/"))
-        files = sorted(storage.find(path, detail=True).items())  # With sizes, times and ETags
+        files = sorted(storage.find(path, detail=True).items())
         manifest = f"{path}/{MANIFEST}"
-        version = storage.cat_file(manifest).decode() if storage.exists(manifest) else ""  # With all file digests
+        version = storage.cat_file(manifest).decode() if storage.exists(manifest) else str(files)  # File digests, or times
     except (ImportError, ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be opened: {error}") from error
     if not files:
         raise ValueError(f"{name} has no files")
     if None in (sizes := [facts["size"] for _, facts in files]):
         raise ValueError(f"{name} is on a server that does not tell the sizes of files: copy the folder to this machine")
-    target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), str(files), version]))
+    target = Path(HF_DATASETS_CACHE, "langmlm", hash_json([url.rstrip("/"), sizes, version]))
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # The processes of a machine share the copy
         if not target.exists():

@@ -160,7 +160,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
             if work.rank == 0:
                 lock = lock_folder(path, parameter)
                 work.forget_earlier_calls()
-                for other in sorted({*target.parent.glob(f".{target.name}.{'?' * 12}.unfinished")} - {path}):
+                for other in sorted({*target.parent.glob(unfinished_folder(target, "?" * 12).name)} - {path}):
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
                 if read_manifest(target):  # Otherwise it is missing or empty
