@@ -9,6 +9,7 @@ __all__ = ['SPECIAL_TOKENS', 'ConfigError', 'show_value', 'find_rule_errors', 'c
 # %% ../nbs/config.ipynb #b765da52
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -74,10 +75,13 @@ def check_config(
     rules: Sequence[tuple] = (),  # As in `find_rule_errors`; None satisfies every rule
     find_conflicts: Callable[[Any], list[str]] = lambda config: [],  # Returns one sentence per further error
 ) -> None:
-    "Raise a `ConfigError` that lists all invalid values; conflicts are only searched for if all types are valid."
-    wrong = _find_type_errors(config)
+    "Raise a `ConfigError` that lists all invalid values, and the conflicts between options whose types are valid."
+    wrong, sound = _find_type_errors(config), copy(config)
+    for option in wrong:
+        object.__setattr__(sound, option, type(config).__dataclass_fields__[option].default)
     typed = {option: value for option, value in vars(config).items() if value is not None and option not in wrong}
-    if errors := [*wrong.values(), *find_rule_errors(typed, rules), *([] if wrong else find_conflicts(config))]:
+    conflicts = [error for error in find_conflicts(sound) if not any(option in error for option in wrong)]
+    if errors := [*wrong.values(), *find_rule_errors(typed, rules), *conflicts]:
         raise ConfigError(name, errors)
     for entry in fields(config):  # Convert 1 to 1.0, which would otherwise change the fingerprint
         kinds, value = get_args(entry.type) or (entry.type,), getattr(config, entry.name)

@@ -146,13 +146,15 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    "Return the manifest of a folder, or None if it has none; a damaged manifest raises a `ValueError`."
+    "Return the manifest of a folder, or None if it has none of ours; a damaged one raises a `ValueError`."
     file = Path(folder) / MANIFEST
     if not os.path.lexists(file):
         return None
     try:
         content = file.read_bytes() if file.is_file() and file.stat().st_size <= _MAX_MANIFEST else b""
         manifest = json.loads(content)
+        if manifest and not {"kind", "files", "digest"} & manifest.keys():  # Written by another tool
+            return None
         facts = {name: value for name, value in manifest.items() if name != "digest"}
         listed = facts["files"] | facts.get("editable", {})
         intact = content == _json_bytes(facts | {"digest": hash_json(facts)}) and isinstance(listed, dict)

@@ -63,9 +63,15 @@ def find_model(name: str | PathLike) -> str:
     if checkpoints and checkpoint_step(newest) > final_step and read_facts(newest):
         logger.warning("%s is used, since %s is older", newest.name, final)
         found = newest
-    if (Path(found) / MANIFEST).is_file() and (damage := find_damage(found, pattern="model*.safetensors")):
-        raise ValueError(f"{found} is damaged: {'; '.join(damage)}. Copy it again, or name another model")
+    check_weights(found, str(found))
     return str(name if found == Path(name) else found)
+
+
+def check_weights(folder: Path, name: str) -> None:
+    "Raise an error if a folder with a manifest has damaged weights; its other files may have been edited."
+    damage = find_damage(folder, pattern="model*.safetensors")
+    if damage and damage != [f"{MANIFEST} is missing"]:
+        raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another model or checkpoint")
 
 # %% ../nbs/folders.ipynb #r0000009
 def describe_folder(folder: Path) -> tuple[list[str], list[str]]:

@@ -120,8 +120,9 @@ def attend_in_rows(
 
 # %% ../../nbs/model/02_attention.ipynb #8ff83543
 # The operators behind FlashAttention in PyTorch. The public alternative, torch.nn.attention.varlen.varlen_attn, has no
-# dropout. As custom operators, they are not decomposed when the model is compiled.
-@torch.library.custom_op("langmlm::attend_varlen", mutates_args=())
+# dropout. As custom operators, they are not decomposed when the model is compiled. Run in a notebook, this cell defines
+# operators of another name (__main__), because replacing one that the package has defined would invalidate that one.
+@torch.library.custom_op(f"{__name__.split('.')[0]}::attend_varlen", mutates_args=())
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,7 +131,7 @@ def _flash_attention(
 
 
 # fmt: off
-@torch.library.custom_op("langmlm::attend_varlen_backward", mutates_args=())
+@torch.library.custom_op(f"{__name__.split('.')[0]}::attend_varlen_backward", mutates_args=())
 def _flash_attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, output: Tensor,
     logsumexp: Tensor, rng_state: Tensor, unused: Tensor, max_seqlen: int, dropout: float, scale: float,

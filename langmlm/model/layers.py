@@ -83,7 +83,7 @@ def deterministic_algorithms() -> Iterator[None]:
 # %% ../../nbs/model/03_layers.ipynb #160dc131
 # The operator behind `F.embedding`'s backward pass. The public alternative, autograd itself, offers no way to choose
 # the deterministic kernel for this one call, and torch.compile would generate its own kernel with atomic additions.
-@torch.library.custom_op("langmlm::embedding_gradient", mutates_args=())
+@torch.library.custom_op(f"{__name__.split('.')[0]}::embedding_gradient", mutates_args=())
 def _embedding_gradient(gradient: Tensor, ids: Tensor, rows: int, padding_idx: int) -> Tensor:
     if rows <= 2 and padding_idx < 0:  # Token types: the other kernel would sum nearly all rows in one thread
         return torch.stack([(gradient * (ids == row)[..., None]).flatten(0, -2).sum(0) for row in range(rows)])

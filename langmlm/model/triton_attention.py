@@ -264,7 +264,7 @@ def _empty_gradients(gradient: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
 
 # %% ../../nbs/model/04_triton_attention.ipynb #afa56f74
 # fmt: off
-@torch.library.custom_op("langmlm::attend_triton", mutates_args=())
+@torch.library.custom_op(f"{__name__.split('.')[0]}::attend_triton", mutates_args=())
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, seed: Tensor | None, dropped: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -274,7 +274,7 @@ def _attend(
     return output, logsumexp
 
 
-@torch.library.custom_op("langmlm::attend_triton_backward", mutates_args=())
+@torch.library.custom_op(f"{__name__.split('.')[0]}::attend_triton_backward", mutates_args=())
 def _attend_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, seed: Tensor | None,
     output: Tensor, logsumexp: Tensor, dropped: int, scale: float,

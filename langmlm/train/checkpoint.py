@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, is_intact
 from ..disk import read_json, remove_folder, unlisted_files, write_file, write_json, write_manifest
-from ..folders import checkpoint_step, list_checkpoints, list_own_checkpoints, read_facts
+from ..folders import check_weights, checkpoint_step, list_checkpoints, list_own_checkpoints, read_facts
 from ..model.roberta import MODEL_TYPES, fixed_seed, longest_input
 from ..tokens.tokenizer import write_tokenizer_files
 from .sharding import OptimizerState, shard_like
@@ -272,9 +272,8 @@ def find_starting_point(
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":
         raise ValueError(f"{name} is not a checkpoint of langmlm and cannot be resumed; {_NEW_RUN}")
-    is_listed = not is_run and read_facts(folder)  # Files other than the weights may have been edited
-    if is_listed and (damage := find_damage(folder, pattern="model*.safetensors")):
-        raise ValueError(f"{name} is damaged: {'; '.join(damage)}. Copy it again, or name another checkpoint of its run")
+    if not is_run:
+        check_weights(folder, name)
     return StartingPoint(str(folder) if folder.exists() else str(checkpoint_path))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #sp7658df

@@ -71,7 +71,7 @@ def test_invalid_types(changes: dict, message: str):
 
 
 def test_rules(monkeypatch: pytest.MonkeyPatch):
-    "Each row covers its options, None is always valid, and conflicts are reported with the ranges, but not with types."
+    "Each row covers its options, None is always valid, and conflicts are reported too, unless the type of their options is wrong."
     rules = [("steps learning_rate", lambda value: value > 0, "above 0"), ("optim", ("adamw", "muon"))]
     conflict = ["steps contradicts optim"]
     check_config(Example(), "example", rules)
@@ -82,10 +82,17 @@ def test_rules(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(ConfigError) as caught:
             check_config(Example(**changes), "example", rules, lambda config: conflict)
         assert caught.value.errors == expected + conflict
+
+    def find_conflicts(config: Example) -> list[str]:
+        compared.append(config.learning_rate)  # The default, since the value cannot be compared
+        return [*conflict, "learning_rate is too high for optim"]
+
+    compared = []
     with pytest.raises(ConfigError) as caught:
-        monkeypatch.setattr(Example, "__post_init__", lambda config: check_config(config, "example", rules, lambda _: conflict))
+        monkeypatch.setattr(Example, "__post_init__", lambda config: check_config(config, "example", rules, find_conflicts))
         Example(steps=0, learning_rate="high")
-    assert caught.value.errors == ["learning_rate must be float or None, got 'high'", "steps must be above 0, got 0"]
+    expected = ["learning_rate must be float or None, got 'high'", "steps must be above 0, got 0"]
+    assert caught.value.errors == expected + conflict and compared == [Example.learning_rate]
 
 
 def test_all_errors_in_one_message():

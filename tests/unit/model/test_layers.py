@@ -1,9 +1,13 @@
 "Replaced layers compute what the stock layers compute, with the same parameters."
 
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
+from langmlm.model import attention, layers, triton_attention
 from langmlm.model.layers import (
     DeterministicEmbedding,
     FastDropout,
@@ -48,6 +52,16 @@ def test_embedding_gradient(rows: int, padding_idx: int | None):
     assert torch.equal(ours(ids), stock(ids))
     expected, gradient = (torch.autograd.grad((layer(ids) * factors).sum(), layer.weight)[0] for layer in (stock, ours))
     torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("module", [attention, layers, triton_attention])
+def test_operators_of_a_notebook(module: ModuleType):
+    "Running the code of a chapter defines operators of its own: the package would crash if its own were replaced."
+    before = {name: getattr(torch.ops.langmlm, name) for name in dir(torch.ops.langmlm) if name[0] != "_"}
+    assert before
+    names = {"__name__": "__main__", "__package__": module.__package__}
+    exec(compile(Path(module.__file__).read_text(encoding="utf-8"), module.__file__, "exec"), names)
+    assert {name: getattr(torch.ops.langmlm, name) for name in before} == before
 
 
 def test_deterministic_algorithms():

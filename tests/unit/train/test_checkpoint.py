@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMas
 
 import langmlm
 from langmlm import tasks
-from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, write_json, write_manifest
+from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, read_manifest, write_json, write_manifest
 from langmlm.folders import checkpoint_step, describe_folder, find_model, list_checkpoints
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
@@ -865,5 +865,15 @@ def test_damage_of_a_model_whose_manifest_is_damaged(tmp_path: Path):
     task.train()
     folder = tmp_path / "run" / "final_model"
     (folder / MANIFEST).write_bytes(b"")
-    with pytest.raises(ValueError, match="final_model is damaged: .*Copy it again"):
-        find_model(str(folder))
+    for find in (find_model, find_starting_point):
+        with pytest.raises(ValueError, match="final_model'? is damaged: .*Copy it again"):
+            find(str(folder))
+
+
+@pytest.mark.parametrize("content", [{"name": "app", "icons": []}, {"version": 3, "entries": []}])
+def test_manifest_of_another_tool(folder: Path, content: dict):
+    "It says nothing about our files: the model is used as one without a manifest, and the folder is not ours."
+    model = folder / "final_model"
+    write_json(model / MANIFEST, content)
+    assert find_model(str(model)) == str(model) and find_starting_point(model).weights == str(model)
+    assert read_manifest(model) is None and find_damage(model) == [f"{MANIFEST} is missing"]
