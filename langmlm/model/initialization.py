@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import ModernBertForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import ModernBertForMaskedLM, PreTrainedModel
 
 from .roberta import fixed_seed, mlm_head
 
@@ -38,8 +38,7 @@ def count_neighbors(
             for shift, token, neighbor in ((0, after, before), (len(contexts), before, after)):
                 counted = within & (column[neighbor] >= 0)
                 cells = token[counted].astype(np.int64) * table.shape[1] + column[neighbor[counted]] + shift
-                weights = torch.full((len(cells),), 1 / distance)
-                table.view(-1).index_add_(0, torch.from_numpy(cells), weights)
+                table.view(-1).index_add_(0, torch.from_numpy(cells), torch.ones(len(cells)), alpha=1 / distance)
     return table
 
 # %% ../../nbs/model/05_initialization.ipynb #e0255a02
@@ -66,12 +65,6 @@ _SHARPNESS = 8.0  # Attention logit at the offset; about 0 at far positions; tok
 _LONGEST = 128  # Longest wavelength in positions; the shortest is 2
 
 
-def _frequencies(config: PreTrainedConfig) -> Tensor:  # [frequencies] radians per position
-    "Choose as many position frequencies as fit into a head and into a quarter of the dimensions."
-    head_size = config.hidden_size // config.num_attention_heads
-    return torch.logspace(0, -math.log2(_LONGEST / 2), max(1, min(head_size // 2, config.hidden_size // 8)), 2) * math.pi
-
-
 def _neighbor_offset(head: int, layer: int) -> int:
     "Return the offset that a head attends to; the sign alternates over heads and layers."
     return (head // 2 + 1) * (-1 if (head + layer) % 2 == 0 else 1)
@@ -86,8 +79,10 @@ def attend_to_neighbors(
     model: PreTrainedModel,  # With random weights and RoBERTa's layers, changed in place
 ) -> None:
     "Set sinusoidal position embeddings, and let half of the heads attend to neighboring tokens."
-    config, frequencies = model.config, _frequencies(model.config)
-    head_size, pairs = config.hidden_size // config.num_attention_heads, len(frequencies)
+    config = model.config
+    head_size = config.hidden_size // config.num_attention_heads
+    pairs = max(1, min(head_size // 2, config.hidden_size // 8))  # They fit into a head and a quarter of the dimensions
+    frequencies = torch.logspace(0, -math.log2(_LONGEST / 2), pairs, 2) * math.pi  # Radians per position
     amplitude = config.initializer_range * math.sqrt(config.hidden_size / pairs)
     angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
     positions = model.base_model.embeddings.position_embeddings.weight
@@ -151,8 +146,7 @@ def initialize_from_corpus(
     decoder, counted = model.get_output_embeddings(), found.any(1)
     for weight in (model.get_input_embeddings().weight, decoder.weight):
         weight[counted] = found[counted]
-    attend = attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors
-    attend(model)
+    (attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors)(model)
     head = getattr(mlm_head(model), "transform", mlm_head(model))  # BERT has a `transform`
     head.dense.weight.add_(torch.eye(config.hidden_size))
     if head.dense.bias is not None:

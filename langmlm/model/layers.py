@@ -143,9 +143,8 @@ _MIN_BATCHES = 10_000  # Micro-batches per device from which a run is compiled b
 
 def _can_compile(device: torch.device) -> bool:
     "Return whether PyTorch can compile for this device; needs a GPU, Triton and a C compiler."
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0) or not find_spec("triton"):
-        return False
-    return bool("CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang"))))
+    is_able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) and find_spec("triton")
+    return bool(is_able and ("CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))))
 
 
 def should_compile(

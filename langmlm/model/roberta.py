@@ -76,7 +76,8 @@ def _check_size(config: PreTrainedConfig) -> None:
     needed, memory = 4 * parameters, psutil.virtual_memory().total
     if needed > memory:
         sizes = f"{needed / 1e9:,.0f} GB in float32; there are {memory / 1e9:,.0f} GB"
-        raise ConfigError("model_config", [f"the model has {parameters:.2g} parameters, {sizes}"])
+        remedy = "lower num_hidden_layers, hidden_size, intermediate_size or vocab_size"
+        raise ConfigError("model_config", [f"the model has {parameters:.2g} parameters, {sizes}: {remedy}"])
 
 # %% ../../nbs/model/01_roberta.ipynb #64ed1933
 def complete_config(
@@ -119,9 +120,7 @@ _LOGITS_ROWS = {"cpu": 1_024}  # By device type
 _SOFTMAX_BYTES = 2**20  # On a CPU: of float32 probabilities at the same time, which fit into the cache of a core
 
 
-def logits_rows(
-    device_type: str,  # Such as "cpu"
-) -> int:
+def logits_rows(device_type: str) -> int:
     "Return for how many predictions the logits exist at the same time."
     return _LOGITS_ROWS.get(device_type, 4_096)
 

@@ -91,7 +91,7 @@ def check_ratio(size: int, compressed: int, name: str) -> None:
     "Raise if a file that decompresses to `size` bytes is a decompression bomb."
     if size > max(_SMALL_SIZE, _MAX_RATIO * compressed):
         problem = f"decompresses to more than {_MAX_RATIO} times its size, as only repeated lines or a decompression bomb do"
-        raise ValueError(f"{name} {problem}: if that is right, decompress it yourself, and pass the result")
+        raise ValueError(f"{name} {problem}: if that is right, decompress it yourself (or write Parquet without compression), and pass the result")
 
 # %% ../../nbs/text/01_files.ipynb #cc8f4f9d
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def _name_file(file: SourceFile) -> Iterator[None]:
         yield
     except Exception as error:
         is_damage = isinstance(error, damage) or (type(error) is OSError and not error.errno)  # OS errors have an errno
-        if "too much memory" in str(error):
-            remedy = "compress it again, as zstd -d --long=31 -c FILE | zstd -o NEW does"
-            raise ValueError(f"{file.name} was compressed with a window above 128 MB: {remedy}") from error
+        if re.search("too much memory|Memory usage limit", str(error)):
+            remedy = "compress it again with a smaller window, as zstd -d --long=31 -c FILE | zstd -o NEW or xz -dc FILE | xz > NEW do"
+            raise ValueError(f"{file.name} needs too much memory to decompress: {remedy}") from error
         if is_damage and (file.compression or file.format in TABLES):
             kind = ".".join(filter(None, [file.format, file.compression]))
             raise ValueError(f"{file.name} is truncated, damaged, or not in {kind} format: {error}") from error

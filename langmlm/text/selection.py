@@ -106,7 +106,7 @@ class TextSample:
 
 # %% ../../nbs/text/04_selection.ipynb #c107fbe8
 def affordable_bytes(sample: TextSample, words_of: Callable, limit: int, probe_bytes: int = 8_000_000) -> int:
-    "Estimate how many bytes of a sample have distinct words of at most `limit` bytes; `words_of` splits a piece into words."
+    "Estimate after how many bytes of a sample its distinct words take `limit` bytes; `words_of` gives words with a character per byte."
     if sample.bytes <= limit:
         return sample.bytes
     points = []  # Bytes of text, and of its distinct words
@@ -180,7 +180,7 @@ def write_hashes(file: Path, hashes: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/text/04_selection.ipynb #5f39853b
 def find_duplicates(files: Sequence[Path], hashes_per_range: int = 2**20) -> Iterator[np.ndarray]:
-    "Find documents that are duplicates of one in an earlier file of hashes; a range has 24 bytes per hash in memory."
+    "Find documents that are duplicates of one in an earlier file of hashes; a range needs about 100 bytes per hash."
     ranges = ceil(sum(file.stat().st_size for file in files) / HASH.itemsize / hashes_per_range)
     begins = [0] * len(files)
     for number in range(1, ranges + 1):
@@ -197,7 +197,7 @@ def find_duplicates(files: Sequence[Path], hashes_per_range: int = 2**20) -> Ite
 def mark_duplicates(
     documents: Iterable[str],  # All documents of the corpus, in order; read once
     folder: Path,  # For files of hashes; must exist
-    hashes_per_file: int = 2**20,  # Hashes in memory at once, at about 60 bytes each
+    hashes_per_file: int = 2**20,  # Hashes in memory at once, at about 100 bytes each
 ) -> bytes:  # One bit per document, 1 for a duplicate; see `is_duplicate`
     "Find all documents of a corpus that are duplicates of earlier ones."
     files, marks, documents = [], bytearray(), iter(documents)

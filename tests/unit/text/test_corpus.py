@@ -17,6 +17,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from huggingface_hub import HfApi
 from nasty_files import own_temporary_files, run, temporary_files
+from tqdm import tqdm
 
 from langmlm import tasks
 from langmlm.data.dataset import open_dataset
@@ -99,6 +100,8 @@ def test_invalid_objects():
     cases = [
         (iter([]), {}, r"data_path \(list_iterator\) has no documents"),
         (iter([b"bytes"]), {}, "document 1: 'text' must be text, got bytes"),
+        (iter([{"text": "a row"}]), {}, r"'text' must be text, got dict: pass rows as datasets.Dataset.from_list\(rows\)"),
+        (dataset.with_transform(lambda batch: batch), {}, "has a transform, which is not applied here: apply it with map"),
         (dataset, {"text_column": "body"}, r"no column 'body' \(set text_column\), only \['id', 'text'\]"),
         (streamed, {"text_column": "body"}, r"no column 'body' \(set text_column\), only \['text'\]"),
         (dataset, {"text_column": "id"}, "row 1: 'id' must be text, and its type is int64"),
@@ -108,6 +111,14 @@ def test_invalid_objects():
     for data_path, options, message in cases:
         with pytest.raises(ValueError, match=message):
             open_corpus(data_path, **options)
+
+
+def test_iterator_in_a_progress_bar():
+    "It can be read once, as the iterator itself, and loses no text."
+    texts = [f"document {number}" for number in range(5)]
+    for bar in (tqdm(iter(texts), disable=True), tqdm(texts, disable=True)):
+        corpus = open_corpus(bar)
+        assert list(corpus) == list(corpus) == texts
 
 
 def test_iterator_with_an_invalid_text():
@@ -171,6 +182,9 @@ def test_hub_datasets():
         load.side_effect = ValueError("Bad split: train. Available splits: ['test']")
         with pytest.raises(FileNotFoundError, match=r"Available splits: \['test'\]"):
             open_corpus("owner/tweets")
+        info.side_effect = Exception("[Errno 111] Connection refused")  # Of the Hub's client: no OSError
+        with pytest.raises(FileNotFoundError, match="data_path 'data/tweets': there is no such file .*Connection refused"):
+            open_corpus("data/tweets")
         for name in ("folder/data.txt.gz", "a.txt"):  # Files, by their names
             with pytest.raises(FileNotFoundError, match="there is no such file"):
                 open_corpus(name)

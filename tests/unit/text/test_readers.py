@@ -8,6 +8,7 @@ from io import BytesIO
 from random import Random
 from unittest.mock import patch
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -63,12 +64,17 @@ def test_options():
 @settings(max_examples=300, deadline=None)
 @given(data=st.one_of(st.binary(max_size=60), st.lists(TEXT).map("\r\n".join).map(str.encode)), block=st.integers(1, 9))
 @example(data=b"a\r\n\r\rb\r", block=1)
+@example(data=b"PK\x03\x04", block=1)
 @example(data="\ufeff\ufeffé\n".encode(), block=3)
 def test_any_bytes(data: bytes, block: int):
     "Bytes are split into lines and decoded, or the first invalid byte is named; nothing else happens to them."
     if detect_wide_encoding(data):
         with pytest.raises(ValueError, match="a.txt is in UTF-"):
             read(data)
+        return
+    if data.startswith(tuple(readers._MAGIC)):
+        with pytest.raises(ValueError, match="a.txt is not UTF-8 .it seems to be a"):
+            read(data, encoding_errors="replace")
         return
     raw = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
     replaced = [line.decode("utf-8", "replace") for line in raw]
@@ -95,13 +101,16 @@ def test_tables_give_back_what_was_written(texts: list[str], seed: int, block: i
     assert read(table, "csv", block) == [text.replace("\r\n", "\n") for text in kept]
 
 
+RUSSIAN, HINDI = "Штормовое предупреждение на побережье", "तट पर तूफ़ान की चेतावनी, घर में रहें"
+
+
 def test_wide_encodings():
     "UTF-16 and UTF-32 are detected with and without a byte order mark, and nothing else is taken for them."
     for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
-        for text in ("Sturm über der Küste, bleibt zu Hause!", "\ufeffmarked, and short"):
+        for text in ("Sturm über der Küste, bleibt zu Hause!", "\ufeffmarked, and short", RUSSIAN, HINDI):
             assert detect_wide_encoding(text.encode(encoding)) == encoding
-    narrow = (b"", b"a\0b", "日本語のテキスト、長い。".encode(), b"\0" * 40)
-    assert [detect_wide_encoding(head) for head in narrow] == [None] * 4
+    narrow = (b"", b"a\0b", "日本語のテキスト、長い。".encode(), b"\0" * 40, RUSSIAN.encode(), HINDI.encode())
+    assert [detect_wide_encoding(head) for head in narrow] == [None] * 6
     fails("a.txt is in UTF-16BE: convert it first, for instance: iconv -f UTF-16BE", b"\xfe\xff\0a")
     fails("UTF-16LE", "fine".encode("utf-16"), encoding_errors="skip")
 
@@ -206,11 +215,13 @@ def test_byte_order_mark_inside_a_file():
 
 @pytest.mark.parametrize(
     "data, kind",
-    [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet"), (b"ARROW1\0\0", "Arrow")],
-)
+    [(b"\x1f\x8b\x08\0", "gzip"), (b"PK\x03\x04\x14", "zip"), (b"PAR1\x15\x04", "Parquet"), (b"ARROW1\0\0", "Arrow"),
+     (b"BZh91AY&SY", "bz2"), (b"%PDF-1.4\n", "PDF")],
+)  # fmt: skip
 def test_binary_file_with_the_name_of_a_text(data: bytes, kind: str):
     "A binary file that is called .txt is named as what it is; text that begins with the same letters is text."
-    fails(f"is not UTF-8 (it seems to be a {kind} file: give it", data + b"\xff\xfe\xfd" * 9)
+    for mode in ENCODING_ERRORS:
+        fails(f"is not UTF-8 (it seems to be a {kind} file: give it", data + b"\xff\xfe\xfd" * 9, encoding_errors=mode)
     assert read(b"PAR1 is the first word\n") == ["PAR1 is the first word"]
 
 
@@ -229,9 +240,20 @@ def test_columns(kind: str):
     if kind in ("arrow", "batch"):
         columns["text"][2] = None
     table = tables[kind](columns)
-    assert list(read_column(table, "text")) == ["storm", None, None, "flood 🌊"]
+    assert list(read_column(table, ReadOptions())) == ["storm", None, None, "flood 🌊"]
     with pytest.raises(ValueError, match=r"no column 'body' \(set text_column\), only \['id', 'text'\]"):
-        read_column(table, "body")
+        read_column(table, ReadOptions("body"))
+
+
+def test_invalid_bytes_in_a_table_in_memory():
+    "Arrow does not check its strings: `encoding_errors` holds for them, too."
+    data, offsets = pa.py_buffer(b"finecaf\xe9"), pa.py_buffer(np.array([0, 4, 8], np.int32))
+    table = pa.table({"text": pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])})
+    for source in (table, table.to_batches()[0]):
+        with pytest.raises(ValueError, match=r"data_path \(.*\), row 2, byte 4 of the text: 0xe9 is not UTF-8"):
+            open_corpus(source)
+        assert list(open_corpus(source, encoding_errors="replace")) == ["fine", "caf�"]
+        assert list(open_corpus(source, encoding_errors="skip")) == ["fine"]
 
 
 def test_data_frames():
@@ -313,6 +335,7 @@ def test_csv():
     assert list(read_texts(BytesIO(TABLE), "csv", "a", ReadOptions(), Counter())) == [*texts[:2], "", "\r", texts[2]]
     assert read(b"id\ttext\n1\ta, b\n", "tsv") == ["a, b"]
     assert read(b'text\n"' + b"x" * 1_000_000 + b'"\n', "csv") == ["x" * 1_000_000]
+    assert read(b"\n\ntext\nafter blank lines\n", "csv") == ["after blank lines"]
     fails("a.txt, line 9: 3 cells, and the header has 2", TABLE + b"\n6,storm, flood", "csv")
     fails("a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does", TABLE.replace(b"\n", b"\r"), "csv")
     fails("line 9: unexpected end of data: close the quote", TABLE + b'\n6,"never ends\n', "csv")
