@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 

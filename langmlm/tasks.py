@@ -28,7 +28,7 @@ from .config import ConfigError, make_config
 from .data.dataset import TokenizedDataset, check_tokenizer, open_dataset
 from .data.loader import BatchLoader, MaskFunction, ShownBatch
 from .data.masking import BatchSizes, fixed_sizes, mask_batch, masking_rules
-from .disk import absolute_path, check_replaceable, clean_up_interrupted, expand_path, read_json
+from .disk import absolute_path, check_replaceable, check_writable, clean_up_interrupted, expand_path, read_json
 from .folders import list_checkpoints, read_facts
 from .model.layers import compile_model
 from .model.modernbert import option_names
@@ -326,6 +326,7 @@ def create_mlm(
         check_overlaps({"output_dir": config.run_folder}, kept)
         if config.trackers and config.logging_dir:
             check_overlaps({"logging_dir": config.logging_dir}, kept)
+            check_writable(Path(config.logging_dir).absolute(), f"logging_dir={config.logging_dir!r}")
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
         longest = max(dataset.max_length, int(validation.lengths.max()) if validation else 0)

@@ -268,12 +268,7 @@ def mark_near_duplicates(documents: Iterable[str], folder: Path, threshold: floa
 
 def _find_candidates(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Iterate over the indices of rows that equal an earlier row, paired with the first equal row."
-    keys = np.zeros(len(rows), np.uint64)
-    for begin in range(0, len(rows), 2**16):  # Each part of the file is read once, not once per column
-        part = keys[begin : begin + 2**16]
-        for column in np.ascontiguousarray(rows[begin : begin + 2**16]).T:
-            part[:] = (part + column) * np.uint64(0x9E3779B97F4A7C15)
-            part ^= part >> np.uint64(32)
+    keys = np.fromiter(map(xxh3_64_intdigest, rows), np.uint64, len(rows))
     order = np.argsort(keys, kind="stable")
     begins = np.append(True, keys[order[1:]] != keys[order[:-1]])
     firsts, later = np.flatnonzero(begins), np.flatnonzero(~begins)

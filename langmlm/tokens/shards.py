@@ -22,10 +22,10 @@ import numpy as np
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, find_overlaps, hash_json, link_or_copy
+from ..disk import MANIFEST, atomic_folder, check_replaceable, find_damage, hash_json, link_or_copy
 from ..disk import name_in_errors, read_manifest, write_json, write_manifest
 from ..progress import progress_bar
-from ..text.corpus import Corpus, FilePart, TextError
+from ..text.corpus import Corpus, FilePart, TextError, check_overlaps
 from ..text.selection import ContentHash, find_duplicates, hash_documents, is_duplicate, mark_duplicates
 from ..text.selection import mark_near_duplicates, select_validation, write_hashes
 from .encode import CHARACTERS_PER_BATCH, DOCUMENTS_PER_BATCH, Encoder, find_unknown_ids, flag_tokens
@@ -359,8 +359,7 @@ def join_dataset(
     others = [str(folder) for folder, manifest in manifests.items() if manifest.get("kind") != "dataset part"]
     if others or not folders:
         raise ValueError(f"folders: {', '.join(others) or 'none given'}: not a part made with shard=(i, n)")
-    if overlaps := find_overlaps({"path_to_save_dataset": target}, {"folders": folders}):
-        raise ValueError("; ".join(overlaps))
+    check_overlaps({"path_to_save_dataset": target}, {"folders": folders})
     manifests = {folder: manifest | manifest.get("read_options", {}) for folder, manifest in manifests.items()}
     first, parts, given = manifests[folders[0]], manifests[folders[0]]["part"][1], {}
     compared = [name for name in (*_JOB, *_IF_SET, *first.get("read_options", {})) if name != "key"]

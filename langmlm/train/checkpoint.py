@@ -59,9 +59,9 @@ def save_model(
         write_manifest(partial, "model", {} if step is None else {"step": step}, editable=["README.md"])
         try:
             check_replaceable(folder, "model", "final_model")
-        except FileExistsError as error:
+        except FileExistsError:
             aside = set_aside(folder)
-            logger.warning("%s; it is now named %s", error, aside.name)
+            logger.warning("%s holds what a run did not write, or changed files; it is now named %s", folder, aside.name)
 
 
 def save_checkpoint(
@@ -136,18 +136,19 @@ def _outdated_superseded(run_folder: Path, limit: int, reached: int) -> list[Pat
 
 # %% ../../nbs/train/05_checkpoint.ipynb #afb78388
 def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[int] = ()) -> None:
-    "Delete the oldest intact and superseded checkpoints beyond a limit, except steps to keep; an error is logged."
-    try:
-        intact = [folder for folder in list_checkpoints(run_folder) if is_intact(folder)]
-        outdated = [folder for folder in intact[:-save_total_limit] if checkpoint_step(folder) not in keep]
-        reached = checkpoint_step(intact[-1]) if intact else 0
-        for folder in outdated + _outdated_superseded(run_folder, save_total_limit, reached):
-            try:
-                remove_folder(folder)
-            except FileExistsError as error:
-                logger.warning("%s is not deleted: %s", folder, error)
-    except OSError as error:
-        logger.warning("the oldest checkpoint in %s could not be deleted: %s", run_folder, error)
+    "Delete the oldest intact and superseded checkpoints beyond a limit, except steps to keep; errors are logged."
+    intact, failed = [folder for folder in list_checkpoints(run_folder) if is_intact(folder)], []
+    outdated = [folder for folder in intact[:-save_total_limit] if checkpoint_step(folder) not in keep]
+    reached = checkpoint_step(intact[-1]) if intact else 0
+    for folder in outdated + _outdated_superseded(run_folder, save_total_limit, reached):
+        try:
+            remove_folder(folder)
+        except FileExistsError as error:
+            logger.warning("%s is not deleted: %s", folder, error)
+        except OSError as error:
+            failed.append(f"{folder.name} ({error})")
+    if failed:
+        logger.warning("in %s could not be deleted: %s", run_folder, ", ".join(failed))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
 def set_aside(folder: Path) -> Path:

@@ -17,11 +17,6 @@ from typing import Any
 
 from ..config import ConfigError, Options, check_config, find_path_error, show_value
 
-# %% ../../nbs/train/01_config.ipynb #f977011f
-def _new_run_name() -> str:
-    "Return a run name made of the current time, to the millisecond."
-    return datetime.now().strftime("mlm-%Y%m%d-%H%M%S-%f")[:-3]
-
 # %% ../../nbs/train/01_config.ipynb #5d1e0c7c
 class _DerivedValues:
     "Values derived from the options of a `TrainingConfig`."
@@ -128,7 +123,7 @@ class TrainingConfig(_DerivedValues, Options):
     eval_steps: int | None = None  # Steps between evaluations on the split `validation`; None: no evaluation
     probe_sentences: list | tuple = ()  # Up to 100 sentences with `<mask>`, which every evaluation fills
     probe_held_out: bool = True  # Fill masks in three held-out sequences, too; False: no text of the corpus is logged
-    run_name: str = field(default_factory=_new_run_name)  # Default: that of the resumed run, or `mlm-` and the time at which the config is created
+    run_name: str = field(default_factory=lambda: datetime.now().strftime("mlm-%Y%m%d-%H%M%S-%f")[:-3])  # Default: that of the resumed run, or `mlm-` and the time at which the config is created
     output_dir: str | PathLike | None = None  # Folder of checkpoints and final model; None: that of the resumed run, or `./<run_name>`
     logging_dir: str | PathLike | None = None  # Folder of trackers; None: `./logs/<run_name>`
     logging_steps: int = 100  # Steps between log entries
@@ -234,7 +229,6 @@ _UPLOAD = "the final model is uploaded at the end of the run: set push_to_hub"
 _TOKENIZED = "make the dataset with langmlm tokenizer FILE, or create_tokenizer"
 _SPLIT = "langmlm tokenizer --validation_fraction, or tokenizer_config, splits off a share of the documents"
 _LENGTH = "the text is cut by langmlm tokenizer --max_length, or max_length in tokenizer_config"
-_SIZE = "give the sizes, such as num_hidden_layers and hidden_size"
 _SHARDING = "start the script with `accelerate launch --use_fsdp --fsdp_version 2` to shard the model; FSDP1 and DeepSpeed are not supported"
 _EVALUATION = "set eval_steps, the steps between two evaluations"
 _BEST = "final_model holds the last weights, and save_total_limit=None keeps every checkpoint to choose from"
@@ -247,7 +241,7 @@ _NOT_OPTIONS = {  # Names of other tools -> reason
     **dict.fromkeys(("train_file", "dataset_name", "dataset_config_name", "line_by_line", "streaming"), _TOKENIZED),
     **dict.fromkeys(("validation_file", "validation_split_percentage"), _SPLIT),
     **dict.fromkeys(("max_length", "max_seq_length"), _LENGTH),
-    **dict.fromkeys(("config_name", "config_overrides"), _SIZE),
+    **dict.fromkeys(("config_name", "config_overrides"), "give the sizes, such as num_hidden_layers and hidden_size"),
     "do_train": "leave it out, since langmlm train always trains, as the method train of a task does",
     "resume_from_checkpoint": "type langmlm resume RUN, or pass checkpoint_path to create_mlm",
     "model_name_or_path": "the name is checkpoint_path, the model to start from",
@@ -362,7 +356,6 @@ def run_arithmetic(
     config: TrainingConfig,  # Options of the run
 ) -> Arithmetic:
     "Compute the size of a run before it begins."
-    steps, tokens = plan.total_steps, dataset.tokens
-    epochs = plan.epochs_done(steps)
-    size = len(dataset.lengths), tokens, epochs, steps, tokens * epochs / steps
+    epochs, per_step = plan.epochs_done(plan.total_steps), dataset.tokens / plan.steps_per_epoch
+    size = len(dataset.lengths), dataset.tokens, epochs, plan.total_steps, per_step
     return Arithmetic(*size, parameters, config, plan.packing_ratio)

@@ -240,7 +240,7 @@ def extend_tokenizer(
     n: int = 1_000,  # Maximum number of words to find
     min_count: int = 10,  # Minimum number of occurrences of a word to find
     path_to_save: str | PathLike = "./extended_model",  # New folder, for model and tokenizer
-    tokenizer_config: dict | TokenizerConfig | None = None,  # How the text is read, and `max_train_bytes` and `seed`
+    tokenizer_config: dict | TokenizerConfig | None = None,  # `text_column`, `document`, `encoding_errors`, `seed`, and `max_train_bytes` up to 50 MB
 ) -> Extension:  # Prints as a table
     "Add words to the vocabulary of a model; the result is a `checkpoint_path` and a `tokenizer` to train on with."
     if not (isinstance(n, int) and isinstance(min_count, int) and n >= 1 and min_count >= 1):
@@ -249,6 +249,9 @@ def extend_tokenizer(
         remedy = f": pass words=[{words!r}]" if isinstance(words, str) else ""
         raise ValueError(f"words must be a list, got {words!r}{remedy}")
     config = make_config(TokenizerConfig, "tokenizer_config", tokenizer_config)
+    used = {"text_column", "document", "encoding_errors", "max_train_bytes", "seed"}
+    if ignored := sorted(config.given - used):
+        logger.warning("these options have no effect on new words: %s", ", ".join(ignored))
     path_to_save = os.path.expanduser(path_to_save)
     model, tokenizer = _load(checkpoint_path, path_to_save, data_path)
     corpus = open_corpus(data_path, config.text_column, config.document, config.encoding_errors)

@@ -167,7 +167,8 @@ def _finish(
             raise
         logger.error("%s", error)
     if stop.agreed:
-        name, remedy = signal.Signals(stop.agreed).name, f"resume with checkpoint_path={str(run_folder.path)!r}"
+        is_last, name = state.step == run_folder.plan.total_steps, signal.Signals(stop.agreed).name
+        remedy = "all steps are done" if is_last else f"resume with checkpoint_path={str(run_folder.path)!r}"
         stopped = f"{name}: stopped after step {state.step} of {run_folder.plan.total_steps}"
         message = f"{stopped}; {run_folder.describe_latest()}: {remedy}"
         logger.warning("%s", message)
@@ -240,7 +241,8 @@ class _Monitor:
             time_left = f", about {left.duration} left" if left.steps_left else ""
             logger.info("step %s of %s: %s", f"{self._state.step:,}", f"{self._plan.total_steps:,}", summary + time_left)
             is_due = should_diagnose(self._state.step, self._plan.total_steps, self._config)
-            if is_due and (advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, self._config)):
+            now = self._config.change(learning_rate=self._config.learning_rate * self._state.learning_rate_factor)
+            if is_due and (advice := diagnose_plateau(self._state.recent_losses(), self._unigram_entropy, now)):
                 logger.warning("step %d: %s", self._state.step, advice)
 
     def log_session(self) -> None:

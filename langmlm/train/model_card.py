@@ -66,7 +66,7 @@ def _shown_options(run: dict[str, dict], config: PreTrainedConfig) -> str:
 
 
 def _training_facts(trainer_state: dict[str, Any]) -> dict[str, str]:
-    "Describe data, length, time and machine of a run; the time covers only the steps, from the logged speed."
+    "Describe data, length, time and machine of a run; the time, from the logged speed, includes saves, but no evaluations."
     run, log, step = trainer_state["langmlm"], trainer_state["log_history"], trainer_state["global_step"]
     data, machine, seen = run["data"], run["environment"], run["data"]["tokens"] * trainer_state["epoch"]
     speeds = [(entry["step"], entry["tokens_per_second"]) for entry in log if entry.get("tokens_per_second")]

@@ -96,8 +96,7 @@ def _choose_batch(config: TrainingConfig, tokens: float, dataset: TokenizedDatas
 # %% ../../nbs/train/11_recipe.ipynb #34327abb
 def _mean_tokens_per_step(dataset: TokenizedDataset, config: TrainingConfig, num_processes: int = 1) -> float:
     "Return the mean number of tokens per optimizer step over an epoch."
-    epoch = replace(config, num_train_epochs=1, max_steps=-1, warmup_steps=0, budget_minutes=None)
-    return dataset.tokens / plan_batches(dataset, epoch, num_processes).total_steps
+    return dataset.tokens / plan_batches(dataset, replace(config, warmup_steps=0), num_processes).steps_per_epoch
 
 # %% ../../nbs/train/11_recipe.ipynb #79308908
 def _affordable_tokens(task, minutes: float) -> float:

@@ -24,8 +24,8 @@ from fastcore.basics import patch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import BatchPlan
-from ..disk import check_writable, clean_up_interrupted, disk_error, lock_folder, write_file, write_json
-from ..folders import checkpoint_step, list_checkpoints
+from ..disk import check_writable, clean_up_interrupted, disk_error, is_intact, lock_folder, write_file, write_json
+from ..folders import checkpoint_step, list_checkpoints, read_facts
 from .checkpoint import TRAINER_STATE, StartingPoint, prune_checkpoints, save_checkpoint
 from .checkpoint import save_model, set_aside, set_aside_newer
 from .config import TrainingConfig
@@ -52,8 +52,8 @@ def should_save(step: int, config: TrainingConfig, plan: BatchPlan) -> bool:
     return due or step == plan.total_steps
 
 
-def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
-    "Raise a `FileExistsError` if the folder belongs to a run other than the resumed one."
+def check_run_folder(run_folder: Path, start: StartingPoint) -> bool:
+    "Return whether the resumed run is in this folder; raise a `FileExistsError` if another one is."
     given = f"output_dir={str(run_folder)!r}"
     if os.path.lexists(run_folder) and not run_folder.is_dir():
         raise FileExistsError(f"{given} is a {'file' if run_folder.exists() else 'link to nothing'}: name a folder")
@@ -64,6 +64,7 @@ def check_run_folder(run_folder: Path, start: StartingPoint) -> None:
     if taken and not resumes_here:
         remedy = f", or resume it with checkpoint_path (in a shell, `langmlm resume {run_folder}`)" if checkpoints else ""
         raise FileExistsError(f"{given} holds another run: choose another run_name or output_dir{remedy}")
+    return resumes_here
 
 # %% ../../nbs/train/10_run_folder.ipynb #6db1bc6b
 class RunFolder:
@@ -83,7 +84,7 @@ class RunFolder:
         self.precision = description["environment"]["precision"]  # As Accelerate names it
         self._absolute = os.path.abspath(self.path)
         self._opened = False  # Whether this object has written to the folder
-        self._save_failed = False  # Whether writing the last checkpoint failed
+        self._saved = (start.trainer_state or {}).get("global_step")  # Step of the last checkpoint
         self._logged: int | None = None  # Entries in the log file; None: unknown, so it is rewritten
 
     @contextmanager
@@ -106,15 +107,15 @@ class RunFolder:
 
     def _repair(self, step: int) -> None:
         "Clean up what a killed run, or another task since the last session, left in the folder; check it the first time."
+        is_own = self._opened or check_run_folder(self.path, self.start)
         if not self._opened:
-            check_run_folder(self.path, self.start)
             check_upload(self.config, self.tokenizer.mask_token)
         for action in clean_up_interrupted(self.path, _OWNED):
             logger.warning("%s: %s", self.path, action)
         set_aside_newer(self.path, step)
         self._logged = None
         for file in (self.path / _LOG, self.path / TRAINER_STATE):  # Of a killed run, or of another tool
-            if not self._opened and self.start.trainer_state is None and file.exists():
+            if not is_own and file.exists():
                 set_aside(file)
 
 # %% ../../nbs/train/10_run_folder.ipynb #3f0f5e16
@@ -130,7 +131,8 @@ def save(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerStat
         if self.config.save_total_limit:
             prune_checkpoints(self.path, self.config.save_total_limit, keep)
 
-    self._save_failed = not self._write(f"checkpoint-{state.step}", write, model, optimizer_state)
+    if self._write(f"checkpoint-{state.step}", write, model, optimizer_state):
+        self._saved = state.step
 
 # %% ../../nbs/train/10_run_folder.ipynb #5c0704f7
 @patch
@@ -201,17 +203,20 @@ def _append_to_log(self: RunFolder, log_history: list[dict]) -> None:
 # %% ../../nbs/train/10_run_folder.ipynb #253cf825
 @patch
 def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerState, state: TrainState) -> None:
-    "End a session: retry a checkpoint that failed and, after the last step, write `final_model`."
+    "End a session: write a checkpoint that failed or was interrupted and, after the last step, `final_model`."
+    state.read_metrics(self.accelerator)
     missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
-    if self._save_failed:
-        self.save(model, optimizer_state, state)
-        missing += [f"checkpoint-{state.step}"] if self._save_failed else []
     is_last, is_safe = state.step == self.plan.total_steps, False
+    if self._saved != state.step and not (is_last and self.config.save_strategy == "no"):
+        self.save(model, optimizer_state, state)
+        missing += [f"checkpoint-{state.step}"] if self._saved != state.step else []
     if is_last:
         folder = self.path / "final_model"
-        card = _make_card(model, self.tokenizer, trainer_state)
-        write = partial(save_model, folder, model, self.tokenizer, card, state.step)
-        is_safe = self._write(folder.name, write, model, optimizer_state)
+        is_safe = broadcast_object_list([read_facts(folder).get("step") == state.step and is_intact(folder)])[0]
+        if not is_safe:  # If the run had finished before, the model stays, with files that were edited or added
+            card = _make_card(model, self.tokenizer, trainer_state)
+            write = partial(save_model, folder, model, self.tokenizer, card, state.step)
+            is_safe = self._write(folder.name, write, model, optimizer_state)
         missing += [] if is_safe else [folder.name]
     if is_safe or self.config.save_strategy == "no":  # Retries a write that may have failed with the checkpoint
         self._write_trainer_state(trainer_state)

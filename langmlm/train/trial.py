@@ -200,7 +200,7 @@ def explain_memory(config: TrainingConfig, share: float = 0.5, is_resumed: bool 
 # %% ../../nbs/train/15_trial.ipynb #chkmem01
 def check_memory(task: Any) -> None:
     "Warn if the first step of an `MLMTask` does not fit into memory."
-    if task.state.step or is_sharded_run():
+    if task.state.step or is_sharded_run() or task.loader.plan.token_budget < 3 * task.dataset.max_length:
         return
     memory = estimate_memory(task)
     if not memory.fits and task.accelerator.is_main_process:

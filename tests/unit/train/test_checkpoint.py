@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoTokenizer, ElectraConfig, ElectraForMas
 
 import langmlm
 from langmlm import tasks
-from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, read_manifest, write_json, write_manifest
+from langmlm.disk import MANIFEST, find_damage, hash_json, is_intact, read_json, read_manifest, remove_folder
+from langmlm.disk import write_json, write_manifest
 from langmlm.folders import checkpoint_step, describe_folder, find_model, list_checkpoints
 from langmlm.model.roberta import build_model
 from langmlm.testing import tiny_run
@@ -316,6 +317,15 @@ def test_prune_that_fails(folder: Path, caplog: pytest.LogCaptureFixture):
     assert "could not be deleted" in message and "Read-only file system" in message and str(folder) in message
     prune_checkpoints(folder, save_total_limit=1)
     assert names(folder) == ["checkpoint-9", "final_model"]
+
+
+def test_pruning_goes_on_after_a_failure(folder: Path, caplog: pytest.LogCaptureFixture):
+    "A checkpoint that cannot be deleted does not keep the others."
+    remove = lambda path: remove_folder(path) if path.name != "checkpoint-3" else os.stat("/dev/null/no")  # noqa: E731
+    with patch("langmlm.train.checkpoint.remove_folder", remove):
+        prune_checkpoints(folder, save_total_limit=1)
+    assert names(folder) == ["checkpoint-3", "checkpoint-9", "final_model"]
+    assert "could not be deleted: checkpoint-3 ([Errno 20] Not a directory" in caplog.text
 
 
 def test_files_of_the_user_are_not_pruned(folder: Path, caplog: pytest.LogCaptureFixture):

@@ -65,8 +65,10 @@ def test_an_extended_model_trains_on(run: Path, text: Path, tmp_path: Path):
     assert len(filled) == 5 and AutoModelForMaskedLM.from_pretrained(final).config.vocab_size == 550
 
 
-def test_given_words_are_added_in_both_spellings(run: Path, text: Path, tmp_path: Path):
-    extension = extend_tokenizer(run, text, ["quaternion"], path_to_save=tmp_path / "extended")
+def test_given_words_are_added_in_both_spellings(run: Path, text: Path, tmp_path: Path, caplog):
+    options = {"tokenizer_config": {"lowercase": True, "vocab_size": 900, "document": "file"}}
+    extension = extend_tokenizer(run, text, ["quaternion"], path_to_save=tmp_path / "extended", **options)
+    assert "these options have no effect on new words: lowercase, vocab_size" in caplog.text
     assert extension.words == [" quaternion", "quaternion"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "extended")
     assert tokenizer.tokenize("quaternion quaternion quaternions")[:2] == ["quaternion", "Ġquaternion"]

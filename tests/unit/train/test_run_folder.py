@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock, patch
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from langmlm import tasks
@@ -176,6 +178,17 @@ def test_state_of_another_tool_is_set_aside(start_run: Callable, tmp_path: Path)
     start_run(output_dir=tmp_path / "run", max_steps=1).train()
     assert (tmp_path / "run" / f"superseded-{TRAINER_STATE}").read_text() == '{"global_step": 500}'
     assert read_json(tmp_path / "run" / TRAINER_STATE)["global_step"] == 1
+
+
+def test_files_of_a_folder_that_a_resumed_run_moves_to(start_run: Callable, tmp_path: Path):
+    "They are as safe as those in the folder of a new run."
+    save(start_run(), 2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.jsonl").write_text("mine")
+    start_run("other", checkpoint_path=tmp_path / "run" / "checkpoint-2", max_steps=3).train()
+    assert (tmp_path / "other" / "superseded-log.jsonl").read_text() == "mine"
+    start_run("other", checkpoint_path=tmp_path / "other", max_steps=4).train()
+    assert len(list((tmp_path / "other").glob("superseded-*"))) == 1
 
 
 def test_newer_checkpoints_are_set_aside(start_run: Callable, tmp_path: Path):
@@ -461,12 +474,42 @@ def test_end_of_a_session(start_run: Callable, tmp_path: Path):
         f"(the latest checkpoint is {folder / 'checkpoint-3'}): "
         "free some space; train() called again in this process saves what is missing, and a resumed run computes it again"
     )
+    shutil.rmtree(folder / "final_model")
     with patch("langmlm.train.run_folder.save_model", side_effect=FULL):
         with pytest.raises(OSError, match=r"^final_model could not be saved"):
             finish(run)
     assert is_intact(tmp_path / "run" / f"checkpoint-{last}")
     finish(run)
     assert (tmp_path / "run" / "final_model" / "model.safetensors").exists()
+
+
+def test_the_model_of_a_finished_run_stays(start_run: Callable, tmp_path: Path):
+    "What was edited or added in it is neither moved nor overwritten; damaged weights are written again."
+    run = start_run()
+    save(run, run.loader.plan.total_steps)
+    finish(run)
+    model = tmp_path / "run" / "final_model"
+    (model / "README.md").write_text("The card that I have written.")
+    (model / "model.onnx").write_bytes(b"exported")
+    again = start_run(checkpoint_path=tmp_path / "run")
+    finish(again)
+    assert (model / "README.md").read_text() == "The card that I have written." and (model / "model.onnx").exists()
+    assert not list(model.parent.glob("superseded*"))
+    (model / "model.safetensors").write_bytes(b"damaged")
+    finish(again)
+    assert is_intact(model) and (model.parent / "superseded-final_model" / "model.onnx").exists()
+
+
+def test_checkpoint_of_an_interrupted_step(start_run: Callable, tmp_path: Path):
+    "A session that was interrupted after a step, before its checkpoint, is completed by the next one, without any step."
+    run = start_run(save_steps=1_000)
+    last = run.loader.plan.total_steps
+    for step in (7, last):
+        run.state.step = step - 1
+        run.state.add(torch.tensor([70.0, 10.0, 1.0]))
+        run.train(stop_at_step=step)
+        assert is_intact(tmp_path / "run" / f"checkpoint-{step}") and run.state.unlogged[-1][0] == step
+    assert (tmp_path / "run" / "final_model").is_dir()
 
 
 def test_nothing_was_ever_saved(start_run: Callable):

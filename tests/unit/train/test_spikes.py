@@ -363,12 +363,12 @@ def save_at(run: tasks.MLMTask, *steps: int) -> None:
         run.run_folder.save(*gather_run(run.model, run.optimizer), run.state)
 
 
-def handle(run: tasks.MLMTask, spike: LossSpike) -> dict:
+def handle(run: tasks.MLMTask, spike: LossSpike, **options) -> dict:
     "Handle a spike as the training loop does."
     checkpoints = run.run_folder.rollback_checkpoints(run.state)
     initial_model = partial(build_model, run.model.config, run.config.seed)
     parts = (run.model, run.optimizer, run.accelerator, run.state, run.config)
-    return handle_loss_spike(spike, *parts, checkpoints, initial_model)
+    return handle_loss_spike(spike, *parts, checkpoints, initial_model, **options)
 
 
 def weights(run: tasks.MLMTask) -> dict[str, torch.Tensor]:
@@ -540,6 +540,18 @@ def test_diverging_to_the_end(start_run: Callable, save_steps: int, rollbacks: l
         run.train()
     assert [entry["step"] for entry in run.state.log_history if "rollback" in entry] == rollbacks
     assert not {"final_model", "checkpoint-60"} & {path.name for path in run.config.run_folder.iterdir()}
+
+
+def test_no_checkpoint_near_the_end(start_run: Callable):
+    "Initial weights with a few last steps are no model: the run ends with an error, and writes none."
+    run = start_run(save_strategy="no", max_steps=20)
+    for step, is_late in ((15, False), (16, True)):
+        run.state.step = step
+        if is_late:
+            with pytest.raises(FloatingPointError, match="no checkpoint to return to, .* too few steps are left .*: set save_steps"):
+                handle(run, LossSpike(0, "the loss is nan", finite=False), total_steps=20)
+        else:
+            handle(run, LossSpike(0, "the loss is nan", finite=False), total_steps=20)
 
 
 def test_warning(start_run: Callable, caplog: pytest.LogCaptureFixture):

@@ -10,7 +10,8 @@ from langmlm import tasks
 from langmlm.testing import tiny_run
 from langmlm.train.config import TrainingConfig
 from langmlm.train.metrics import Estimate
-from langmlm.train.trial import StepMemory, _PeakMemory, explain_memory, free_memory, is_out_of_memory, measure_peak
+from langmlm.train.trial import StepMemory, _PeakMemory, check_memory, estimate_memory, explain_memory, free_memory
+from langmlm.train.trial import is_out_of_memory, measure_peak
 
 
 def test_tensors_are_counted_once_and_while_they_exist():
@@ -119,6 +120,15 @@ def test_too_little_memory_is_said_before_the_run(tmp_path: Path, monkeypatch: p
     task.train()
     assert "a step needs about" in caplog.text
     assert "per_device_train_batch_size=4 with gradient_accumulation_steps=2" in caplog.text
+
+
+def test_a_small_batch_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "The measurement takes three sequences, so it could end a run whose micro-batch fits."
+    measured = []
+    monkeypatch.setattr("langmlm.train.trial.estimate_memory", lambda task: measured.append(task) or estimate_memory(task))
+    for size, expected in ((2, 0), (3, 1)):
+        check_memory(tiny_run(tmp_path, use_cpu=True, max_steps=1, per_device_train_batch_size=size))
+        assert len(measured) == expected
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
