@@ -38,11 +38,6 @@ def _kinds(annotation: Any) -> tuple:
     return get_args(annotation) or (annotation,)
 
 
-def _is_list(annotation: Any) -> bool:
-    "Return whether an option takes several values."
-    return any((get_origin(kind) or kind) in (Sequence, list, tuple) for kind in (annotation, *_kinds(annotation)))
-
-
 def _parse_value(given: Any, annotation: Any) -> Any:
     "Convert a string or list of strings to a type or union of types; return values that do not convert unchanged."
     kinds = _kinds(annotation)
@@ -76,7 +71,7 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
     if is_option:
         metavar = next((text for kind, text in _METAVARS.items() if kind in kinds), "TEXT")
         options |= {"required": is_needed, "metavar": metavar + "|TEXT" * (int in kinds and str in kinds)}
-    if _is_list(parameter.annotation):
+    if any((get_origin(kind) or kind) in (Sequence, list, tuple) for kind in (parameter.annotation, *kinds)):
         options["nargs"] = "+" if is_option or is_needed else "*"
     elif bool in kinds:
         options |= {"nargs": "?", "const": "true"}

@@ -77,8 +77,7 @@ def check_config(
 ) -> None:
     "Raise a `ConfigError` that lists all invalid values, and the conflicts between options whose types are valid."
     wrong, sound = _find_type_errors(config), copy(config)
-    for option in wrong:
-        object.__setattr__(sound, option, type(config).__dataclass_fields__[option].default)
+    vars(sound).update({option: type(config).__dataclass_fields__[option].default for option in wrong})
     typed = {option: value for option, value in vars(config).items() if value is not None and option not in wrong}
     conflicts = [error for error in find_conflicts(sound) if not any(option in error for option in wrong)]
     if errors := [*wrong.values(), *find_rule_errors(typed, rules), *conflicts]:
@@ -237,10 +236,6 @@ def _are_decoded(tokens: list | tuple) -> bool:
     return all(str(token).isascii() or not {*map(ord, str(token))} <= of_bytes for token in tokens)
 
 
-def _is_part(shard: list | tuple) -> bool:
-    return len(shard) == 2 and all(type(number) is int for number in shard) and 0 <= shard[0] < shard[1]
-
-
 def _is_mixing(mixing: list | tuple | float) -> bool:
     if isinstance(mixing, list | tuple):
         return all(type(weight) in (int, float) and 0 <= weight <= 100 for weight in mixing) and any(mixing)
@@ -256,7 +251,7 @@ _TOKENIZER_RULES = [
     ("text_column", bool, "the name of a column"),
     ("min_frequency num_workers max_train_bytes", lambda value: 1 <= value < 2**31, "1 to 2,147,483,647"),
     ("validation_fraction", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    ("shard", _is_part, "None or (i, n) with integers 0 <= i < n"),
+    ("shard", lambda part: [*map(type, part)] == [int, int] and 0 <= part[0] < part[1], "None or (i, n) with integers 0 <= i < n"),
     ("near_duplicates", lambda value: 0.5 <= value <= 0.99, "None, or 0.5 to 0.99"),
     ("mixing", _is_mixing, "None, weights of 0 to 100 and not all 0, or an exponent of 0 to 1"),
     ("document", DOCUMENTS),

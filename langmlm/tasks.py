@@ -293,14 +293,15 @@ def _prepare_model(task: MLMTask) -> tuple[nn.Module, Optimizer, bool]:
 _MAY_DIFFER = "run_name output_dir logging_dir report_to disable_tqdm push_to_hub language license save_total_limit".split()
 
 
-def _outside_of_resumed_run(
-    read: dict[str, str | None], config: TrainingConfig, start: StartingPoint
-) -> dict[str, list[str]]:
-    "Return the paths that are read, without a resumed checkpoint and its run folder if the run continues there."
-    resumed = set()
-    if start.trainer_state and os.path.realpath(Path(start.weights).parent) == os.path.realpath(config.run_folder):
-        resumed = {os.path.realpath(start.weights), os.path.realpath(config.run_folder)}
-    return {option: [path] for option, path in read.items() if path and os.path.realpath(path) not in resumed}
+def _check_paths(read: dict[str, str | None], config: TrainingConfig, start: StartingPoint) -> None:
+    "Raise an error if the run cannot write into its folders, or they overlap with what it reads."
+    own = (start.weights, config.run_folder) if check_run_folder(config.run_folder, start) else ()  # It may resume there
+    own = {*map(os.path.realpath, own)}
+    others = {option: [path] for option, path in read.items() if path and os.path.realpath(path) not in own}
+    check_overlaps({"output_dir": config.run_folder}, others)
+    if config.trackers and config.logging_dir:
+        check_overlaps({"logging_dir": config.logging_dir}, others)
+        check_writable(Path(config.logging_dir).absolute(), f"logging_dir={config.logging_dir!r}")
 
 # %% ../nbs/tasks.ipynb #9cafb2bf
 def create_mlm(
@@ -321,12 +322,7 @@ def create_mlm(
     with fail_together() as found:
         start = find_starting_point(checkpoint_path, resume)
         architecture, config = _make_configs(None if start.weights else model_config, _with_saved_options(training_config, start))
-        check_run_folder(config.run_folder, start)
-        kept = _outside_of_resumed_run(read, config, start)
-        check_overlaps({"output_dir": config.run_folder}, kept)
-        if config.trackers and config.logging_dir:
-            check_overlaps({"logging_dir": config.logging_dir}, kept)
-            check_writable(Path(config.logging_dir).absolute(), f"logging_dir={config.logging_dir!r}")
+        _check_paths(read, config, start)
         loaded = load_tokenizer(tokenizer)
         dataset, validation = _open_splits(tokenized_dataset, config, loaded)
         longest = max(dataset.max_length, int(validation.lengths.max()) if validation else 0)

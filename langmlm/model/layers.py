@@ -141,19 +141,16 @@ def replace_layers(
 _MIN_BATCHES = 10_000  # Micro-batches per device from which a run is compiled by default
 
 
-def _can_compile(device: torch.device) -> bool:
-    "Return whether PyTorch can compile for this device; needs a GPU, Triton and a C compiler."
-    is_able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) and find_spec("triton")
-    return bool(is_able and ("CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))))
-
-
 def should_compile(
     torch_compile: bool | None,  # None: compile long runs if the device supports it
     device: torch.device,  # Device that the model is trained on
     batches: int,  # Micro-batches of the whole run on each device
 ) -> bool:
-    "Return whether to compile the model of a run."
-    return batches >= _MIN_BATCHES and _can_compile(device) if torch_compile is None else torch_compile
+    "Return whether to compile the model of a run; by default, this needs a GPU, Triton and a C compiler."
+    if torch_compile is not None or batches < _MIN_BATCHES or device.type != "cuda" or not find_spec("triton"):
+        return bool(torch_compile)
+    has_compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
+    return has_compiler and torch.cuda.get_device_capability(device) >= (7, 0)
 
 # %% ../../nbs/model/03_layers.ipynb #cbadeb14
 def compile_model(

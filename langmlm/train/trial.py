@@ -110,6 +110,7 @@ def _measure_sequence(module: nn.Module, length: int) -> int:
         count *= 2
     return measure_peak(module, count + 1, length, 1) - peak
 
+
 # %% ../../nbs/train/15_trial.ipynb #614804bd
 _BYTES_PER_PARAMETER = 16
 _USED_SHARE = 0.8  # Share of the free memory; the rest covers what the estimate omits
@@ -129,11 +130,6 @@ class StepMemory:
     def needed(self) -> int:
         "Return the bytes of a whole step."
         return self.parameters + self.per_batch + self.sequences * self.per_sequence
-
-    @property
-    def fits(self) -> bool:
-        "Return whether a step fits into the free memory."
-        return self.needed <= self.free
 
     def most_sequences(self) -> int:
         "Return the largest number of sequences in a micro-batch that fits, 0 if not even one does."
@@ -203,7 +199,7 @@ def check_memory(task: Any) -> None:
     if task.state.step or is_sharded_run() or task.loader.plan.token_budget < 3 * task.dataset.max_length:
         return
     memory = estimate_memory(task)
-    if not memory.fits and task.accelerator.is_main_process:
+    if memory.needed > memory.free and task.accelerator.is_main_process:
         share = memory.most_sequences() / memory.sequences or 0.5  # Not even one sequence may fit
         logger.warning("%s: %s", memory, explain_memory(task.config, share))
 
