@@ -295,8 +295,8 @@ _MAY_DIFFER = "run_name output_dir logging_dir report_to disable_tqdm push_to_hu
 
 def _check_paths(read: dict[str, str | None], config: TrainingConfig, start: StartingPoint) -> None:
     "Raise an error if the run cannot write into its folders, or they overlap with what it reads."
-    own = (start.weights, config.run_folder) if check_run_folder(config.run_folder, start) else ()  # It may resume there
-    own = {*map(os.path.realpath, own)}
+    resumes_here = check_run_folder(config.run_folder, start)
+    own = {*map(os.path.realpath, (start.weights, config.run_folder))} if resumes_here else set()
     others = {option: [path] for option, path in read.items() if path and os.path.realpath(path) not in own}
     check_overlaps({"output_dir": config.run_folder}, others)
     if config.trackers and config.logging_dir:

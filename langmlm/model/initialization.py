@@ -146,7 +146,8 @@ def initialize_from_corpus(
     decoder, counted = model.get_output_embeddings(), found.any(1)
     for weight in (model.get_input_embeddings().weight, decoder.weight):
         weight[counted] = found[counted]
-    (attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors)(model)
+    attend = attend_by_rotation if config.model_type == "modernbert" else attend_to_neighbors
+    attend(model)
     head = getattr(mlm_head(model), "transform", mlm_head(model))  # BERT has a `transform`
     head.dense.weight.add_(torch.eye(config.hidden_size))
     if head.dense.bias is not None:

@@ -148,7 +148,7 @@ def prune_checkpoints(run_folder: Path, save_total_limit: int, keep: Collection[
         except OSError as error:
             failed.append(f"{folder.name} ({error})")
     if failed:
-        logger.warning("in %s could not be deleted: %s", run_folder, ", ".join(failed))
+        logger.warning("old checkpoints in %s could not be deleted: %s", run_folder, ", ".join(failed))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #cddc0906
 def set_aside(folder: Path) -> Path:

@@ -212,8 +212,8 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerSt
         missing += [f"checkpoint-{state.step}"] if self._saved != state.step else []
     if is_last:
         folder = self.path / "final_model"
-        is_safe = broadcast_object_list([read_facts(folder).get("step") == state.step and is_intact(folder)])[0]
-        if not is_safe:  # If the run had finished before, the model stays, with files that were edited or added
+        is_written = self.accelerator.is_main_process and read_facts(folder).get("step") == state.step and is_intact(folder)
+        if not (is_safe := broadcast_object_list([is_written])[0]):  # Else the run had finished before: edited files stay
             card = _make_card(model, self.tokenizer, trainer_state)
             write = partial(save_model, folder, model, self.tokenizer, card, state.step)
             is_safe = self._write(folder.name, write, model, optimizer_state)
