@@ -26,7 +26,7 @@ from forks import fork_server, forked_python
 
 from conftest import ARCHITECTURE, HANG, SETTINGS
 from langmlm import tasks
-from langmlm.disk import disk_error, find_damage, lock_folder, read_json
+from langmlm.disk import disk_error, find_damage, is_intact, lock_folder, read_json
 from langmlm.folders import list_checkpoints
 
 
@@ -190,6 +190,15 @@ def test_closed_terminal(data, resume, tmp_path: Path):
         assert process.wait(HANG) == 128 + signal.SIGHUP
     assert 6 <= checkpoint_step(tmp_path / "run") < 10**6
     assert resume(tmp_path / "run").state.step == checkpoint_step(tmp_path / "run")
+
+
+def test_stopped_in_the_last_step(create, tmp_path: Path):
+    "Nothing is left to resume, which the message says; the model is complete."
+    run = create(tmp_path / "run", max_steps=4)
+    with when_logged("step 3 of", lambda: signal.raise_signal(signal.SIGINT)):
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 4; .*: all steps are done$"):
+            run.train()
+    assert is_intact(tmp_path / "run" / "final_model")
 
 
 def test_stopped_in_a_notebook(create, tmp_path: Path):

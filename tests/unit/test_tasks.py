@@ -473,6 +473,16 @@ def test_model_errors(work: Path, changes: dict, message: str):
     assert message in str(caught.value) and sorted(work.rglob("*")) == before
 
 
+def test_folder_of_trackers_that_cannot_be_written(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    "It is an error before the run, not at its first step."
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *mode, **options: "locked" not in str(path) and access(path, *mode, **options))
+    config = {**SETTINGS, "report_to": "tensorboard", "logging_dir": tmp_path / "locked" / "logs", "run_name": "new"}
+    with pytest.raises(PermissionError, match="logging_dir='.*locked/logs' cannot be written to"):
+        create_mlm("tokenizer", "tokenized_dataset", SMALL, config)
+
+
 def forged(folder: Path, **facts) -> None:
     "Change facts in the manifest of a dataset, with a digest that is right."
     manifest = {**read_json(folder / MANIFEST), **facts}

@@ -20,10 +20,11 @@ def test_stored_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     rows = TokenizedDataset(load_from_disk(tmp_path / "dataset")["train"])
     counted = unigram_entropy(rows, run.tokenizer.all_special_ids)
     monkeypatch.setattr(TokenizedDataset, "blocks", None)
+    run.state.learning_rate_factor = 0.5  # As after a rollback
     history = run.train()
     assert [entry["unigram_entropy"] for entry in history.log_history] == [counted] * 2
     (advice,) = [message for message in caplog.messages if "knows less than the token frequencies" in message]
-    assert f"and the unigram entropy of the dataset {counted:.2f} nats" in advice
+    assert f"and the unigram entropy of the dataset {counted:.2f} nats" in advice and "learning_rate=5e-10 may be" in advice
     assert any(f"(unigram entropy {counted:.3f})" in message for message in caplog.messages)
     (axes,) = history.plot().axes
     assert axes.get_legend().get_texts()[-1].get_text() == f"unigram entropy: {counted:.2f}"
