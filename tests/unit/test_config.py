@@ -206,6 +206,8 @@ def test_default_tokenizer_config():
         ({"num_workers": 0}, "num_workers must be 1 to 2,147,483,647, got 0"),
         ({"special_tokens": [*SPECIAL_TOKENS, "\ud800"]}, "special_tokens must be different, non-empty strings of valid Unicode"),
         ({"shard": "0 2"}, "shard must be tuple or list or None, got '0 2'"),
+        ({"shard": (0, "2")}, "shard must be None or (i, n) with integers 0 <= i < n, got (0, '2')"),
+        ({"shard": (False, 2)}, "shard must be None or (i, n) with integers 0 <= i < n, got (False, 2)"),
     ],
 )
 def test_bounds_of_the_tokenizer(changes: dict, message: str):

@@ -109,8 +109,8 @@ def test_wide_encodings():
     for encoding in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
         for text in ("Sturm über der Küste, bleibt zu Hause!", "\ufeffmarked, and short", RUSSIAN, HINDI):
             assert detect_wide_encoding(text.encode(encoding)) == encoding
-    narrow = (b"", b"a\0b", "日本語のテキスト、長い。".encode(), b"\0" * 40, RUSSIAN.encode(), HINDI.encode())
-    assert [detect_wide_encoding(head) for head in narrow] == [None] * 6
+    narrow = (b"", b"a\0b", "日本語のテキスト、長い。".encode(), b"\0" * 40, RUSSIAN.encode(), HINDI.encode(), b"a-b-c-d-e-f-g-h-i-j-")
+    assert [detect_wide_encoding(head) for head in narrow] == [None] * 7
     fails("a.txt is in UTF-16BE: convert it first, for instance: iconv -f UTF-16BE", b"\xfe\xff\0a")
     fails("UTF-16LE", "fine".encode("utf-16"), encoding_errors="skip")
 
@@ -336,6 +336,7 @@ def test_csv():
     assert read(b"id\ttext\n1\ta, b\n", "tsv") == ["a, b"]
     assert read(b'text\n"' + b"x" * 1_000_000 + b'"\n', "csv") == ["x" * 1_000_000]
     assert read(b"\n\ntext\nafter blank lines\n", "csv") == ["after blank lines"]
+    fails("line 4: unexpected end of data", b'text\nfine\n\n"never ends\n', "csv")
     fails("a.txt, line 9: 3 cells, and the header has 2", TABLE + b"\n6,storm, flood", "csv")
     fails("a CR outside of quotes: quote the text, or convert line ends, as tr '\\r' '\\n' does", TABLE.replace(b"\n", b"\r"), "csv")
     fails("line 9: unexpected end of data: close the quote", TABLE + b'\n6,"never ends\n', "csv")
