@@ -23,9 +23,10 @@ import numpy as np
 import psutil
 import torch
 from fastcore.basics import patch
+from fastcore.imports import in_notebook
 from transformers import PreTrainedConfig
 
-from ..progress import TEXT_CELL, live_display
+from ..progress import TEXT_CELL
 
 # %% ../../nbs/train/03_metrics.ipynb #aba7abd8
 FORMATS = {"step": "{:,}", "epoch": "{:.2f}", "loss": "{:.3f}", "learning_rate": "{:.2e}", "grad_norm": "{:.2f}"}
@@ -134,9 +135,13 @@ class History:
         disable: bool | None = None,  # True: never
     ) -> Callable[[], None] | None:  # None: nothing is displayed
         "Display the table in a notebook, unless `disable` is True; return a function that refreshes it if displayed."
-        refresh = live_display(copy.copy(self), disable)  # The copy shares the log but has no live cell
-        self._live_cell = _current_cell() if refresh else None
-        return refresh
+        if disable or not in_notebook():
+            return None
+        from IPython.display import display
+
+        shown, self._live_cell = copy.copy(self), _current_cell()  # The copy shares the log but has no live cell
+        handle = display(shown, display_id=True)
+        return lambda: handle.update(shown)
 
 # %% ../../nbs/train/03_metrics.ipynb #43700e30
 def _current_cell() -> int:

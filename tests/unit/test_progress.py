@@ -1,11 +1,11 @@
-"Progress bars and live tables appear where somebody can see them."
+"Progress bars appear where somebody can see them."
 
 import io
 from unittest.mock import patch
 
 import pytest
 
-from langmlm.progress import live_display, progress_bar
+from langmlm.progress import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -52,22 +52,3 @@ def test_unknown_total():
         with progress_bar(None, "Reading", " documents", disable=False) as bar:
             bar.update(5)
     assert bar.total is None and bar.n == 5
-
-
-def test_no_live_display_outside_of_notebooks():
-    "There is nothing to refresh, and the value is not asked for its form."
-    assert live_display(object()) is None is live_display(object(), disable=False)
-    with patch("langmlm.progress.in_notebook", lambda: True):
-        assert live_display(object(), disable=True) is None
-
-
-def test_live_display_in_a_notebook():
-    "The value is displayed once, and the function updates that display."
-    table = object()
-    with patch("langmlm.progress.in_notebook", lambda: True), patch("IPython.display.display") as display:
-        refresh = live_display(table)
-        display.assert_called_once_with(table, display_id=True)
-        refresh()
-        refresh()
-    assert [call.args for call in display.return_value.update.call_args_list] == [(table,)] * 2
-    display.assert_called_once()

@@ -106,10 +106,8 @@ def test_live_display_is_not_repeated():
     "In the cell that displays the table live, the history displays nothing; in later cells it does."
     history, displayed = History(ENTRIES[:2]), []
     cell = patch.object(metrics, "_current_cell", lambda: 5)
-    show = patch.object(
-        metrics, "live_display", lambda value, disable: lambda: displayed.append(DisplayFormatter().format(value))
-    )
-    with cell, show:
+    with cell, patch.object(metrics, "in_notebook", lambda: True), patch("IPython.display.display") as display:
+        display.return_value.update = lambda value: displayed.append(DisplayFormatter().format(value))
         refresh = history.display_live()
         history.log_history += ENTRIES[2:4]
         refresh()
@@ -121,10 +119,25 @@ def test_live_display_is_not_repeated():
         assert DisplayFormatter().format(history)[0]["text/html"] == history._repr_html_()
 
 
+def test_live_display_in_a_notebook():
+    "The table is displayed once, and the function updates that display."
+    notebook, cell = patch.object(metrics, "in_notebook", lambda: True), patch.object(metrics, "_current_cell", lambda: 5)
+    with notebook, cell, patch("IPython.display.display") as display:
+        refresh = History(ENTRIES).display_live()
+        ((table,), options) = display.call_args
+        assert str(table) == str(History(ENTRIES)) and options == {"display_id": True}
+        refresh()
+        refresh()
+        assert [call.args for call in display.return_value.update.call_args_list] == [(table,)] * 2
+        display.assert_called_once()
+        assert History(ENTRIES).display_live(disable=True) is None
+        display.assert_called_once()
+
+
 def test_live_display_outside_of_notebooks():
     "Nothing is displayed, and a notebook that hides the live table shows the returned one."
     history = History(ENTRIES)
-    assert history.display_live() is None is history.display_live(disable=True)
+    assert history.display_live() is None is history.display_live(disable=True) is history.display_live(disable=False)
     with patch.object(metrics, "_current_cell", lambda: 5):
         assert "text/html" in DisplayFormatter().format(history)[0]
 
