@@ -72,7 +72,7 @@ def _add_argument(group: Any, parameter: Parameter, comment: str | None) -> None
         metavar = next((text for kind, text in _METAVARS.items() if kind in kinds), "TEXT")
         options |= {"required": is_needed, "metavar": metavar + "|TEXT" * (int in kinds and str in kinds)}
     if any((get_origin(kind) or kind) in (Sequence, list, tuple) for kind in (parameter.annotation, *kinds)):
-        options["nargs"] = "+" if is_option or is_needed else "*"
+        options["nargs"] = "+" if is_needed else "*"
     elif bool in kinds:
         options |= {"nargs": "?", "const": "true"}
     elif not is_option and not is_needed:

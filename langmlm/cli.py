@@ -112,7 +112,9 @@ def _start(call: dict[str, Any], stop_at_step: int | None) -> None:
     try:
         task.train(stop_at_step)
     except (KeyboardInterrupt, SystemExit, OSError):
-        if is_main and list_checkpoints(folder):
+        if is_main and task.state.step == task.loader.plan.total_steps and (folder / "final_model").is_dir():
+            logger.warning("all steps are done: %s", folder / "final_model")
+        elif is_main and list_checkpoints(folder):
             logger.warning("to resume: langmlm resume %s", shlex.quote(str(folder)))
         raise
     if is_main:
@@ -145,7 +147,8 @@ def _resume(
 ) -> None:
     "Resume a run from its newest checkpoint."
     if not (folder := Path(run).absolute()).is_dir():
-        raise FileNotFoundError(f"RUN={run!r} is not a folder")
+        found = ", ".join(path.name for path in list_checkpoints(folder.parent))
+        raise FileNotFoundError(f"RUN={run!r} is not a folder{found and f'; there is {found}'}")
     saved = list_options(folder.parent if folder in list_checkpoints(folder.parent) else folder)
     before = read_options(saved[-1]) if saved else recorded_paths(folder)  # Runs started in Python have no options file
     given = {"tokenizer": tokenizer, "tokenized_dataset": tokenized_dataset}
@@ -325,7 +328,7 @@ def _call_with_log(function: Callable, /, *arguments: Any, **options: Any) -> An
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
     logging.getLogger("langmlm").setLevel(logging.INFO if is_first else logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # Its own handler already prints
     with logging_redirect_tqdm():

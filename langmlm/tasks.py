@@ -113,9 +113,10 @@ def create_tokenizer(
         logger.warning(message, str(tokenizer), ", ".join(ignored))
     loaded = load_tokenizer(tokenizer)
     config = config.fill_in({"max_length": min(loaded.model_max_length, TokenizerConfig.max_length)})
-    if "max_length" not in config.given and config.max_length < loaded.model_max_length < 10**6:  # Not unlimited
-        message = "max_length=%d is the default; %r allows sequences of %s tokens"
-        logger.warning(message, config.max_length, str(tokenizer), f"{loaded.model_max_length:,}")
+    allowed, is_given = loaded.model_max_length, "max_length" in config.given
+    if config.max_length > allowed or not is_given and config.max_length < allowed < 10**6:  # Not unlimited
+        message = "max_length=%d is %s; %r allows sequences of %s tokens"
+        logger.warning(message, config.max_length, "given" if is_given else "the default", str(tokenizer), f"{allowed:,}")
     return TokenizerTask(corpus, config, loaded)
 
 # %% ../nbs/tasks.ipynb #f289f0cc

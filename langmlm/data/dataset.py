@@ -246,7 +246,8 @@ def _check_manifest(folder: Path, name: str) -> dict[str, Any]:
     if manifest is None:
         return {}
     if manifest.get("kind") != "dataset":
-        raise ValueError(f"{name} is not a dataset folder: its {MANIFEST} is that of a {manifest.get('kind')}")
+        remedy = ": join all parts with join_dataset" if manifest.get("kind") == "dataset part" else ""
+        raise ValueError(f"{name} is not a dataset folder: its {MANIFEST} is that of a {manifest.get('kind')}{remedy}")
     damage = find_damage(folder, digests=False)
     kinds = {"max_length": int, "content": str, "tokenizer": str}
     damage += [f"{MANIFEST} has no valid {key}" for key, kind in kinds.items() if type(manifest.get(key)) is not kind]

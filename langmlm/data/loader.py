@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
+from inspect import signature
 from time import perf_counter
 
 import numpy as np
@@ -84,8 +85,11 @@ class BatchLoader:
     equal_counts: bool = False  # True: a process with one micro-batch less than the first adds one without labels
 
     def __post_init__(self):
-        if not callable(self.mask):
-            raise ValueError(f"mask must be a function that masks a batch, got {self.mask!r}: leave it out for the usual masks")
+        try:
+            signature(self.mask).bind(None, 0, self.rules)
+        except TypeError as error:
+            text = f"mask must be a function that masks a batch, got {self.mask!r}: it is called with a FlatBatch, the epoch "
+            raise ValueError(f"{text}and MaskingRules ({error}); leave it out for the usual masks") from error
         if self.rules.word_start is not None:
             rows = np.unique(np.linspace(0, len(self.dataset) - 1, _SAMPLED_SEQUENCES).astype(np.int64))
             check_words(self.dataset.flat(rows), self.dataset.lengths[rows], self.rules)

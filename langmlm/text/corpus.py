@@ -386,7 +386,7 @@ def _find_parts(data_path: Any, options: ReadOptions) -> Iterator[Part]:
     elif hasattr(data_path, "to_frame"):  # A column of pandas or polars
         table = data_path.to_frame(options.text_column)
         yield IterablePart(read_column(table, options), options, type(data_path).__name__)
-    elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, bytes, IOBase)):
+    elif isinstance(data_path, Iterable) and not isinstance(data_path, (list, tuple, set, bytes, IOBase)):
         yield IterablePart(data_path, options)
     else:
         raise TypeError(

@@ -313,20 +313,17 @@ def _csv_rows(blocks: Iterable[bytes], name: str, options: ReadOptions, delimite
         raise ValueError(f"{name}, line {done + 1}: {problem}") from None  # Where the row begins
 
 # %% ../../nbs/text/02_readers.ipynb #138e14d6
-_ROWS_AT_ONCE = 100  # Few, since a row may be a book
-
-
 def arrow_rows(batches: Iterable[Any], name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:
     "Read the text column of consecutive record batches or tables."
-    row = 0
+    row, size = 0, 100  # Rows at a time: few, since a row may be a book
     for column in (batch.column(options.text_column) for batch in batches):
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if str(column.type) not in ("string", "large_string", "string_view", "null"):
             problem = f"{options.text_column!r} must be text, and its type is {column.type}"
             raise ValueError(f"{name}, row {row + 1}: {problem}")
-        for start in range(0, len(column), _ROWS_AT_ONCE):
-            for value in column.slice(start, _ROWS_AT_ONCE).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+        for start in range(0, len(column), size):
+            for value in column.slice(start, size).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
                 row += 1
                 try:
                     yield row, None if value is None else value.decode("utf-8", options.decode_errors)
@@ -343,7 +340,7 @@ def _parquet_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema == options.text_column:
                 check_ratio(column.total_uncompressed_size, column.total_compressed_size, name)
-    return arrow_rows(table.iter_batches(_ROWS_AT_ONCE, columns=[options.text_column], use_threads=False), name, options)
+    return arrow_rows(table.iter_batches(100, columns=[options.text_column], use_threads=False), name, options)
 
 
 def _arrow_file_rows(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[tuple[int, str | None]]:

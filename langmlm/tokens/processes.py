@@ -161,6 +161,7 @@ def work_folder(target: Path, key: str, kind: str, parameter: str) -> Iterator[S
                 lock = lock_folder(path, parameter)
                 work.forget_earlier_calls()
                 for other in sorted({*target.parent.glob(unfinished_folder(target, "?" * 12).name)} - {path}):
+                    lock_folder(other, parameter).close()  # Raises an error if another job is writing it
                     text = "%s: unfinished work on other text or with other options; delete it if unneeded"
                     logger.warning(text, other)
                 if read_manifest(target):  # Otherwise it is missing or empty

@@ -268,7 +268,7 @@ def find_starting_point(
         return StartingPoint(str(folder), _read_trainer_state(folder / TRAINER_STATE))
     if folder.is_dir() and not (folder / "config.json").is_file():
         remedy = "to start a run, leave it out; else name a run or a model"
-        if (options := folder / "options.yaml").is_file():
+        if options := max(folder.glob("options[.-]*yaml"), key=os.path.getmtime, default=None):
             remedy = f"its run has no checkpoint yet; to start it again: langmlm train --config {options} --output_dir {folder}"
         raise ValueError(f"{name} contains neither a checkpoint nor a model: {remedy}")
     if resume == "full":

@@ -207,7 +207,8 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerSt
     state.read_metrics(self.accelerator)
     missing, trainer_state = [], make_trainer_state(state, self.description, self.plan, self.accelerator)
     is_last, is_safe = state.step == self.plan.total_steps, False
-    if self._saved != state.step and not (is_last and self.config.save_strategy == "no"):
+    is_wanted = not is_last or self.config.save_strategy != "no" or self._saved is not None  # An older one would count
+    if self._saved != state.step and is_wanted:
         self.save(model, optimizer_state, state)
         missing += [f"checkpoint-{state.step}"] if self._saved != state.step else []
     if is_last:
@@ -233,7 +234,7 @@ def finish(self: RunFolder, model: PreTrainedModel, optimizer_state: OptimizerSt
         raise OSError(
             f"{' and '.join(missing)} could not be saved in {str(self.path)!r}; the weights of step {state.step} are "
             f"in {'final_model' if is_safe else 'memory only'} ({self.describe_latest()}): free some space; {again}"
-            "a resumed run computes it again"
+            f"a {'resumed' if list_checkpoints(self.path) else 'new'} run computes it again"
         )
 
 # %% ../../nbs/train/10_run_folder.ipynb #034d98c9

@@ -92,6 +92,10 @@ def test_a_tokenizer_of_a_long_model(work: Path, tmp_path: Path, caplog: pytest.
         assert caplog.messages == messages
     create_tokenizer("data.txt", {"max_length": 512}, tokenizer=str(tmp_path))
     assert not caplog.messages
+    loaded.model_max_length = 128
+    loaded.save_pretrained(tmp_path)
+    create_tokenizer("data.txt", {"max_length": 512}, tokenizer=str(tmp_path))
+    assert caplog.messages == [f"max_length=512 is given; '{tmp_path}' allows sequences of 128 tokens"]
 
 
 def test_given_tokenizer(work: Path, report: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -356,6 +360,18 @@ def test_stop_at_step(work: Path, caplog: pytest.LogCaptureFixture):
     assert resumed.state.step == 6 and "stop_at_step=5: the run is already at step 6" in caplog.messages
 
 
+def test_a_stopped_run_without_checkpoints_is_finished_once(work: Path, caplog: pytest.LogCaptureFixture):
+    "The checkpoint of the stop is not the latest one for ever: it would be resumed again and again."
+    settings = {**SETTINGS, "save_strategy": "no", "run_name": "once"}
+    create_mlm("tokenizer", "tokenized_dataset", SMALL, settings).train(stop_at_step=2)
+    task = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="once")
+    task.train()
+    again = create_mlm("tokenizer", "tokenized_dataset", checkpoint_path="once")
+    assert again.state.step == task.state.step == task.loader.plan.total_steps > 2
+    again.train()
+    assert not list(Path("once").glob("superseded-*")) and (Path("once") / "final_model").is_dir()
+
+
 def test_objects_are_no_paths(work: Path):
     "A tokenizer or a dataset that is loaded: the error says to save it."
     tokenizer, dataset = AutoTokenizer.from_pretrained("tokenizer"), load_from_disk("tokenized_dataset")
@@ -414,6 +430,7 @@ def test_started_from_a_model(work: Path):
         ({"training_config": {**SETTINGS, "eval_steps": 5}}, "no split 'validation'"),
         ({"training_config": "fast"}, "training_config is invalid:\n- it must be a dict, got 'fast'"),
         ({"mask": None}, "mask must be a function that masks a batch, got None"),
+        ({"mask": len}, "it is called with a FlatBatch, the epoch and MaskingRules (too many positional arguments)"),
         ({"tokenized_dataset": "tokenizer"}, "not a dataset folder"),
         ({"tokenized_dataset": "nowhere"}, "nowhere"),
         ({"tokenizer": "tokenized_dataset"}, "is the folder of a dataset: name that of a tokenizer"),
@@ -498,7 +515,7 @@ def forged(folder: Path, **facts) -> None:
         ({"max_length": "64"}, "has no valid max_length"),
         ({"max_length": 10**5000}, "is damaged"),
         ({"content": None, "tokenizer": 3}, "has no valid content; manifest.json has no valid tokenizer"),
-        ({"kind": "dataset part"}, "is not a dataset folder: its manifest.json is that of a dataset part"),
+        ({"kind": "dataset part"}, "its manifest.json is that of a dataset part: join all parts with join_dataset"),
         ({"files": {"../../secret": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: ../../secret"),
         ({"files": {"/etc/passwd": {"bytes": 1, "xxh3": "5f3a"}}}, "names files outside the folder: /etc/passwd"),
         (

@@ -113,6 +113,12 @@ def test_invalid_objects():
             open_corpus(data_path, **options)
 
 
+def test_a_set_has_no_order():
+    "Its order changes from process to process, and with it the dataset."
+    with pytest.raises(TypeError, match="data_path must be a path, .* or an iterator of texts, got {'one'}"):
+        open_corpus({"one"})
+
+
 def test_iterator_in_a_progress_bar():
     "It can be read once, as the iterator itself, and loses no text."
     texts = [f"document {number}" for number in range(5)]

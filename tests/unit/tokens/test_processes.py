@@ -87,15 +87,18 @@ def test_earlier_calls_are_forgotten(tmp_path: Path):
 
 
 def test_work_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    "One job at a time; work of other keys is mentioned and stays; the folder is kept."
+    "One job at a time, of whatever key; unfinished work of other keys is mentioned and stays; the folder is kept."
     target = tmp_path / "result"
     with work_folder(target, "a" * 32, "dataset", "option") as work:
         (work.path / "half").touch()
         with pytest.raises(RuntimeError, match="option=.* is in use by another run"):
             with work_folder(target, "a" * 32, "dataset", "option"):
                 pass
-        with work_folder(target, "b" * 32, "dataset", "option") as other:
-            assert other.path != work.path == unfinished_folder(target, "a" * 32)
+        with pytest.raises(RuntimeError, match="option=.*aaaa.unfinished' is in use by another run"):
+            with work_folder(target, "b" * 32, "dataset", "option"):
+                pass
+    with work_folder(target, "b" * 32, "dataset", "option") as other:
+        assert other.path != work.path == unfinished_folder(target, "a" * 32)
     assert (work.path / "half").exists() and f"{work.path}: unfinished work on other text" in caplog.text
     caplog.clear()
     with work_folder(tmp_path / "res", "a" * 32, "dataset", "option"), work_folder(tmp_path / "result.b", "a" * 32, "dataset", "option"):

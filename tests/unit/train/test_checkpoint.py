@@ -841,6 +841,15 @@ def test_weights_that_do_not_fit_the_config(folder: Path):
         load_model(folder / "final_model")
 
 
+def test_options_of_a_run_without_a_checkpoint(tmp_path: Path):
+    "The remedy names the latest options, not those of the first attempt or files of the user."
+    for age, name in ((30, "options.yaml"), (20, "options-2.yaml"), (10, "options_backup.yaml")):
+        (tmp_path / name).write_text("model_config: {}")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    with pytest.raises(ValueError, match=f"langmlm train --config {tmp_path}/options-2.yaml --output_dir {tmp_path}"):
+        find_starting_point(tmp_path)
+
+
 @pytest.mark.parametrize("missing", [MANIFEST, OPTIMIZER, TRAINER_STATE])
 def test_checkpoint_without_one_of_its_files(checkpoint: Path, missing: str):
     "It is still a checkpoint, and a damaged one: it is never mistaken for a model to start from."
