@@ -1,6 +1,7 @@
 "The command line: options are the fields of the configs, errors have one line, and the tasks get what was given."
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from langmlm import cli, tasks
-from langmlm.arguments import _parse_value, collect_arguments, list_options, read_options, save_options
+from langmlm.arguments import _parse_value, collect_arguments, list_options, parse_words, read_options, save_options
 from langmlm.config import SPECIAL_TOKENS, ConfigError, ModelConfig, TokenizerConfig
 from langmlm.disk import lock_folder
 from langmlm.folders import list_checkpoints
@@ -534,6 +535,30 @@ def test_a_stopped_run_says_how_to_resume(calls: list, monkeypatch, caplog: pyte
     (Path("run") / "checkpoint-3").mkdir()
     assert cli.main(["train"]) == 130
     assert "to resume: langmlm resume run" in caplog.messages
+    caplog.clear()
+    (Path("run") / "final_model").mkdir()
+    assert cli.main(["train"]) == 130
+    assert "all steps are done: run/final_model" in caplog.messages and "to resume" not in caplog.text
+
+
+def test_a_checkpoint_that_was_pruned(finished: Path, capsys: pytest.CaptureFixture):
+    "The error names those that exist."
+    status, (line,) = fail(["resume", str(finished / "run" / "checkpoint-1")], capsys)
+    last = list_checkpoints(finished / "run")[-1].name
+    assert status == 1 and re.search(rf"RUN='.*checkpoint-1' is not a folder; there is (.*, )?{last}$", line)
+
+
+def test_a_list_may_be_empty():
+    "`--baselines` without a value compares with nothing."
+    assert parse_words(cli._COMMANDS, ["evaluate", "model", "data.csv", "--baselines"])["baselines"] == []
+
+
+@pytest.mark.parametrize(("world", "level"), [(None, logging.INFO), ("2", logging.WARNING)])
+def test_a_variable_left_over_from_a_launcher(monkeypatch: pytest.MonkeyPatch, world: str | None, level: int):
+    "`RANK` alone launches nothing, and silences nothing."
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert cli._call_with_log(logging.getLogger("langmlm").getEffectiveLevel) == level
 
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])
