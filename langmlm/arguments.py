@@ -177,7 +177,9 @@ def parse_words(commands: Mapping[str, Callable], words: Sequence[str]) -> dict[
         usage = own.format_usage().removeprefix("usage: ").rstrip()
         unnamed = [name for name in names if name.removesuffix("_path").upper() in re.findall(r"\w+", usage)]
         found = [f"{name!r} is given without a name: {usage}" for name in unnamed]
-        found += [describe_unknown(name, [*known], explain) for name in names if name not in unnamed]
+        negated = [name for name in names if name[:3] == "no_" and name[3:] in booleans]
+        found += [f"write --{name[3:]} false instead of --{name}" for name in negated]
+        found += [describe_unknown(name, [*known], explain) for name in names if name not in (*unnamed, *negated)]
         own.error("; ".join(found) or f"unexpected arguments: {shlex.join(unknown)}")
     if arguments.command is None and not arguments.print_completion:
         parser.error("name a command")

@@ -130,11 +130,8 @@ class History:
         if self._live_cell != _current_cell():
             raise NotImplementedError  # IPython falls back to `_repr_html_`
 
-    def display_live(
-        self,
-        disable: bool | None = None,  # True: never
-    ) -> Callable[[], None] | None:  # None: nothing is displayed
-        "Display the table in a notebook, unless `disable` is True; return a function that refreshes it if displayed."
+    def display_live(self, disable: bool | None = None) -> Callable[[], None] | None:
+        "Display the table in a notebook, unless `disable` is True; return a function that refreshes it, or None elsewhere."
         if disable or not in_notebook():
             return None
         from IPython.display import display

@@ -548,6 +548,12 @@ def test_a_checkpoint_that_was_pruned(finished: Path, capsys: pytest.CaptureFixt
     assert status == 1 and re.search(rf"RUN='.*checkpoint-1' is not a folder; there is (.*, )?{last}$", line)
 
 
+def test_booleans_are_not_negated_by_their_name(capsys: pytest.CaptureFixture):
+    "`--no-packing` is what other tools have; the error says what to write."
+    status, (line,) = fail(["train", "--no-packing", "--no-money"], capsys)
+    assert status == 2 and "write --packing false instead of --no_packing; 'no_money' is not an option" in line
+
+
 def test_a_list_may_be_empty():
     "`--baselines` without a value compares with nothing."
     assert parse_words(cli._COMMANDS, ["evaluate", "model", "data.csv", "--baselines"])["baselines"] == []
