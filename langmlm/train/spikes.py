@@ -144,7 +144,7 @@ def handle_loss_spike(
             reasons.append(f"the loss diverged again, and max_rollbacks={config.max_rollbacks} is reached")
         if state.step == total_steps:
             reasons.append("this was the last step, so none is left to continue with after a rollback")
-        elif not stable and total_steps and state.step > 0.75 * total_steps:
+        elif not stable and total_steps and state.step > 0.9 * total_steps:
             reasons.append("there is no checkpoint to return to, and too few steps are left to begin again: set save_steps")
         with fail_together():  # The disk of another machine may lack the checkpoint
             if not reasons:  # Restore before renaming checkpoints, so that a failure here can be resumed
